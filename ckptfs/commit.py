@@ -1,0 +1,433 @@
+"""Shadow staging and the commit steps, one method per step.
+
+    stage -> seal -> keep -> publish -> settle
+
+Promises (DESIGN C1, C2): a path holds one whole committed version at every instant, across crashes
+too; ``commit`` returning means settled, as durable as the mode says; ``commit`` raising means the
+old version stays and the new bytes lie in salvage.
+
+Threading: any number of commits run at once. Digests run unlocked; from seal to settle the target
+path is locked, so that history and publish agree on what is replaced. A failed fsync is final for
+its version (the next one would return 0 over lost data, seen on ext4, XFS and btrfs); a failed
+directory fsync makes the whole store read-only, since what is on disk is then unknown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from ckptfs import format as fmt
+from ckptfs import history, osfs, structure
+from ckptfs.digest import digest_file
+from ckptfs.errors import BrokenStructure, CkptfsError, RecordDamaged, StoreReadOnly
+from ckptfs.format import Record
+from ckptfs.layout import Layout
+from ckptfs.protocol import VISIBLE, Event, Mode, State, advance
+from ckptfs.structure import Structure, Verdict
+
+Fingerprint = tuple[int, int]  # size in bytes, mtime in ns: moves with every write the kernel sees
+_SEAL_ATTEMPTS = 2
+
+
+@dataclass
+class Staged:
+    """One version on its way. ``fd`` is open for reading and writing until ``close``."""
+
+    txid: str
+    fd: int
+    path: str  # for messages and salvage, not for resolving
+    as_opened: Fingerprint
+    state: State = State.OPEN
+    sealed: Fingerprint | None = None
+    record: Record | None = None
+    digested: tuple[Fingerprint, str, Structure] | None = None
+    # the first error that background writeback saw; final, as an fsync's would be
+    writeback_error: OSError | None = None
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+
+    def advance(self, event: Event) -> None:
+        self.state = advance(self.state, event)
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """The version that a commit replaces."""
+
+    record: Record | None
+    lineage: str
+    verdict: Verdict
+
+
+class Committer:
+    """The commit protocol over one store."""
+
+    def __init__(
+        self, layout: Layout, mode: Mode, checksum: str, keep: int, validate: bool
+    ) -> None:
+        self.layout, self.fs = layout, layout.fs
+        self.mode, self.checksum, self.keep, self.validate = mode, checksum, keep, validate
+        self.poisoned: str | None = None
+        self._paths = _KeyedLocks()
+        self._dirty: dict[tuple[int, int], int] = {}
+        self._dirty_lock = threading.Lock()
+
+    # --- stage ---------------------------------------------------------------------------------
+
+    def stage(self, path: str) -> Staged:
+        """Start an empty version in the shadow tree. Nothing is durable on return."""
+        self.require_writable()
+        txid = fmt.new_txid()
+        flags = osfs.O_RDWR | osfs.O_CREAT | osfs.O_EXCL
+        fd = self.fs.open(self.layout.stage, txid, flags)
+        with contextlib.suppress(OSError):  # only helps salvage to name the bytes
+            self.fs.setxattr(fd, fmt.XATTR, fmt.staged_note(path))
+        return Staged(txid, fd, path, self.fingerprint(fd))
+
+    def inherit(self, staged: Staged, at: int, name: str) -> None:
+        """Take owner, mode, ACL, label and xattrs of the version at ``at/name``."""
+        with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as current:
+            self.fs.copy_metadata(current, staged.fd, skip=fmt.XATTR)
+
+    def copy_content(self, staged: Staged, source: int) -> None:
+        """Start from the bytes of ``source``, sharing its blocks where the filesystem can."""
+        self.fs.copy(source, staged.fd, self.fs.stat(source).st_size)
+        staged.as_opened = self.fingerprint(staged.fd)
+
+    def fingerprint(self, fd: int) -> Fingerprint:
+        status = self.fs.stat(fd)
+        return status.st_size, status.st_mtime_ns
+
+    def changed(self, staged: Staged) -> bool:
+        """Whether it was written since its seal or, before that, since it was opened."""
+        return self.fingerprint(staged.fd) != (staged.sealed or staged.as_opened)
+
+    # --- commit --------------------------------------------------------------------------------
+
+    def commit(self, staged: Staged, at: int, name: str) -> Record:
+        """Seal, keep, publish, settle. Durable on return as the mode says.
+
+        Raises what failed; the version is then in salvage and the old one in place, unless the
+        failure came after publish (a directory fsync), which makes the store read-only.
+        """
+        with staged.lock:
+            try:
+                self.require_writable()
+                staged.advance(Event.SEAL)
+                self.digest(staged)
+                with self.path_lock(at, name):
+                    replaced = self.replaced_by(at, name)
+                    record = self.seal(staged, replaced)
+                    self.keep_replaced(replaced, at, name)
+                    self.publish(staged, at, name)
+                    self.settle(staged, at, name, record)
+            except BaseException as error:
+                if staged.state not in VISIBLE and staged.state is not State.ABORTED:
+                    self.abort(staged, str(error) or type(error).__name__)
+                raise
+        return record
+
+    def digest(self, staged: Staged) -> None:
+        """Clean the pages, digest them and judge the structure.
+
+        The pages are cleaned first because a store through mmap to a dirty page moves no mtime;
+        to a clean one it does, and the seal sees it. ``clean`` waits for the data chunk by chunk,
+        so hashing overlaps the writeback; the fsync that makes it durable comes with the record.
+        """
+        if staged.writeback_error is not None:
+            raise staged.writeback_error
+        before = self.fingerprint(staged.fd)
+        size = before[0]
+        self.fs.start_writeback(staged.fd, 0, 0)
+        value = digest_file(
+            self.fs, staged.fd, size, self.checksum, lambda at, n: self.fs.clean(staged.fd, at, n)
+        )
+        staged.digested = before, value, self.judge(staged.path, staged.fd, size)
+
+    def judge(self, path: str, fd: int, size: int) -> Structure:
+        if not self.validate:
+            return Structure(Verdict.UNKNOWN, "")
+        name = path.rpartition("/")[2]
+        return structure.check(name, size, lambda offset, n: self.fs.read(fd, n, offset))
+
+    def replaced_by(self, at: int, name: str) -> Replaced | None:
+        """What stands at the target. A damaged record counts as none: the bytes are kept."""
+        try:
+            fd = self.fs.open(at, name, osfs.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            status = self.fs.stat(fd)
+            if not osfs.is_regular(status):
+                return None
+            try:
+                record = self.layout.read_record(fd)
+            except RecordDamaged:
+                record = None
+            if record is None:
+                verdict = self.judge(name, fd, status.st_size).verdict
+                return Replaced(None, fmt.new_lineage(), verdict)
+            return Replaced(record, record.lineage, Verdict(record.structure))
+        finally:
+            self.fs.close(fd)
+
+    def seal(self, staged: Staged, replaced: Replaced | None) -> Record:
+        """Give the version its record and make both durable. Raises BrokenStructure."""
+        for _ in range(_SEAL_ATTEMPTS):
+            if staged.digested is None:
+                self.digest(staged)
+            assert staged.digested is not None
+            before, value, judged = staged.digested
+            if judged.verdict is Verdict.BROKEN and replaced is not None:
+                self._refuse_broken(staged, judged, replaced)
+            record = Record(
+                digest=value,
+                size_bytes=before[0],
+                mtime_ns=before[1],
+                lineage=replaced.lineage if replaced else fmt.new_lineage(),
+                generation=self.layout.next_generation(),
+                committed_ns=self.fs.now_ns(),
+                mode=self.mode,
+                structure=judged.verdict.value,
+            )
+            self.layout.write_record(staged.fd, record)
+            self.fs.fsync(staged.fd)
+            staged.sealed, staged.record = before, record
+            if self.fingerprint(staged.fd) == before:
+                break
+            staged.digested = None  # written meanwhile: once more; after that it is live
+        staged.advance(Event.SEALED)
+        return record
+
+    def _refuse_broken(self, staged: Staged, judged: Structure, replaced: Replaced) -> None:
+        if replaced.verdict is Verdict.SOUND:
+            raise BrokenStructure(
+                f"{staged.path}: the new version is not whole ({judged.reason}); "
+                "the sound one stays, the new bytes are in salvage"
+            )
+
+    def keep_replaced(self, replaced: Replaced | None, at: int, name: str) -> None:
+        """Link the replaced version into history; the link is durable on return."""
+        if replaced is None or self.keep == 0:
+            return
+        generation = replaced.record.generation if replaced.record else 0
+        folder, made = history.link(self.layout, at, name, replaced.lineage, generation)
+        try:
+            self.sync_dir(folder)
+            if made:
+                self.sync_dir(self.layout.history)
+        finally:
+            self.fs.close(folder)
+
+    def publish(self, staged: Staged, at: int, name: str) -> None:
+        """The rename: the commit point. Directories changed before it are durable first."""
+        self.sync_changed_dirs()
+        self.fs.rename(self.layout.stage, staged.txid, at, name)
+        staged.advance(Event.PUBLISH)
+
+    def settle(self, staged: Staged, at: int, name: str, record: Record) -> None:
+        """Make the name durable, then let go of generations past the retention."""
+        self.sync_dir(at)
+        staged.advance(Event.SETTLE)
+        with contextlib.suppress(OSError):  # the next commit prunes again
+            history.prune(self.layout, record.lineage, self.keep)
+
+    def reseal(self, staged: Staged) -> None:
+        """A live version changed after its publish: give it a new record, durable on return."""
+        with staged.lock:
+            if staged.state is not State.SETTLED or not self.changed(staged):
+                return
+            assert staged.record is not None
+            staged.digested = None
+            self.digest(staged)
+            self.rerecord(staged.fd, staged.record, staged.digested)
+            staged.advance(Event.RESEAL)
+            staged.sealed = staged.digested[0]
+
+    def rerecord(
+        self, fd: int, record: Record, digested: tuple[Fingerprint, str, Structure] | None
+    ) -> Record:
+        """Bring the record of a committed file up to date with times or bytes that we moved."""
+        size, mtime = digested[0] if digested else self.fingerprint(fd)
+        new = replace(record, size_bytes=size, mtime_ns=mtime)
+        if digested:
+            new = replace(new, digest=digested[1], structure=digested[2].verdict.value)
+        self.layout.write_record(fd, new)
+        self.fs.fsync(fd)
+        return new
+
+    # --- the other end ---------------------------------------------------------------------------
+
+    def abort(self, staged: Staged, reason: str) -> str | None:
+        """Never publish this version: its bytes go to salvage, whose entry is returned."""
+        with staged.lock:
+            staged.advance(Event.ABORT)
+            if self.fs.stat(staged.fd).st_size == 0:
+                self._remove(staged)
+                return None
+            story: dict[str, object] = {"path": staged.path, "reason": reason}
+            with contextlib.suppress(OSError):  # recovery at the next mount does it
+                return self.layout.put_aside(
+                    self.layout.stage, staged.txid, self.layout.salvage, story
+                )
+            return None
+
+    def discard(self, staged: Staged) -> None:
+        """Drop a version that its own user deleted, or that never changed."""
+        with staged.lock:
+            staged.advance(Event.ABORT)
+            self._remove(staged)
+
+    def _remove(self, staged: Staged) -> None:
+        with contextlib.suppress(OSError):
+            self.fs.unlink(self.layout.stage, staged.txid)
+
+    # --- directories ---------------------------------------------------------------------------
+
+    def note_changed_dir(self, at: int) -> None:
+        """A name was made in or removed from ``at``: durable before the next publish."""
+        if not self.mode.syncs_directories:
+            return
+        status = self.fs.stat(at)
+        key = (status.st_dev, status.st_ino)
+        with self._dirty_lock:
+            if key not in self._dirty:
+                self._dirty[key] = self.fs.open(at, ".", osfs.DIRECTORY)
+
+    def sync_changed_dirs(self) -> None:
+        """btrfs may persist directory B before A, so order needs an fsync of each."""
+        with self._dirty_lock:
+            dirty, self._dirty = self._dirty, {}
+            for fd in dirty.values():
+                try:
+                    self.sync_dir(fd)
+                finally:
+                    self.fs.close(fd)
+
+    def sync_dir(self, fd: int) -> None:
+        """fsync a directory if the mode does; a failure makes the store read-only."""
+        if not self.mode.syncs_directories:
+            return
+        try:
+            self.fs.fsync_dir(fd)
+        except OSError as error:
+            self.poisoned = f"directory fsync failed: {error.strerror}"
+            raise
+
+    def require_writable(self) -> None:
+        if self.poisoned is not None:
+            raise StoreReadOnly(f"the store is read-only: {self.poisoned}; check the disk, remount")
+
+    @contextlib.contextmanager
+    def path_lock(self, at: int, name: str) -> Iterator[None]:
+        status = self.fs.stat(at)
+        with self._paths.held((status.st_dev, status.st_ino, name)):
+            yield
+
+    # --- a rename by the user is a commit of its target -------------------------------------------
+
+    def rename(self, at: int, name: str, to: int, target: str) -> None:
+        """Rename a committed file onto ``to/target``: keeps what stood there, takes over its
+        lineage. Durable on return as the mode says."""
+        self.require_writable()
+        with self.path_lock(to, target):
+            replaced = self.replaced_by(to, target)
+            left = None
+            if replaced is not None:
+                left = self._adopt_lineage(at, name, replaced.lineage)
+                self.keep_replaced(replaced, to, target)
+            self.sync_changed_dirs()
+            self.fs.rename(at, name, to, target)
+            self.sync_dir(to)
+            self.sync_dir(at)
+            if replaced is not None:
+                with contextlib.suppress(OSError):
+                    history.prune(self.layout, replaced.lineage, self.keep)
+                    if left is not None:
+                        history.forget(self.layout, left)
+
+    def _adopt_lineage(self, at: int, name: str, lineage: str) -> str | None:
+        """Give a committed file another lineage, durably. Returns the one it leaves, if any."""
+        with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
+            try:
+                record = self.layout.read_record(fd)
+            except RecordDamaged:
+                return None
+            if record is None or record.lineage == lineage:
+                return None
+            self.layout.write_record(fd, replace(record, lineage=lineage))
+            self.fs.fsync(fd)
+            return record.lineage
+
+    def unlink(self, at: int, name: str) -> None:
+        """Delete a name and, with the last one, its history. Durable before the next publish."""
+        self.require_writable()
+        with self.path_lock(at, name):
+            lineage = self._last_lineage(at, name)
+            self.fs.unlink(at, name)
+            self.note_changed_dir(at)
+            if lineage is not None:
+                with contextlib.suppress(OSError):
+                    history.forget(self.layout, lineage)
+
+    def _last_lineage(self, at: int, name: str) -> str | None:
+        """The lineage that ends with this name: None while another hard link carries it."""
+        status = self.fs.lstat(at, name)
+        if not osfs.is_regular(status) or status.st_nlink > 1:
+            return None
+        try:
+            with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
+                record = self.layout.read_record(fd)
+                if record is not None:
+                    self.layout.drop_sidecar(fd)
+                return record.lineage if record else None
+        except (OSError, CkptfsError):
+            return None
+
+    def open_in_place(self, at: int, name: str) -> None:
+        """Prepare a committed file for writing in place: its record goes first, durably, and a
+        link that history may hold of this very inode is let go."""
+        with self.path_lock(at, name), osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
+            try:
+                record = self.layout.read_record(fd)
+            except RecordDamaged:
+                record = None
+            self.layout.remove_record(fd)
+            if record is not None:
+                self._unlink_history_of(fd, record)
+
+    def _unlink_history_of(self, fd: int, record: Record) -> None:
+        inode = self.fs.stat(fd).st_ino
+        with contextlib.suppress(FileNotFoundError), osfs.opened(
+            self.fs, self.layout.history, record.lineage, osfs.DIRECTORY
+        ) as folder:
+            name = str(record.generation)
+            if self.fs.lstat(folder, name).st_ino == inode:
+                self.fs.unlink(folder, name)
+                self.sync_dir(folder)
+
+
+class _KeyedLocks:
+    """A lock per key, gone when nobody holds it."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: dict[object, tuple[threading.RLock, int]] = {}
+
+    @contextlib.contextmanager
+    def held(self, key: object) -> Iterator[None]:
+        with self._guard:
+            lock, users = self._locks.get(key, (threading.RLock(), 0))
+            self._locks[key] = lock, users + 1
+        try:
+            with lock:
+                yield
+        finally:
+            with self._guard:
+                lock, users = self._locks[key]
+                if users == 1:
+                    del self._locks[key]
+                else:
+                    self._locks[key] = lock, users - 1

@@ -1,0 +1,86 @@
+"""Every failure ckptfs reports, in one tree.
+
+Each class carries the errno a program sees through the mount and the exit code a command ends
+with. A plain ``OSError`` from the filesystem below keeps its own errno and is never wrapped.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+
+
+class CkptfsError(Exception):
+    """Base of all. ``str()`` is one line: what failed, on which path, what to do."""
+
+    errno: int = _errno.EIO
+    exit_code: int = 1
+
+
+class UsageError(CkptfsError):
+    """The command line or an option is wrong."""
+
+    errno = _errno.EINVAL
+    exit_code = 16
+
+
+class CannotServe(CkptfsError):
+    """The directory, the machine or the kernel cannot carry a mount."""
+
+    errno = _errno.ENODEV
+    exit_code = 8
+
+
+class UnknownLayout(CannotServe):
+    """``.ckptfs/format`` names a layout this version does not know."""
+
+    errno = _errno.EPROTONOSUPPORT
+
+
+class AlreadyServed(CannotServe):
+    """Another daemon, perhaps on another host, holds the directory."""
+
+    errno = _errno.EBUSY
+
+
+class NotMounted(CkptfsError):
+    """The command needs a mount and there is none."""
+
+    errno = _errno.ENOTCONN
+    exit_code = 1
+
+
+class MountBusy(CkptfsError):
+    """The mount is in use; the message names who holds it."""
+
+    errno = _errno.EBUSY
+    exit_code = 1
+
+
+class RecordDamaged(CkptfsError):
+    """A record whose own checksum does not match, or which cannot be parsed."""
+
+    errno = _errno.EIO
+
+
+class Rotten(CkptfsError):
+    """The bytes differ from their record and no good generation is left."""
+
+    errno = _errno.EIO
+
+
+class BrokenStructure(CkptfsError):
+    """A version that is certainly not whole would have replaced a sound one."""
+
+    errno = _errno.EBADMSG
+
+
+class StoreReadOnly(CkptfsError):
+    """A directory fsync failed after publish: what is on disk is unknown, so nothing is written."""
+
+    errno = _errno.EROFS
+
+
+class IllegalTransition(CkptfsError):
+    """A step was asked for in a state that does not allow it. Always a defect of ckptfs."""
+
+    errno = _errno.EIO

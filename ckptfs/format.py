@@ -1,0 +1,137 @@
+"""The on-disk layout: names, xattr key, records. Bytes <-> dataclass, written here once.
+
+A committed file carries one xattr, ``user.ckptfs``, a line of text:
+
+    ckptfs/1 digest=blake3:<hex> size=<bytes> mtime=<ns> lineage=<16 hex> generation=<n> \
+committed=<unix ns> mode=<write mode> structure=<sound|broken|unknown> check=<16 hex>
+
+``check`` is the BLAKE2b-64 of everything before it, so a damaged record is told from a damaged
+file. A staged file carries a note under the same key instead, ``ckptfs/1 staged path=<quoted>``,
+so that salvage can name it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from ckptfs.errors import RecordDamaged, UnknownLayout
+from ckptfs.protocol import Mode
+
+LAYOUT_VERSION = 1
+XATTR = "user.ckptfs"
+
+CONTROL = ".ckptfs"  # hidden in the mount, same filesystem, mode 0700
+FORMAT = "format"
+LOCK = "lock"
+STAGE = "stage"
+HISTORY = "history"
+SALVAGE = "salvage"
+QUARANTINE = "quarantine"
+SIDECAR = "sidecar"  # records of files whose filesystem has no room for the xattr
+COUNTER = "generation"
+SUBDIRECTORIES = (STAGE, HISTORY, SALVAGE, QUARANTINE, SIDECAR)
+
+_MAGIC = f"ckptfs/{LAYOUT_VERSION}"
+_NOTE_MAX = 1024  # bytes of path kept in a staged note; ext4 has about 4,000 for all xattrs
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was committed. ``size_bytes`` and ``mtime_ns`` tell rot from an edit made outside."""
+
+    digest: str  # algorithm:hex, equal to what b3sum or sha256sum prints
+    size_bytes: int
+    mtime_ns: int
+    lineage: str  # follows the file through renames and versions
+    generation: int  # store-wide counter, never a clock
+    committed_ns: int
+    mode: Mode
+    structure: str
+
+    @property
+    def algorithm(self) -> str:
+        return self.digest.partition(":")[0]
+
+    def to_bytes(self) -> bytes:
+        body = (
+            f"{_MAGIC} digest={self.digest} size={self.size_bytes} mtime={self.mtime_ns} "
+            f"lineage={self.lineage} generation={self.generation} committed={self.committed_ns} "
+            f"mode={self.mode.value} structure={self.structure}"
+        )
+        return f"{body} check={_check(body)}".encode("ascii")
+
+    @classmethod
+    def from_bytes(cls, value: bytes) -> Record | None:
+        """The record in ``value``; None for a staged note. Raises RecordDamaged."""
+        try:
+            text = value.decode("ascii")
+            if text.startswith(f"{_MAGIC} staged "):
+                return None
+            body, _, check = text.rpartition(" check=")
+            if check != _check(body):
+                raise ValueError("checksum of the record does not match")
+            magic, *fields = body.split(" ")
+            if magic != _MAGIC:
+                raise ValueError(f"record version {magic!r}")
+            named = dict(field.split("=", 1) for field in fields)
+            return cls(
+                digest=named["digest"],
+                size_bytes=int(named["size"]),
+                mtime_ns=int(named["mtime"]),
+                lineage=named["lineage"],
+                generation=int(named["generation"]),
+                committed_ns=int(named["committed"]),
+                mode=Mode(named["mode"]),
+                structure=named["structure"],
+            )
+        except (ValueError, KeyError) as error:
+            raise RecordDamaged(f"unreadable record: {error}") from None
+
+
+def _check(body: str) -> str:
+    return hashlib.blake2b(body.encode("ascii", "replace"), digest_size=8).hexdigest()
+
+
+def staged_note(path: str) -> bytes:
+    """The note a staged file carries until its seal."""
+    quoted = quote(path.encode("utf-8", "surrogateescape"))
+    return f"{_MAGIC} staged path={quoted[-_NOTE_MAX:]}".encode("ascii")
+
+
+def path_of_note(value: bytes) -> str | None:
+    head = f"{_MAGIC} staged path=".encode("ascii")
+    if not value.startswith(head):
+        return None
+    return unquote(value[len(head) :].decode("ascii", "replace"), errors="surrogateescape")
+
+
+def new_lineage() -> str:
+    return secrets.token_hex(8)
+
+
+def new_txid() -> str:
+    return secrets.token_hex(8)
+
+
+def format_file() -> bytes:
+    """Content of ``.ckptfs/format``."""
+    return json.dumps({"layout": LAYOUT_VERSION}).encode() + b"\n"
+
+
+def check_format_file(content: bytes, where: str) -> None:
+    """Raise UnknownLayout unless ``content`` names a layout that this version reads."""
+    try:
+        layout = int(json.loads(content)["layout"])
+    except (ValueError, KeyError, TypeError):
+        raise UnknownLayout(
+            f"{where}: not a layout file that ckptfs wrote; restore it or move {CONTROL} away"
+        ) from None
+    if layout != LAYOUT_VERSION:
+        raise UnknownLayout(
+            f"{where}: layout {layout} is unknown to this version (it reads {LAYOUT_VERSION}); "
+            "use the ckptfs that wrote it, or a newer one"
+        )

@@ -1,0 +1,244 @@
+"""The control directory of one store: its folders, lock, generation counter and records.
+
+Invariants: a generation number is used once, also across crashes (numbers are reserved in blocks,
+durable before use); a record is durable before the version it belongs to is published (xattr: by
+the fsync that follows; sidecar: by its own install). Thread-safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import threading
+
+from ckptfs import format as fmt
+from ckptfs import osfs
+from ckptfs.errors import AlreadyServed, CannotServe, RecordDamaged
+from ckptfs.format import Record
+from ckptfs.osfs import FileSystem
+
+_GENERATIONS_RESERVED = 1024
+
+
+class Layout:
+    """``.ckptfs`` below an open root directory."""
+
+    def __init__(self, fs: FileSystem, root: int, control: int, folders: dict[str, int]) -> None:
+        self.fs, self.root, self.control = fs, root, control
+        self.stage, self.history = folders[fmt.STAGE], folders[fmt.HISTORY]
+        self.salvage, self.quarantine = folders[fmt.SALVAGE], folders[fmt.QUARANTINE]
+        self.sidecar = folders[fmt.SIDECAR]
+        self._folders = folders
+        self._counter_lock = threading.Lock()
+        self._next = self._reserved = 0
+        self._lock_fd: int | None = None
+        self.uses_sidecars = bool(fs.listdir(self.sidecar))
+
+    # --- opening -------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, fs: FileSystem, root: int, where: str) -> Layout:
+        """Open the layout, making what is missing; what was made is durable on return.
+
+        Raises UnknownLayout, CannotServe (no room, no permission, read-only).
+        """
+        try:
+            made = _make_directory(fs, root, fmt.CONTROL)
+            control = fs.open(root, fmt.CONTROL, osfs.DIRECTORY)
+            if not _read_format(fs, control, where):
+                for name in fmt.SUBDIRECTORIES:
+                    _make_directory(fs, control, name)
+                _install(fs, control, fmt.FORMAT, fmt.format_file(), control)
+            if made:
+                fs.fsync_dir(root)
+        except OSError as error:
+            raise CannotServe(
+                f"{where}: cannot prepare {fmt.CONTROL}: {error.strerror}; "
+                "ckptfs needs a writable directory"
+            ) from None
+        return cls._opened(fs, root, control)
+
+    @classmethod
+    def existing(cls, fs: FileSystem, root: int, where: str) -> Layout | None:
+        """Open the layout without changing anything; None where there is none."""
+        try:
+            control = fs.open(root, fmt.CONTROL, osfs.DIRECTORY)
+        except FileNotFoundError:
+            return None
+        if not _read_format(fs, control, where):
+            fs.close(control)
+            return None
+        return cls._opened(fs, root, control)
+
+    @classmethod
+    def _opened(cls, fs: FileSystem, root: int, control: int) -> Layout:
+        folders = {n: fs.open(control, n, osfs.DIRECTORY) for n in fmt.SUBDIRECTORIES}
+        return cls(fs, root, control, folders)
+
+    def close(self) -> None:
+        if self._lock_fd is not None:
+            self.fs.close(self._lock_fd)
+            self._lock_fd = None
+        for fd in (*self._folders.values(), self.control):
+            self.fs.close(fd)
+
+    def take_lock(self, where: str) -> None:
+        """Be the one daemon of this directory. Raises AlreadyServed, naming the other."""
+        fd = self.fs.open(self.control, fmt.LOCK, osfs.O_RDWR | osfs.O_CREAT)
+        if not osfs.try_lock(fd):
+            holder = _parse(self.fs.read(fd, 4096, 0))
+            self.fs.close(fd)
+            raise AlreadyServed(
+                f"{where}: served already, by process {holder.get('pid', '?')} on host "
+                f"{holder.get('host', '?')}; see `ckptfs status`"
+            )
+        owner = json.dumps({"host": osfs.host_name(), "pid": osfs.process_id()}).encode()
+        self.fs.truncate(fd, 0)
+        self.fs.write(fd, owner + b"\n", 0)
+        self._lock_fd = fd
+
+    # --- generations ---------------------------------------------------------------------------
+
+    def next_generation(self) -> int:
+        """A number larger than every one before it, also after a crash."""
+        with self._counter_lock:
+            if self._next == self._reserved:
+                first = max(self._next, self._stored_counter())
+                mark = str(first + _GENERATIONS_RESERVED).encode() + b"\n"
+                _install(self.fs, self.stage, fmt.COUNTER, mark, self.control)
+                self._next, self._reserved = first, first + _GENERATIONS_RESERVED
+            self._next += 1
+            return self._next
+
+    def _stored_counter(self) -> int:
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return int(_read_small(self.fs, self.control, fmt.COUNTER))
+        return 0
+
+    # --- records -------------------------------------------------------------------------------
+
+    def read_record(self, fd: int) -> Record | None:
+        """The record of the open file; None where there is none. Raises RecordDamaged."""
+        value = self.fs.getxattr(fd, fmt.XATTR)
+        if value is None and self.uses_sidecars:
+            value = self._read_sidecar(fd)
+        return None if value is None else Record.from_bytes(value)
+
+    def write_record(self, fd: int, record: Record) -> None:
+        """Attach the record. As an xattr it is durable after the next fsync of ``fd``; as a
+        sidecar, where the filesystem has no room for the xattr, on return."""
+        value = record.to_bytes()
+        try:
+            self.fs.setxattr(fd, fmt.XATTR, value)
+        except OSError as error:
+            if error.errno not in osfs.NO_XATTR:
+                raise
+            self.fs.removexattr(fd, fmt.XATTR)
+            _install(self.fs, self.stage, _inode_name(self.fs, fd), value, self.sidecar)
+            self.uses_sidecars = True
+
+    def remove_record(self, fd: int) -> None:
+        """Durable on return."""
+        if self.fs.getxattr(fd, fmt.XATTR) is not None:
+            self.fs.removexattr(fd, fmt.XATTR)
+            self.fs.fsync(fd)
+        self.drop_sidecar(fd)
+
+    def drop_sidecar(self, fd: int) -> None:
+        if self.uses_sidecars:
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.unlink(self.sidecar, _inode_name(self.fs, fd))
+                self.fs.fsync_dir(self.sidecar)
+
+    def _read_sidecar(self, fd: int) -> bytes | None:
+        """Inode numbers are reused, so a sidecar counts only while size and mtime agree."""
+        try:
+            value = _read_small(self.fs, self.sidecar, _inode_name(self.fs, fd))
+            record = Record.from_bytes(value)
+        except (FileNotFoundError, RecordDamaged):
+            return None
+        status = self.fs.stat(fd)
+        fits = record is not None and (record.size_bytes, record.mtime_ns) == (
+            status.st_size,
+            status.st_mtime_ns,
+        )
+        return value if fits else None
+
+    # --- salvage and quarantine ----------------------------------------------------------------
+
+    def put_aside(self, at: int, name: str, folder: int, story: dict[str, object]) -> str:
+        """Move a file to salvage or quarantine with a note beside it. Returns its new name."""
+        aside = fmt.new_txid()
+        note = json.dumps({**story, "time_ns": self.fs.now_ns()}).encode() + b"\n"
+        fd = self.fs.open(folder, f"{aside}.json", osfs.O_WRONLY | osfs.O_CREAT | osfs.O_EXCL)
+        try:
+            self.fs.write(fd, note, 0)
+        finally:
+            self.fs.close(fd)
+        self.fs.rename(at, name, folder, aside)
+        return aside
+
+    def set_aside(self, folder: int) -> list[dict[str, object]]:
+        """What lies in salvage or quarantine, oldest first: the notes, each with ``id``."""
+        found: list[dict[str, object]] = []
+        for name in self.fs.listdir(folder):
+            if not name.endswith(".json"):
+                continue
+            story = _parse(_read_small(self.fs, folder, name))
+            story["id"] = name.removesuffix(".json")
+            with contextlib.suppress(FileNotFoundError):
+                story["size"] = self.fs.lstat(folder, str(story["id"])).st_size
+                found.append(story)
+        return sorted(found, key=lambda story: str(story.get("time_ns", "")))
+
+
+def _make_directory(fs: FileSystem, at: int, name: str) -> bool:
+    try:
+        fs.mkdir(at, name, 0o700)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _read_format(fs: FileSystem, control: int, where: str) -> bool:
+    try:
+        content = _read_small(fs, control, fmt.FORMAT)
+    except FileNotFoundError:
+        return False
+    fmt.check_format_file(content, f"{where}/{fmt.CONTROL}/{fmt.FORMAT}")
+    return True
+
+
+def _read_small(fs: FileSystem, at: int, name: str) -> bytes:
+    with osfs.opened(fs, at, name, osfs.O_RDONLY) as fd:
+        return fs.read(fd, 1 << 16, 0)
+
+
+def _install(fs: FileSystem, at: int, name: str, content: bytes, target: int) -> None:
+    """Put a small file in ``target``, whole and durable on return, by way of ``at``."""
+    draft = f"{name}.{fmt.new_txid()}"
+    fd = fs.open(at, draft, osfs.O_WRONLY | osfs.O_CREAT | osfs.O_EXCL)
+    try:
+        if fs.write(fd, content, 0) != len(content):
+            raise OSError(errno.ENOSPC, "short write")
+        fs.fsync(fd)
+    except OSError:
+        fs.unlink(at, draft)
+        raise
+    finally:
+        fs.close(fd)
+    fs.rename(at, draft, target, name)
+    fs.fsync_dir(target)
+
+
+def _inode_name(fs: FileSystem, fd: int) -> str:
+    return str(fs.stat(fd).st_ino)
+
+
+def _parse(content: bytes) -> dict[str, object]:
+    with contextlib.suppress(ValueError):
+        value = json.loads(content)
+        if isinstance(value, dict):
+            return value
+    return {}

@@ -1,0 +1,306 @@
+"""The filesystem the store runs on: a small protocol, and the real one.
+
+The only module below ``mount/`` that calls ``os``, ``fcntl`` or the xattr calls. Names are resolved
+from directory descriptors and never through a symlink. Every method raises ``OSError`` and nothing
+else. Durability is stated per method; what is not stated is not durable. Thread-safe.
+
+Platform quirks, each with its cause:
+- macOS: ``fsync`` stops at the drive's cache, ``F_FULLFSYNC`` does not.
+- ``sync_file_range`` cleans pages only where the file's own mapping holds them (ext4, XFS, btrfs,
+  f2fs); on overlayfs and others it succeeds and does nothing, so there ``clean`` is an fsync.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import stat as stat_module
+import sys
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+if sys.platform != "linux":  # Linux has these calls in the standard library
+    import xattr as _xattr
+
+O_RDONLY, O_RDWR, O_WRONLY = os.O_RDONLY, os.O_RDWR, os.O_WRONLY
+O_CREAT, O_EXCL, O_TRUNC, O_APPEND = os.O_CREAT, os.O_EXCL, os.O_TRUNC, os.O_APPEND
+NOFOLLOW = os.O_NOFOLLOW | os.O_CLOEXEC
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | NOFOLLOW
+NO_XATTR = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSPC, errno.E2BIG, errno.EPERM})
+_NO_DATA = frozenset({errno.ENODATA, getattr(errno, "ENOATTR", errno.ENODATA)})
+_COPY_CHUNK = 4 << 20
+
+Status = os.stat_result
+
+
+class FileSystem(Protocol):
+    """What the commit code needs of a filesystem. ``at`` is an open directory."""
+
+    def open(self, at: int, name: str, flags: int, mode: int = 0o600) -> int: ...
+    def close(self, fd: int) -> None: ...
+    def stat(self, fd: int) -> Status: ...
+    def lstat(self, at: int, name: str) -> Status: ...
+    def listdir(self, fd: int) -> list[str]: ...
+
+    def read(self, fd: int, size: int, offset: int) -> bytes: ...
+    def readinto(self, fd: int, buffer: bytearray | mmap.mmap, offset: int) -> int: ...
+    def write(self, fd: int, data: bytes, offset: int) -> int: ...
+    def truncate(self, fd: int, size: int) -> None: ...
+    def copy(self, source: int, target: int, size: int) -> None:
+        """Make ``target`` hold the first ``size`` bytes of ``source``, sharing blocks if it can."""
+
+    def start_writeback(self, fd: int, offset: int, size: int) -> None:
+        """Begin writing dirty pages out (size 0: to the end). Nothing is durable on return."""
+
+    def clean(self, fd: int, offset: int, size: int) -> None:
+        """Write the pages out and wait: a later store through mmap then moves the mtime.
+        Not durable on return. An error here is as final as one of fsync."""
+
+    def fsync(self, fd: int) -> None:
+        """The file's data, size and xattrs are durable on return; its name is not."""
+
+    def fsync_dir(self, fd: int) -> None:
+        """Every name made in or removed from the directory before is durable on return."""
+
+    def rename(self, at: int, name: str, to: int, target: str) -> None: ...
+    def link(self, at: int, name: str, to: int, target: str) -> None: ...
+    def unlink(self, at: int, name: str) -> None: ...
+    def mkdir(self, at: int, name: str, mode: int) -> None: ...
+    def rmdir(self, at: int, name: str) -> None: ...
+
+    def getxattr(self, fd: int, key: str) -> bytes | None: ...
+    def setxattr(self, fd: int, key: str, value: bytes) -> None: ...
+    def removexattr(self, fd: int, key: str) -> None: ...
+    def copy_metadata(self, source: int, target: int, skip: str) -> None:
+        """Give ``target`` the owner, mode, ACL, label and xattrs of ``source``, less ``skip``."""
+
+    def drop_cache(self, fd: int) -> None: ...
+    def now_ns(self) -> int: ...
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_SYNC_WAIT_BEFORE, _SYNC_WRITE, _SYNC_WAIT_AFTER = 1, 2, 4
+_FICLONE = 0x40049409
+_CLEANS = frozenset({0xEF53, 0x58465342, 0x9123683E, 0xF2F52010})  # ext4, XFS, btrfs, f2fs
+
+
+class OsFs:
+    """The real filesystem."""
+
+    def __init__(self) -> None:
+        self._cleans: dict[int, bool] = {}  # st_dev -> whether sync_file_range can be trusted
+
+    def open(self, at: int, name: str, flags: int, mode: int = 0o600) -> int:
+        return os.open(name, flags | NOFOLLOW, mode, dir_fd=at)
+
+    close = staticmethod(os.close)
+    stat = staticmethod(os.fstat)
+    listdir = staticmethod(os.listdir)
+    truncate = staticmethod(os.ftruncate)
+    now_ns = staticmethod(time.time_ns)
+
+    def lstat(self, at: int, name: str) -> Status:
+        return os.stat(name, dir_fd=at, follow_symlinks=False)
+
+    def read(self, fd: int, size: int, offset: int) -> bytes:
+        return os.pread(fd, size, offset)
+
+    def readinto(self, fd: int, buffer: bytearray | mmap.mmap, offset: int) -> int:
+        return os.preadv(fd, [buffer], offset)
+
+    def write(self, fd: int, data: bytes, offset: int) -> int:
+        return os.pwrite(fd, data, offset)
+
+    def copy(self, source: int, target: int, size: int) -> None:
+        if sys.platform == "linux" and size == os.fstat(source).st_size:
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(target, _FICLONE, source)
+                return
+        done = 0
+        while done < size:
+            data = os.pread(source, min(_COPY_CHUNK, size - done), done)
+            if not data:
+                raise OSError(errno.EIO, "the source shrank while it was copied")
+            view = memoryview(data)
+            while view:
+                written = os.pwrite(target, view, done)
+                done, view = done + written, view[written:]
+
+    def start_writeback(self, fd: int, offset: int, size: int) -> None:
+        if self._can_clean(fd):
+            _sync_file_range(fd, offset, size, _SYNC_WRITE)
+
+    def clean(self, fd: int, offset: int, size: int) -> None:
+        if self._can_clean(fd):
+            _sync_file_range(
+                fd, offset, size, _SYNC_WAIT_BEFORE | _SYNC_WRITE | _SYNC_WAIT_AFTER
+            )
+        elif offset == 0:
+            self.fsync(fd)
+
+    def _can_clean(self, fd: int) -> bool:
+        device = os.fstat(fd).st_dev
+        if device not in self._cleans:
+            self._cleans[device] = sys.platform == "linux" and _fs_type(fd) in _CLEANS
+        return self._cleans[device]
+
+    def fsync(self, fd: int) -> None:
+        if sys.platform == "darwin":
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+        else:
+            os.fsync(fd)
+
+    fsync_dir = fsync
+
+    def rename(self, at: int, name: str, to: int, target: str) -> None:
+        os.rename(name, target, src_dir_fd=at, dst_dir_fd=to)
+
+    def link(self, at: int, name: str, to: int, target: str) -> None:
+        os.link(name, target, src_dir_fd=at, dst_dir_fd=to, follow_symlinks=False)
+
+    def unlink(self, at: int, name: str) -> None:
+        os.unlink(name, dir_fd=at)
+
+    def mkdir(self, at: int, name: str, mode: int) -> None:
+        os.mkdir(name, mode, dir_fd=at)
+
+    def rmdir(self, at: int, name: str) -> None:
+        os.rmdir(name, dir_fd=at)
+
+    def getxattr(self, fd: int, key: str) -> bytes | None:
+        try:
+            if sys.platform == "linux":
+                return os.getxattr(fd, key)
+            return bytes(_xattr.getxattr(fd, key))
+        except OSError as error:
+            if error.errno in _NO_DATA or error.errno in NO_XATTR:
+                return None
+            raise
+
+    def setxattr(self, fd: int, key: str, value: bytes) -> None:
+        if sys.platform == "linux":
+            os.setxattr(fd, key, value)
+        else:
+            _xattr.setxattr(fd, key, value)
+
+    def removexattr(self, fd: int, key: str) -> None:
+        try:
+            if sys.platform == "linux":
+                os.removexattr(fd, key)
+            else:
+                _xattr.removexattr(fd, key)
+        except OSError as error:
+            if error.errno not in _NO_DATA and error.errno not in NO_XATTR:
+                raise
+
+    def copy_metadata(self, source: int, target: int, skip: str) -> None:
+        old, new = os.fstat(source), os.fstat(target)
+        if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+            with contextlib.suppress(PermissionError):  # unprivileged: the writer owns it then
+                os.fchown(target, old.st_uid, old.st_gid)
+        if old.st_mode != new.st_mode:
+            os.fchmod(target, stat_module.S_IMODE(old.st_mode))
+        if sys.platform != "linux":
+            return
+        with contextlib.suppress(OSError):
+            for key in os.listxattr(source):
+                if key != skip:
+                    with contextlib.suppress(OSError):
+                        os.setxattr(target, key, os.getxattr(source, key))
+
+    def drop_cache(self, fd: int) -> None:
+        if sys.platform == "linux":
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _sync_file_range(fd: int, offset: int, size: int, flags: int) -> None:
+    if _libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(size), flags) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _fs_type(fd: int) -> int:
+    """``f_type`` of statfs(2): its first word; Python's ``statvfs`` leaves it out."""
+    buffer = (ctypes.c_long * 32)()
+    return int(buffer[0]) if _libc.fstatfs(fd, ctypes.byref(buffer)) == 0 else 0
+
+
+# --- conveniences over the protocol or the platform, for the store and the commands --------------
+
+
+def is_regular(status: Status) -> bool:
+    return stat_module.S_ISREG(status.st_mode)
+
+
+def is_directory(status: Status) -> bool:
+    return stat_module.S_ISDIR(status.st_mode)
+
+
+def open_directory(path: str) -> int:
+    """An open descriptor of ``path``, symlinks followed (it is the user's own argument)."""
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def open_below(fs: FileSystem, root: int, path: str) -> int:
+    """An open descriptor of the directory ``path`` (relative, ``""`` is the root itself)."""
+    at = fs.open(root, ".", DIRECTORY)
+    for name in filter(None, path.split("/")):
+        try:
+            below = fs.open(at, name, DIRECTORY)
+        finally:
+            fs.close(at)
+        at = below
+    return at
+
+
+def duplicate(fd: int) -> int:
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+def try_lock(fd: int) -> bool:
+    """Take the exclusive flock(2) of ``fd`` for this open file, without waiting."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def opened(fs: FileSystem, at: int, name: str, flags: int) -> Iterator[int]:
+    fd = fs.open(at, name, flags)
+    try:
+        yield fd
+    finally:
+        fs.close(fd)
+
+
+def open_direct(at: int, name: str) -> int | None:
+    """A descriptor that reads past the page cache; None where the filesystem has none."""
+    try:
+        return os.open(name, os.O_RDONLY | getattr(os, "O_DIRECT", 0) | NOFOLLOW, dir_fd=at)
+    except OSError:
+        return None
+
+
+def free_space(fd: int) -> int:
+    """Bytes an ordinary user may still write on the filesystem of ``fd``."""
+    status = os.fstatvfs(fd)
+    return status.f_bavail * status.f_frsize
+
+
+def cpu_count() -> int:
+    return os.cpu_count() or 1
+
+
+def host_name() -> str:
+    return os.uname().nodename
+
+
+def process_id() -> int:
+    return os.getpid()

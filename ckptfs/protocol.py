@@ -1,0 +1,73 @@
+"""The commit protocol: write modes, and the life of one version as a table. Pure.
+
+    stage -> seal -> keep -> publish -> settle        (DESIGN: "Commit protocol")
+
+Invariant: ``PUBLISHED`` is reached only through ``SEALED``, so a version that is visible under its
+name has durable data and a record. An event the table does not list raises
+:class:`~ckptfs.errors.IllegalTransition` and leaves the state as it was.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from ckptfs.errors import IllegalTransition
+
+
+class Mode(enum.Enum):
+    """How a version becomes visible and durable (arXiv 2511.18323, section on write modes)."""
+
+    UNSAFE = "unsafe"
+    ATOMIC_NODIRSYNC = "atomic_nodirsync"
+    ATOMIC_DIRSYNC = "atomic_dirsync"
+
+    @property
+    def transactional(self) -> bool:
+        return self is not Mode.UNSAFE
+
+    @property
+    def syncs_directories(self) -> bool:
+        return self is Mode.ATOMIC_DIRSYNC
+
+
+class State(enum.Enum):
+    OPEN = "open"  # being written in the shadow tree
+    SEALING = "sealing"  # written back, digested, recorded
+    SEALED = "sealed"  # data and record durable, not visible
+    PUBLISHED = "published"  # visible under its name
+    SETTLED = "settled"  # and its name is durable
+    ABORTED = "aborted"  # never published; the bytes are in salvage
+
+
+class Event(enum.Enum):
+    SEAL = "seal"
+    SEALED = "sealed"
+    WRITTEN = "written"  # changed after its seal and before its publish
+    PUBLISH = "publish"
+    SETTLE = "settle"
+    RESEAL = "reseal"  # changed after its publish: a live version gets a new record
+    ABORT = "abort"
+
+
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.OPEN, Event.SEAL): State.SEALING,
+    (State.SEALING, Event.SEALED): State.SEALED,
+    (State.SEALED, Event.WRITTEN): State.OPEN,
+    (State.SEALED, Event.PUBLISH): State.PUBLISHED,
+    (State.PUBLISHED, Event.SETTLE): State.SETTLED,
+    (State.SETTLED, Event.RESEAL): State.SETTLED,
+    (State.OPEN, Event.ABORT): State.ABORTED,
+    (State.SEALING, Event.ABORT): State.ABORTED,
+    (State.SEALED, Event.ABORT): State.ABORTED,
+}
+
+VISIBLE = frozenset({State.PUBLISHED, State.SETTLED})
+FINAL = frozenset({State.SETTLED, State.ABORTED})
+
+
+def advance(state: State, event: Event) -> State:
+    """The state after ``event``. Raises IllegalTransition where the table has no entry."""
+    try:
+        return TRANSITIONS[state, event]
+    except KeyError:
+        raise IllegalTransition(f"{event.value} in state {state.value}") from None

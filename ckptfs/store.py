@@ -1,0 +1,298 @@
+"""The facade that mount, tools and commands use: one store over one directory.
+
+Everything here is true without FUSE. Paths are relative to the root, ``/``-separated, text with
+surrogate escapes. Thread-safe but for ``open`` and ``close``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ckptfs import format as fmt
+from ckptfs import osfs
+from ckptfs.commit import Committer, Staged
+from ckptfs.errors import Rotten
+from ckptfs.format import Record
+from ckptfs.layout import Layout
+from ckptfs.osfs import FileSystem, OsFs
+from ckptfs.protocol import Mode
+from ckptfs.verify import Finding, Guard
+
+IN_PLACE = (
+    "*.lock events.out.tfevents.* *.log *.out *.err *.csv *.jsonl wandb/** .git/** *.db *.sqlite* "
+    "*.mdb *-journal *-wal *-shm"
+).split()
+_RECENT_EVENTS = 100
+_WRITEBACK_STEP_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Options:
+    mode: Mode = Mode.ATOMIC_DIRSYNC
+    checksum: str = "blake3"
+    keep: int = 1  # earlier generations retained per path
+    verify_opens: bool = True
+    validate: bool = True
+    in_place: tuple[str, ...] = ()
+    salvage_bytes: int = 16 << 30
+
+
+class Store:
+    """One directory and its control directory."""
+
+    def __init__(self, fs: FileSystem, root: int, where: str, options: Options) -> None:
+        self.fs, self.root, self.where, self.options = fs, root, where, options
+        self.layout = Layout.create(fs, root, where)
+        self.committer = Committer(
+            self.layout, options.mode, options.checksum, options.keep, options.validate
+        )
+        self.guard = Guard(self.committer)
+        self.counts: Counter[str] = Counter()
+        self.events: list[dict[str, object]] = []
+        self._patterns = tuple(IN_PLACE) + options.in_place
+        self._guard = threading.Lock()
+
+    @classmethod
+    def open(cls, directory: str, options: Options | None = None) -> Store:
+        """Open ``directory`` for serving: layout, lock, recovery. Raises CannotServe and kin."""
+        fs = OsFs()
+        root = osfs.open_directory(directory)
+        try:
+            store = cls(fs, root, directory, options or Options())
+            store.layout.take_lock(directory)
+        except BaseException:
+            fs.close(root)
+            raise
+        store.recover()
+        return store
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.committer.sync_changed_dirs()
+        self.layout.close()
+        self.fs.close(self.root)
+
+    # --- recovery --------------------------------------------------------------------------------
+
+    def recover(self) -> int:
+        """Clear what a crash left in stage: bytes go to salvage, empty drafts away; nothing is
+        guessed and nothing outside stage is read. Returns how many versions were salvaged."""
+        salvaged = 0
+        for name in self.fs.listdir(self.layout.stage):
+            status = self.fs.lstat(self.layout.stage, name)
+            if "." in name or status.st_size == 0:
+                self.fs.unlink(self.layout.stage, name)
+                continue
+            with osfs.opened(self.fs, self.layout.stage, name, osfs.O_RDONLY) as fd:
+                note = self.fs.getxattr(fd, fmt.XATTR) or b""
+            story: dict[str, object] = {
+                "path": fmt.path_of_note(note),
+                "reason": "unfinished when the daemon or the machine stopped",
+            }
+            self.layout.put_aside(self.layout.stage, name, self.layout.salvage, story)
+            salvaged += 1
+        self.bound_salvage()
+        return salvaged
+
+    def bound_salvage(self) -> None:
+        """Let the oldest salvage go while it takes more than ``salvage_bytes``."""
+        entries = self.layout.set_aside(self.layout.salvage)
+        total = sum(int(str(entry["size"])) for entry in entries)
+        for entry in entries:
+            if total <= self.options.salvage_bytes:
+                return
+            total -= int(str(entry["size"]))
+            for name in (str(entry["id"]), f"{entry['id']}.json"):
+                with contextlib.suppress(FileNotFoundError):
+                    self.fs.unlink(self.layout.salvage, name)
+
+    # --- what happened ---------------------------------------------------------------------------
+
+    def note(self, what: str, path: str, detail: str = "") -> None:
+        """Count an event and keep it for ``status``."""
+        with self._guard:
+            self.counts[what] += 1
+            self.events.append(
+                {"time_ns": self.fs.now_ns(), "event": what, "path": path, "detail": detail}
+            )
+            del self.events[:-_RECENT_EVENTS]
+
+    # --- versions --------------------------------------------------------------------------------
+
+    def in_place(self, path: str) -> bool:
+        """Whether files of this path are written in place, outside any transaction."""
+        if not self.options.mode.transactional:
+            return True
+        name = path.rpartition("/")[2]
+        for pattern in self._patterns:
+            if pattern.endswith("/**"):
+                if f"/{path}".find(f"/{pattern[:-2]}") >= 0:
+                    return True
+            elif fnmatch.fnmatchcase(path if "/" in pattern else name, pattern):
+                return True
+        return False
+
+    def stage(self, path: str, at: int, name: str, *, exists: bool, truncate: bool) -> Staged:
+        """Start a version of ``at/name``: empty, or from the verified committed bytes.
+
+        ``exists`` says that a committed version stands there; the new one inherits its metadata.
+        Nothing is durable on return. Raises OSError (no room, no permission) and Rotten.
+        """
+        if exists and not truncate:
+            self.verify_open(path, at, name)
+        staged = self.committer.stage(path)
+        try:
+            if exists:
+                self.committer.inherit(staged, at, name)
+                if not truncate:
+                    with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as source:
+                        self.committer.copy_content(staged, source)
+        except BaseException:
+            self.committer.discard(staged)
+            self.fs.close(staged.fd)
+            raise
+        return staged
+
+    def commit(self, staged: Staged, at: int, name: str) -> Record:
+        """See :meth:`Committer.commit`; counted, and remembered as verified."""
+        try:
+            record = self.committer.commit(staged, at, name)
+        except BaseException as error:
+            self.note("aborted", staged.path, str(error))
+            raise
+        self.guard.remember(staged.fd)
+        self.note("committed", staged.path)
+        return record
+
+    def abort(self, staged: Staged, reason: str) -> None:
+        """Never publish: the old version stays, the bytes go to salvage, the log says why."""
+        entry = self.committer.abort(staged, reason)
+        self.note("aborted", staged.path, f"{reason}; salvage {entry}" if entry else reason)
+        self.bound_salvage()
+
+    def reseal(self, staged: Staged) -> None:
+        """Record a live version anew after it was written in place."""
+        self.committer.reseal(staged)
+        self.guard.remember(staged.fd)
+
+    def verify_open(self, path: str, at: int, name: str) -> Finding | None:
+        """Ensure that an open of ``at/name`` reads good bytes; see :meth:`Guard.ensure`."""
+        if not self.options.verify_opens:
+            return None
+        try:
+            finding = self.guard.ensure(at, name, path)
+        except Rotten as error:
+            self.note("rotten", path, str(error))
+            raise
+        if finding is not None:
+            self.note("rolled back", path, finding.detail)
+        return finding
+
+    # --- by path, for programs that use the store as a library -------------------------------------
+
+    @contextlib.contextmanager
+    def _place(self, path: str) -> Iterator[tuple[int, str]]:
+        folder, _, name = path.rpartition("/")
+        at = osfs.open_below(self.fs, self.root, folder)
+        try:
+            yield at, name
+        finally:
+            self.fs.close(at)
+
+    def put(self, path: str, data: bytes) -> Record:
+        """Install ``data`` at ``path``. Durable on return as the mode says (C1, C2)."""
+        with self._place(path) as (at, name):
+            exists = name in self.fs.listdir(at)
+            staged = self.stage(path, at, name, exists=exists, truncate=True)
+            try:
+                offset = 0
+                try:
+                    while offset < len(data):
+                        offset += self.fs.write(staged.fd, data[offset:], offset)
+                except BaseException as error:
+                    self.abort(staged, str(error))
+                    raise
+                return self.commit(staged, at, name)
+            finally:
+                self.fs.close(staged.fd)
+
+    def get(self, path: str) -> bytes:
+        """The verified bytes at ``path`` (C5). Raises Rotten, FileNotFoundError."""
+        with self._place(path) as (at, name):
+            self.verify_open(path, at, name)
+            with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
+                return self.fs.read(fd, self.fs.stat(fd).st_size, 0)
+
+    def rename(self, path: str, target: str) -> None:
+        with self._place(path) as (at, name), self._place(target) as (to, new):
+            self.committer.rename(at, name, to, new)
+
+    def unlink(self, path: str) -> None:
+        with self._place(path) as (at, name):
+            self.committer.unlink(at, name)
+
+
+class Writeback:
+    """Writes staged versions out behind their writers, so that little is left at close."""
+
+    def __init__(self, fs: FileSystem, interval_s: float = 0.05) -> None:
+        self.fs, self._interval_s = fs, interval_s
+        self._staged: dict[str, tuple[Staged, int]] = {}
+        self._guard = threading.Lock()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="ckptfs-writeback", daemon=True)
+        self._thread.start()
+
+    def add(self, staged: Staged) -> None:
+        with self._guard:
+            self._staged[staged.txid] = staged, 0
+            self._wake.set()
+
+    def remove(self, staged: Staged) -> None:
+        """After return the thread no longer touches the version's descriptor."""
+        with self._guard:
+            self._staged.pop(staged.txid, None)
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._wake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            if not self._staged:
+                self._wake.wait()
+            self._wake.clear()
+            for txid in list(self._staged):
+                self._step(txid)
+            threading.Event().wait(self._interval_s)
+
+    def _step(self, txid: str) -> None:
+        with self._guard:
+            found = self._staged.get(txid)
+            if found is None:
+                return
+            staged, done = found
+            try:
+                size = self.fs.stat(staged.fd).st_size
+                if size < done + _WRITEBACK_STEP_BYTES:
+                    return
+                fd = osfs.duplicate(staged.fd)
+            except OSError as error:
+                staged.writeback_error = error
+                return
+        try:
+            self.fs.start_writeback(fd, done, size - done)
+        except OSError as error:
+            staged.writeback_error = error
+        finally:
+            self.fs.close(fd)
+        with self._guard:
+            if txid in self._staged:
+                self._staged[txid] = staged, size
