@@ -1,0 +1,269 @@
+"""The process that serves one mount: start, status, signals, end.
+
+``mount`` returns when the mount serves. SIGTERM and SIGINT ask for a clean end: the mount is served
+on, new opens included, until nobody holds it (a scheduler signals the trainer and us together, and
+the trainer may be about to write its last checkpoint) or ``stop_timeout_s`` is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import logging.handlers
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import ckptfs
+from ckptfs.errors import AlreadyServed, CannotServe, CkptfsError
+from ckptfs.mount import inspect, writers
+from ckptfs.mount.kernel import mounting
+from ckptfs.mount.kernel.session import Session
+from ckptfs.mount.operations import Operations
+from ckptfs.store import Options, Store
+
+log = logging.getLogger("ckptfs.daemon")
+
+_LOG_BYTES, _LOG_FILES = 5 << 20, 3
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class MountOptions:
+    directory: str  # absolute
+    mountpoint: str  # absolute; the same as ``directory`` to serve it over itself
+    store: Options = field(default_factory=Options)
+    passthrough: bool = True
+    allow_other: bool = False
+    foreground: bool = False
+    log_file: str = ""
+    stop_timeout_s: float = 25.0
+
+
+def mount(options: MountOptions) -> None:
+    """Serve ``options.directory``. Returns once it is served, or in the foreground once it is no
+    longer. Raises CannotServe, AlreadyServed and kin, with nothing mounted."""
+    _check(options)
+    if options.foreground:
+        _log_to(None)
+        _Daemon(options).serve(lambda: None)
+        return
+    read_end, write_end = os.pipe()
+    if os.fork() == 0:
+        os.close(read_end)
+        _detached(options, write_end)
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as pipe:
+        answer = pipe.read().decode()
+    if answer != "serving":
+        code, _, message = answer.partition(" ")
+        error = CannotServe(message or "the daemon ended before it served; see its log")
+        error.exit_code = int(code) if code.isdigit() else CannotServe.exit_code
+        raise error
+
+
+def _check(options: MountOptions) -> None:
+    for path, what in ((options.directory, "directory"), (options.mountpoint, "mountpoint")):
+        if inspect.is_dead(path):
+            mounting.unmount(path, lazy=True)
+        if not os.path.isdir(path):
+            raise CannotServe(f"{path}: no such directory; make the {what} first")
+    if inspect.is_mounted(options.mountpoint):
+        status = inspect.status_of(options.mountpoint) or {}
+        raise AlreadyServed(
+            f"{options.mountpoint}: served already, by process {status.get('pid', '?')}; "
+            "see `ckptfs status`"
+        )
+
+
+def _detached(options: MountOptions, pipe: int) -> NoReturn:
+    """The child: leave the terminal and the caller's session, then serve."""
+
+    def answer(text: str) -> None:
+        nonlocal pipe
+        if pipe >= 0:
+            os.write(pipe, text.encode())
+            os.close(pipe)
+            pipe = -1
+
+    code = 0
+    try:
+        os.setsid()
+        os.chdir("/")
+        _log_to(options.log_file or default_log(options.mountpoint))
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in range(3):
+            os.dup2(null, stream)
+        _Daemon(options).serve(lambda: answer("serving"))
+    except CkptfsError as error:
+        code = error.exit_code
+        answer(f"{code} {error}")
+    except BaseException as error:
+        code = 1
+        log.exception("the daemon failed")
+        answer(f"8 the daemon failed: {error}")
+    os._exit(code)
+
+
+def default_log(mountpoint: str) -> str:
+    """Outside the tree: a log inside the mount would keep it busy."""
+    if os.geteuid() == 0:
+        folder = Path("/var/log/ckptfs")
+    else:
+        home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+        folder = Path(home) / "ckptfs"
+    return str(folder / f"{mountpoint.strip('/').replace('/', '-') or 'root'}.log")
+
+
+def _log_to(path: str | None) -> None:
+    handler: logging.Handler
+    if path is None:
+        handler = logging.StreamHandler(sys.stderr)
+    else:
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            handler = logging.handlers.RotatingFileHandler(
+                path, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES
+            )
+        except OSError as error:
+            raise CannotServe(f"{path}: cannot log there: {error.strerror}; use --log") from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("ckptfs").addHandler(handler)
+    logging.getLogger("ckptfs").setLevel(logging.INFO)
+
+
+class _Daemon:
+    def __init__(self, options: MountOptions) -> None:
+        self.options = options
+        self._started_s = time.time()
+        self._stop = threading.Event()
+        self._ended = threading.Event()
+
+    def serve(self, ready: Any) -> None:
+        options = self.options
+        _raise_descriptor_limit()
+        mounting.drop_reserve_rights()
+        self._warn_of_users_below()
+        self.store = Store.open(options.directory, options.store, options.mountpoint)
+        try:
+            self.operations = Operations(self.store, self.status)
+            device = mounting.mount(
+                options.mountpoint, options.directory, allow_other=options.allow_other
+            )
+            self.session = Session(device, self.operations, passthrough=options.passthrough)
+            self.session.ready = ready
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: self._stop.set())
+            stopper = threading.Thread(target=self._wait_for_stop, daemon=True)
+            stopper.start()
+            log.info("serving %s at %s", options.directory, options.mountpoint)
+            if not writers.proc_is_ours():
+                log.warning(
+                    "/proc belongs to another pid namespace: killed writers cannot be told from "
+                    "finished ones, and every process sees the committed files; run with --pid=host"
+                )
+            self.session.run()
+            self._finish()
+        finally:
+            self.store.close()
+
+    def _finish(self) -> None:
+        self._ended.set()
+        self.operations.versions.abort_all("the mount was taken away while it was being written")
+        self.operations.versions.writeback.stop()
+        log.info("ended; %s", dict(self.store.counts))
+
+    def _warn_of_users_below(self) -> None:
+        if self.options.directory == self.options.mountpoint:
+            users = inspect.holders(self.options.directory)
+            for holder in users:
+                log.warning("%s stays below the mount: it does not see it", holder)
+                print(
+                    f"warning: {holder} keeps working below the mount, unprotected; restart it",
+                    file=sys.__stderr__,
+                )
+
+    # --- ending ----------------------------------------------------------------------------------
+
+    def _wait_for_stop(self) -> None:
+        self._stop.wait()
+        deadline = time.monotonic() + self.options.stop_timeout_s
+        log.info("asked to stop; serving until nobody uses the mount")
+        while time.monotonic() < deadline:
+            if not self.session.users() and self._unmounted():
+                return
+            if self._ended.wait(_POLL_S):
+                return
+        log.warning("still in use after %.0f s: taking the mount away", self.options.stop_timeout_s)
+        with contextlib.suppress(OSError):
+            mounting.unmount(self.options.mountpoint, lazy=True)
+        if not self._ended.wait(1.0):  # somebody holds files open: end without them
+            self._finish()
+            os._exit(0)
+
+    def _unmounted(self) -> bool:
+        try:
+            mounting.unmount(self.options.mountpoint)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return False
+            log.error("cannot unmount: %s", error)
+        return True
+
+    # --- status ----------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """What ``.ckptfs/status.json`` shows."""
+        store, session, options = self.store, self.session, self.options
+        degraded = []
+        if store.committer.poisoned:
+            degraded.append(f"read-only: {store.committer.poisoned}")
+        if not writers.proc_is_ours():
+            degraded.append("writers unknown: killed ones and per-process views do not hold (C6)")
+        if store.layout.uses_sidecars:
+            degraded.append("records lie in sidecars: the filesystem has no room for xattrs")
+        return {
+            "version": ckptfs.__version__,
+            "pid": os.getpid(),
+            "root_fd": store.root,
+            "directory": options.directory,
+            "mountpoint": options.mountpoint,
+            "started": self._started_s,
+            "mode": options.store.mode.value,
+            "checksum": options.store.checksum,
+            "keep": options.store.keep,
+            "verify": "open" if options.store.verify_opens else "off",
+            "validate": "overwrite" if options.store.validate else "off",
+            "binding": "kernel",
+            "passthrough": session.passthrough.active,
+            "passthrough_refusal": session.passthrough.refusal,
+            "degraded": degraded,
+            "in_place": list(store.patterns),
+            "writing": [v.staged.path for v in self.operations.versions.all()],
+            "counts": dict(store.counts),
+            "events": store.events[-20:],
+            "requests": dict(session.requests),
+            "memory_peak_bytes": _peak_memory(),
+            "log": options.log_file or default_log(options.mountpoint),
+        }
+
+
+def _raise_descriptor_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _peak_memory() -> int:
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) << 10
+    return 0

@@ -1,0 +1,125 @@
+"""Getting a ``/dev/fuse`` descriptor mounted, and away again.
+
+As root mount(2) is called; else ``fusermount3`` (set-uid) hands the descriptor over a socket named
+in ``_FUSE_COMMFD``. Source: libfuse's ``mount.c``, Linux ``fs/fuse/inode.c`` for the options.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import socket
+import subprocess
+
+from ckptfs.errors import CannotServe
+
+FS_TYPE = "fuse.ckptfs"
+_MS_NOSUID, _MS_NODEV = 2, 4
+_MNT_DETACH = 2
+_CAP_SYS_RESOURCE = 24
+_CAPABILITY_VERSION_3 = 0x20080522
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def mount(mountpoint: str, source: str, *, allow_other: bool) -> int:
+    """Mount on ``mountpoint``; the descriptor to serve. Raises CannotServe."""
+    return (
+        _mount_as_root(mountpoint, source)
+        if os.geteuid() == 0
+        else _mount_by_helper(mountpoint, source, allow_other=allow_other)
+    )
+
+
+def _mount_as_root(mountpoint: str, source: str) -> int:
+    try:
+        device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise CannotServe(
+            f"/dev/fuse: {error.strerror}; load the fuse module, or give the container the device "
+            "(--device /dev/fuse)"
+        ) from None
+    options = f"fd={device},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other"
+    result = _libc.mount(
+        os.fsencode(source),
+        os.fsencode(mountpoint),
+        FS_TYPE.encode(),
+        ctypes.c_ulong(_MS_NOSUID | _MS_NODEV),
+        options.encode(),
+    )
+    if result != 0:
+        code = ctypes.get_errno()
+        os.close(device)
+        hint = "; mounting needs CAP_SYS_ADMIN" if code == errno.EPERM else ""
+        raise CannotServe(f"{mountpoint}: cannot mount: {os.strerror(code)}{hint}")
+    return device
+
+
+def _mount_by_helper(mountpoint: str, source: str, *, allow_other: bool) -> int:
+    helper = shutil.which("fusermount3")
+    if helper is None:
+        raise CannotServe("fusermount3 is not installed, and only root mounts without it")
+    options = f"fsname={source},subtype=ckptfs,default_permissions,nosuid,nodev"
+    if allow_other:
+        options += ",allow_other"
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        done = subprocess.run(
+            [helper, "-o", options, "--", mountpoint],
+            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+            pass_fds=[theirs.fileno()],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode != 0:
+            raise CannotServe(f"{mountpoint}: {done.stderr.strip() or 'fusermount3 failed'}")
+        _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+    os.set_inheritable(descriptors[0], False)
+    return descriptors[0]
+
+
+def unmount(mountpoint: str, *, lazy: bool = False) -> None:
+    """Raises OSError: EBUSY while somebody holds the mount (never if ``lazy``)."""
+    if os.geteuid() == 0:
+        if _libc.umount2(os.fsencode(mountpoint), _MNT_DETACH if lazy else 0) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), mountpoint)
+        return
+    helper = shutil.which("fusermount3") or "fusermount3"
+    command = [helper, "-u", *(["-z"] if lazy else []), "--", mountpoint]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        busy = "busy" in done.stderr
+        code = errno.EBUSY if busy else errno.EPERM
+        raise OSError(code, done.stderr.strip() or os.strerror(code), mountpoint)
+
+
+def mounted_type(mountpoint: str) -> str | None:
+    """The filesystem type of the topmost mount at exactly this path; never touches the mount."""
+    found = None
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        for line in mounts:
+            fields = line.split()
+            if _unescaped(fields[4]) == mountpoint:
+                found = fields[fields.index("-") + 1]
+    return found
+
+
+def _unescaped(field: str) -> str:
+    """mountinfo writes space, tab, newline and backslash as octal."""
+    for octal, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        field = field.replace(octal, character)
+    return field
+
+
+def drop_reserve_rights() -> None:
+    """Give up CAP_SYS_RESOURCE: passthrough writes run with our rights, and would otherwise go
+    into root's reserved blocks and past quotas. No effect where it is not held."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    data = (ctypes.c_uint32 * 6)()  # two sets of effective, permitted, inheritable
+    if _libc.capget(ctypes.byref(header), ctypes.byref(data)) != 0:
+        return
+    for index in range(3):
+        data[index] &= ~(1 << _CAP_SYS_RESOURCE) & 0xFFFFFFFF
+    _libc.capset(ctypes.byref(header), ctypes.byref(data))

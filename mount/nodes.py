@@ -1,0 +1,156 @@
+"""The node table: what the kernel's node ids stand for.
+
+One node per directory for all callers (swapping one breaks getcwd of whoever stands in it); one
+node per *version* of a file name, because the kernel allows one backing file per inode. A node
+lives while the kernel remembers it (``lookups``). Callers hold the lock of the operations.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from ckptfs import format as fmt
+from ckptfs import osfs
+
+if TYPE_CHECKING:
+    from ckptfs.mount.versions import Handle, Version
+
+ROOT_ID = 1
+CONTROL_ID = 2  # .ckptfs as the mount shows it
+STATUS_ID = 3  # .ckptfs/status.json
+_FIRST_ID = 16
+
+Identity = tuple[int, int]  # st_dev, st_ino
+
+
+def identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino
+
+
+class Node:
+    """``parent`` is None for the root and for what has lost its name."""
+
+    def __init__(self, nodeid: int, parent: Directory | None, name: str, ident: Identity) -> None:
+        self.id, self.parent, self.name, self.ident = nodeid, parent, name, ident
+        self.lookups = 0
+
+    def path(self) -> str:
+        """Relative to the root, for messages and patterns; never used to resolve."""
+        if self.parent is None or self.parent.id == ROOT_ID:
+            return self.name
+        return f"{self.parent.path()}/{self.name}"
+
+
+class Directory(Node):
+    """Holds its directory open; the descriptor goes with the last reference."""
+
+    def __init__(self, nodeid: int, parent: Directory | None, name: str, fd: int) -> None:
+        super().__init__(nodeid, parent, name, identity(os.fstat(fd)))
+        self.fd = fd
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+    def child_path(self, name: str) -> str:
+        return name if self.id == ROOT_ID else f"{self.path()}/{name}"
+
+
+class File(Node):
+    """One version of a file name, or a symlink or special file."""
+
+    def __init__(self, nodeid: int, parent: Directory | None, name: str, ident: Identity) -> None:
+        super().__init__(nodeid, parent, name, ident)
+        self.version: Version | None = None  # while it is staged or live
+        self.handles: set[Handle] = set()
+
+
+class Virtual(Node):
+    """The control directory and what can be read in it."""
+
+
+_Key = tuple[int, str, Identity]
+
+
+class NodeTable:
+    def __init__(self, root_fd: int) -> None:
+        self.root = Directory(ROOT_ID, None, "", osfs.duplicate(root_fd))
+        self.root.lookups = 1
+        control = Virtual(CONTROL_ID, self.root, fmt.CONTROL, (0, CONTROL_ID))
+        self._by_id: dict[int, Node] = {
+            ROOT_ID: self.root,
+            CONTROL_ID: control,
+            STATUS_ID: Virtual(STATUS_ID, self.root, f"{fmt.CONTROL}/status.json", (0, STATUS_ID)),
+        }
+        self._by_key: dict[_Key, Node] = {}
+        self._ids = itertools.count(_FIRST_ID)
+
+    def get(self, nodeid: int) -> Node:
+        try:
+            return self._by_id[nodeid]
+        except KeyError:
+            raise OSError(errno.ESTALE, "unknown node") from None
+
+    def directory(self, nodeid: int) -> Directory:
+        node = self.get(nodeid)
+        if not isinstance(node, Directory):
+            raise PermissionError(errno.EPERM, "the control directory is read-only")
+        return node
+
+    def committed(self, parent: Directory, name: str, status: os.stat_result) -> Node:
+        """The node of what stands at ``parent/name`` on disk."""
+        key = parent.id, name, identity(status)
+        node = self._by_key.get(key)
+        if node is None:
+            if stat.S_ISDIR(status.st_mode):
+                fd = os.open(name, osfs.DIRECTORY, dir_fd=parent.fd)
+                node = Directory(next(self._ids), parent, name, fd)
+            else:
+                node = File(next(self._ids), parent, name, identity(status))
+            self._add(node)
+        return node
+
+    def staged(self, parent: Directory, name: str, status: os.stat_result) -> File:
+        """A new node for a version that is being written."""
+        node = File(next(self._ids), parent, name, identity(status))
+        self._add(node)
+        return node
+
+    def _add(self, node: Node) -> None:
+        assert node.parent is not None
+        self._by_id[node.id] = node
+        self._by_key[node.parent.id, node.name, node.ident] = node
+
+    def _drop_key(self, node: Node) -> None:
+        if node.parent is not None:
+            key = node.parent.id, node.name, node.ident
+            if self._by_key.get(key) is node:
+                del self._by_key[key]
+
+    def move(self, node: Node, parent: Directory, name: str) -> None:
+        self._drop_key(node)
+        node.parent, node.name = parent, name
+        self._by_key[parent.id, name, node.ident] = node
+
+    def find(self, parent: Directory, name: str, status: os.stat_result) -> Node | None:
+        return self._by_key.get((parent.id, name, identity(status)))
+
+    def detach(self, node: Node) -> None:
+        """The node has lost its name; it lives on while the kernel holds it open."""
+        self._drop_key(node)
+
+    def forget(self, nodeid: int, lookups: int) -> None:
+        node = self._by_id.get(nodeid)
+        if node is None or isinstance(node, Virtual) or nodeid == ROOT_ID:
+            return
+        node.lookups -= lookups
+        self.drop_if_forgotten(node)
+
+    def drop_if_forgotten(self, node: Node) -> None:
+        if node.lookups <= 0 and not (isinstance(node, File) and (node.version or node.handles)):
+            self._drop_key(node)
+            self._by_id.pop(node.id, None)

@@ -1,0 +1,105 @@
+"""Who is writing, and did it die? Answers from ``/proc``, for the process ids of FUSE headers.
+
+The header carries a *thread* id. While a dying process's descriptors are flushed, its thread is
+still in ``/proc`` and field 52 of its ``stat`` holds the exit code: killed means PF_EXITING and
+``exit_code & 0x7f`` (9, 15, 11, 139 with a core). ``PF_SIGNALED`` proves nothing: a threaded
+process that calls ``_exit(3)`` shows it too. A process id of 0, or a ``/proc`` of another pid
+namespace, makes the writer unknown.
+
+``stat`` is read of exiting processes only. A process in execve(2) flushes its close-on-exec
+descriptors while it holds ``exec_update_lock``, and ``/proc/<pid>/stat`` waits for that lock: the
+server would wait for the process that waits for the server, and only an abort of the connection
+frees them (seen on Linux 6.18). ``status`` takes no such lock, and tells an exiting process by its
+missing memory lines. Stateless but for one check of ``/proc``; any thread.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import os
+
+_PF_EXITING = 0x4
+_SIGNAL_MASK = 0x7F
+_DEPTH = 64  # generations of ancestors that are looked at
+
+
+class Fate(enum.Enum):
+    ALIVE = "alive"
+    EXITING = "exiting"  # by exit or _exit: its descriptors close as they would by close()
+    KILLED = "killed"
+    UNKNOWN = "unknown"
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, 4096)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+@functools.cache
+def proc_is_ours() -> bool:
+    """Whether ``/proc`` shows the pid namespace that this process lives in."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())
+    except OSError:
+        return False
+
+
+def _status(pid: int) -> bytes | None:
+    return _read(f"/proc/{pid}/status") if pid > 0 and proc_is_ours() else None
+
+
+def _number(status: bytes, key: bytes) -> int | None:
+    at = status.find(b"\n" + key)
+    return int(status[at + len(key) + 1 :].split(None, 1)[0]) if at >= 0 else None
+
+
+def thread_group(pid: int) -> int | None:
+    """The process that thread ``pid`` belongs to; None if unknown."""
+    status = _status(pid)
+    return None if status is None else _number(status, b"Tgid:")
+
+
+def fate(pid: int) -> tuple[int | None, Fate]:
+    """The process of the thread that sent a FLUSH, and what is happening to it, while that
+    FLUSH is unanswered."""
+    status = _status(pid)
+    if status is None:
+        return None, Fate.UNKNOWN
+    process = _number(status, b"Tgid:")
+    if b"\nVmSize:" in status:
+        return process, Fate.ALIVE
+    fields = _stat_fields(pid)
+    if fields is None or not int(fields[6]) & _PF_EXITING:
+        return process, Fate.ALIVE
+    return process, Fate.KILLED if int(fields[49]) & _SIGNAL_MASK else Fate.EXITING
+
+
+def _stat_fields(pid: int) -> list[bytes] | None:
+    """Fields 3 and on of ``/proc/<pid>/stat``; the name before them may hold anything."""
+    stat = _read(f"/proc/{pid}/stat")
+    return None if stat is None else stat[stat.rindex(b")") + 2 :].split()
+
+
+def descends_from(pid: int, ancestors: frozenset[int]) -> bool:
+    """Whether the process of thread ``pid`` is one of ``ancestors`` or descends from one."""
+    process = thread_group(pid)
+    for _ in range(_DEPTH):
+        if process is None or process in ancestors or process <= 1:
+            return process in ancestors
+        status = _status(process)
+        process = _number(status, b"PPid:") if status else None
+    return False
+
+
+def is_running(pid: int) -> bool:
+    status = _status(pid)
+    return status is not None and b"\nState:\tZ" not in status and b"\nState:\tX" not in status
