@@ -84,7 +84,11 @@ class Committer:
         fd = self.fs.open(self.layout.stage, txid, flags)
         with contextlib.suppress(OSError):  # only helps salvage to name the bytes
             self.fs.setxattr(fd, fmt.XATTR, fmt.staged_note(path))
-        return Staged(txid, fd, path, self.fingerprint(fd))
+        try:
+            return Staged(txid, fd, path, self.fingerprint(fd))
+        except OSError:
+            self.fs.close(fd)
+            raise
 
     def inherit(self, staged: Staged, at: int, name: str) -> None:
         """Take owner, mode, ACL, label and xattrs of the version at ``at/name``."""
@@ -154,14 +158,10 @@ class Committer:
 
     def replaced_by(self, at: int, name: str) -> Replaced | None:
         """What stands at the target. A damaged record counts as none: the bytes are kept."""
-        try:
-            fd = self.fs.open(at, name, osfs.O_RDONLY)
-        except FileNotFoundError:
+        if not self._is_file(at, name):
             return None
-        try:
+        with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
             status = self.fs.stat(fd)
-            if not osfs.is_regular(status):
-                return None
             try:
                 record = self.layout.read_record(fd)
             except RecordDamaged:
@@ -169,9 +169,29 @@ class Committer:
             if record is None:
                 verdict = self.judge(name, fd, status.st_size).verdict
                 return Replaced(None, fmt.new_lineage(), verdict)
-            return Replaced(record, record.lineage, Verdict(record.structure))
-        finally:
-            self.fs.close(fd)
+            # The lineage stays with the other hard link: histories of two paths must not mix.
+            shared = self._has_other_name(status, record)
+            lineage = fmt.new_lineage() if shared else record.lineage
+            return Replaced(record, lineage, Verdict(record.structure))
+
+    def _is_file(self, at: int, name: str) -> bool:
+        """Symlinks cannot be opened here, and opening a FIFO would wait for its writer."""
+        try:
+            return osfs.is_regular(self.fs.lstat(at, name))
+        except FileNotFoundError:
+            return False
+
+    def _has_other_name(self, status: osfs.Status, record: Record) -> bool:
+        """Whether a hard link other than the one that history may hold carries this version."""
+        others = status.st_nlink - 1
+        return others > 0 and others > self._links_in_history(status.st_ino, record)
+
+    def _links_in_history(self, inode: int, record: Record) -> int:
+        with contextlib.suppress(FileNotFoundError), osfs.opened(
+            self.fs, self.layout.history, record.lineage, osfs.DIRECTORY
+        ) as folder:
+            return int(self.fs.lstat(folder, str(record.generation)).st_ino == inode)
+        return 0
 
     def seal(self, staged: Staged, replaced: Replaced | None) -> Record:
         """Give the version its record and make both durable. Raises BrokenStructure."""
@@ -241,21 +261,54 @@ class Committer:
                 return
             assert staged.record is not None
             staged.digested = None
-            self.digest(staged)
-            self.rerecord(staged.fd, staged.record, staged.digested)
+            try:
+                self.digest(staged)
+                assert staged.digested is not None
+                # The bytes first: a record that a power cut kept without them would call them rot.
+                self.fs.fsync(staged.fd)
+                staged.record = self.rerecord(staged.fd, staged.record, staged.digested)
+            except OSError as error:
+                staged.writeback_error = error
+                raise
             staged.advance(Event.RESEAL)
             staged.sealed = staged.digested[0]
 
+    def reseal_committed(self, at: int, name: str) -> None:
+        """The same for a version without a writer: a store through an old mapping moves the
+        mtime. Does nothing while size and mtime are as recorded."""
+        with self.path_lock(at, name), osfs.opened(self.fs, at, name, osfs.O_RDWR) as fd:
+            record = self.layout.read_record(fd)
+            before = self.fingerprint(fd)
+            if record is None or before == (record.size_bytes, record.mtime_ns):
+                return
+            self.fs.fsync(fd)
+            value = digest_file(self.fs, fd, before[0], record.algorithm)
+            self.rerecord(fd, record, (before, value, self.judge(name, fd, before[0])))
+
     def rerecord(
-        self, fd: int, record: Record, digested: tuple[Fingerprint, str, Structure] | None
+        self, fd: int, record: Record, digested: tuple[Fingerprint, str, Structure]
     ) -> Record:
-        """Bring the record of a committed file up to date with times or bytes that we moved."""
-        size, mtime = digested[0] if digested else self.fingerprint(fd)
-        new = replace(record, size_bytes=size, mtime_ns=mtime)
-        if digested:
-            new = replace(new, digest=digested[1], structure=digested[2].verdict.value)
+        """Record a committed file whose bytes were changed in place. Durable on return."""
+        (size, mtime), digest, judged = digested
+        new = replace(
+            record,
+            digest=digest,
+            size_bytes=size,
+            mtime_ns=mtime,
+            structure=judged.verdict.value,
+        )
         self.layout.write_record(fd, new)
         self.fs.fsync(fd)
+        return new
+
+    def rerecord_times(self, fd: int, record: Record) -> Record:
+        """Record a committed file whose times were set. As durable as the times themselves: a
+        crash between the two leaves a file that reads as touched, with its digest intact."""
+        mtime = self.fs.stat(fd).st_mtime_ns
+        if mtime == record.mtime_ns:
+            return record
+        new = replace(record, mtime_ns=mtime)
+        self.layout.write_record(fd, new)
         return new
 
     # --- the other end ---------------------------------------------------------------------------
@@ -290,11 +343,14 @@ class Committer:
         """A name was made in or removed from ``at``: durable before the next publish."""
         if not self.mode.syncs_directories:
             return
-        status = self.fs.stat(at)
-        key = (status.st_dev, status.st_ino)
-        with self._dirty_lock:
-            if key not in self._dirty:
-                self._dirty[key] = self.fs.open(at, ".", osfs.DIRECTORY)
+        try:
+            status = self.fs.stat(at)
+            key = (status.st_dev, status.st_ino)
+            with self._dirty_lock:
+                if key not in self._dirty:
+                    self._dirty[key] = self.fs.open(at, ".", osfs.DIRECTORY)
+        except OSError:  # no descriptor left to keep it by; the change is made, so do not fail it
+            self.sync_dir(at)
 
     def sync_changed_dirs(self) -> None:
         """btrfs may persist directory B before A, so order needs an fsync of each."""
@@ -332,14 +388,23 @@ class Committer:
         """Rename a committed file onto ``to/target``: keeps what stood there, takes over its
         lineage. Durable on return as the mode says."""
         self.require_writable()
+        if not self.mode.transactional:
+            self.fs.rename(at, name, to, target)
+            return
         with self.path_lock(to, target):
             replaced = self.replaced_by(to, target)
             left = None
             if replaced is not None:
                 left = self._adopt_lineage(at, name, replaced.lineage)
+            try:
                 self.keep_replaced(replaced, to, target)
-            self.sync_changed_dirs()
-            self.fs.rename(at, name, to, target)
+                self.sync_changed_dirs()
+                self.fs.rename(at, name, to, target)
+            except OSError:
+                if left is not None:  # histories of two paths must not mix
+                    with contextlib.suppress(OSError):
+                        self._adopt_lineage(at, name, left)
+                raise
             self.sync_dir(to)
             self.sync_dir(at)
             if replaced is not None:
@@ -350,16 +415,27 @@ class Committer:
 
     def _adopt_lineage(self, at: int, name: str, lineage: str) -> str | None:
         """Give a committed file another lineage, durably. Returns the one it leaves, if any."""
+        if not self._is_file(at, name):
+            return None
         with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
             try:
                 record = self.layout.read_record(fd)
             except RecordDamaged:
                 return None
-            if record is None or record.lineage == lineage:
+            if record is None:
+                self.fs.fsync(fd)  # written in place: nobody else makes its bytes durable
                 return None
-            self.layout.write_record(fd, replace(record, lineage=lineage))
-            self.fs.fsync(fd)
-            return record.lineage
+            # A commit of the target, hence a number above all that history holds of it.
+            generation = self.layout.next_generation()
+            new = replace(record, lineage=lineage, generation=generation)
+            try:
+                self.layout.write_record(fd, new)
+                self.fs.fsync(fd)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self.layout.write_record(fd, record)
+                raise
+            return record.lineage if record.lineage != lineage else None
 
     def unlink(self, at: int, name: str) -> None:
         """Delete a name and, with the last one, its history. Durable before the next publish."""
@@ -374,15 +450,15 @@ class Committer:
 
     def _last_lineage(self, at: int, name: str) -> str | None:
         """The lineage that ends with this name: None while another hard link carries it."""
-        status = self.fs.lstat(at, name)
-        if not osfs.is_regular(status) or status.st_nlink > 1:
+        if not self._is_file(at, name):
             return None
         try:
             with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
                 record = self.layout.read_record(fd)
-                if record is not None:
-                    self.layout.drop_sidecar(fd)
-                return record.lineage if record else None
+                if record is None or self._has_other_name(self.fs.stat(fd), record):
+                    return None
+                self.layout.drop_sidecar(fd)
+                return record.lineage
         except (OSError, CkptfsError):
             return None
 
@@ -399,14 +475,11 @@ class Committer:
                 self._unlink_history_of(fd, record)
 
     def _unlink_history_of(self, fd: int, record: Record) -> None:
-        inode = self.fs.stat(fd).st_ino
-        with contextlib.suppress(FileNotFoundError), osfs.opened(
-            self.fs, self.layout.history, record.lineage, osfs.DIRECTORY
-        ) as folder:
-            name = str(record.generation)
-            if self.fs.lstat(folder, name).st_ino == inode:
-                self.fs.unlink(folder, name)
-                self.sync_dir(folder)
+        if not self._links_in_history(self.fs.stat(fd).st_ino, record):
+            return
+        with osfs.opened(self.fs, self.layout.history, record.lineage, osfs.DIRECTORY) as folder:
+            self.fs.unlink(folder, str(record.generation))
+            self.sync_dir(folder)
 
 
 class _KeyedLocks:

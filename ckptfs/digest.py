@@ -51,13 +51,22 @@ def digest_file(
     if size_bytes <= CHUNK_BYTES:
         if before is not None:
             before(0, size_bytes)
-        offset = 0
-        while offset < size_bytes and (data := fs.read(fd, size_bytes - offset, offset)):
-            hasher.update(memoryview(data))
-            offset += len(data)
+        _digest_small(fs, fd, size_bytes, hasher)
     else:
         _digest_overlapped(fs, fd, size_bytes, hasher, before)
     return f"{algorithm}:{hasher.hexdigest()}"
+
+
+def _digest_small(fs: FileSystem, fd: int, size_bytes: int, hasher: Hasher) -> None:
+    if size_bytes == 0:
+        return
+    pages = -(-size_bytes // mmap.PAGESIZE)
+    with mmap.mmap(-1, pages * mmap.PAGESIZE) as buffer:  # aligned, as O_DIRECT asks
+        offset = 0
+        while offset < size_bytes and (count := fs.readinto(fd, buffer, offset)):
+            with memoryview(buffer) as view, view[: min(count, size_bytes - offset)] as read:
+                hasher.update(read)
+            offset += count
 
 
 def _digest_overlapped(

@@ -47,6 +47,9 @@ def link(layout: Layout, at: int, name: str, lineage: str, generation: int) -> t
             fs.link(at, name, folder, str(generation))
     except OSError:
         fs.close(folder)
+        if made:  # else the next commit would take its name for durable
+            with contextlib.suppress(OSError):
+                fs.rmdir(layout.history, lineage)
         raise
     return folder, made
 

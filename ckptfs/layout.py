@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import threading
+from collections.abc import Iterator
 
 from ckptfs import format as fmt
 from ckptfs import osfs
@@ -44,20 +45,28 @@ class Layout:
         Raises UnknownLayout, CannotServe (no room, no permission, read-only).
         """
         try:
-            made = _make_directory(fs, root, fmt.CONTROL)
+            _make_directory(fs, root, fmt.CONTROL)
             control = fs.open(root, fmt.CONTROL, osfs.DIRECTORY)
-            if not _read_format(fs, control, where):
-                for name in fmt.SUBDIRECTORIES:
-                    _make_directory(fs, control, name)
-                _install(fs, control, fmt.FORMAT, fmt.format_file(), control)
-            if made:
-                fs.fsync_dir(root)
+            with _closed_on_error(fs, control):
+                cls._complete(fs, root, control, where)
+                return cls._opened(fs, root, control)
         except OSError as error:
             raise CannotServe(
                 f"{where}: cannot prepare {fmt.CONTROL}: {error.strerror}; "
                 "ckptfs needs a writable directory"
             ) from None
-        return cls._opened(fs, root, control)
+
+    @classmethod
+    def _complete(cls, fs: FileSystem, root: int, control: int, where: str) -> None:
+        """Make what is missing (tools that copy trees leave out empty folders). ``format`` comes
+        last: where it stands, everything above it is durable."""
+        known = _read_format(fs, control, where)
+        made = [_make_directory(fs, control, name) for name in fmt.SUBDIRECTORIES]
+        if any(made) or not known:
+            fs.fsync_dir(control)
+        if not known:
+            fs.fsync_dir(root)
+            _install(fs, control, fmt.FORMAT, fmt.format_file(), control)
 
     @classmethod
     def existing(cls, fs: FileSystem, root: int, where: str) -> Layout | None:
@@ -66,15 +75,22 @@ class Layout:
             control = fs.open(root, fmt.CONTROL, osfs.DIRECTORY)
         except FileNotFoundError:
             return None
-        if not _read_format(fs, control, where):
-            fs.close(control)
-            return None
-        return cls._opened(fs, root, control)
+        with _closed_on_error(fs, control):
+            if _read_format(fs, control, where):
+                return cls._opened(fs, root, control)
+        fs.close(control)
+        return None
 
     @classmethod
     def _opened(cls, fs: FileSystem, root: int, control: int) -> Layout:
-        folders = {n: fs.open(control, n, osfs.DIRECTORY) for n in fmt.SUBDIRECTORIES}
-        return cls(fs, root, control, folders)
+        folders: dict[str, int] = {}
+        with contextlib.ExitStack() as on_error:
+            for name in fmt.SUBDIRECTORIES:
+                folders[name] = fs.open(control, name, osfs.DIRECTORY)
+                on_error.callback(fs.close, folders[name])
+            layout = cls(fs, root, control, folders)
+            on_error.pop_all()
+        return layout
 
     def close(self) -> None:
         if self._lock_fd is not None:
@@ -83,20 +99,20 @@ class Layout:
         for fd in (*self._folders.values(), self.control):
             self.fs.close(fd)
 
-    def take_lock(self, where: str) -> None:
+    def take_lock(self, where: str, mountpoint: str = "") -> None:
         """Be the one daemon of this directory. Raises AlreadyServed, naming the other."""
         fd = self.fs.open(self.control, fmt.LOCK, osfs.O_RDWR | osfs.O_CREAT)
-        if not osfs.try_lock(fd):
-            holder = _parse(self.fs.read(fd, 4096, 0))
-            self.fs.close(fd)
-            raise AlreadyServed(
-                f"{where}: served already, by process {holder.get('pid', '?')} on host "
-                f"{holder.get('host', '?')}; see `ckptfs status`"
-            )
-        owner = json.dumps({"host": osfs.host_name(), "pid": osfs.process_id()}).encode()
-        self.fs.truncate(fd, 0)
-        self.fs.write(fd, owner + b"\n", 0)
-        self._lock_fd = fd
+        with _closed_on_error(self.fs, fd):
+            if not osfs.try_lock(fd):
+                holder = _parse(self.fs.read(fd, 4096, 0))
+                raise AlreadyServed(
+                    f"{where}: served already, by process {holder.get('pid', '?')} on host "
+                    f"{holder.get('host', '?')}; see `ckptfs status`"
+                )
+            owner = json.dumps({"host": osfs.host_name(), "pid": osfs.process_id()}).encode()
+            self.fs.truncate(fd, 0)
+            self.fs.write(fd, owner + b"\n", 0)
+            self._lock_fd = fd
 
     # --- generations ---------------------------------------------------------------------------
 
@@ -185,12 +201,21 @@ class Layout:
         for name in self.fs.listdir(folder):
             if not name.endswith(".json"):
                 continue
-            story = _parse(_read_small(self.fs, folder, name))
-            story["id"] = name.removesuffix(".json")
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):  # another thread may let it go
+                story = _parse(_read_small(self.fs, folder, name))
+                story["id"] = name.removesuffix(".json")
                 story["size"] = self.fs.lstat(folder, str(story["id"])).st_size
                 found.append(story)
         return sorted(found, key=lambda story: str(story.get("time_ns", "")))
+
+
+@contextlib.contextmanager
+def _closed_on_error(fs: FileSystem, fd: int) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        fs.close(fd)
+        raise
 
 
 def _make_directory(fs: FileSystem, at: int, name: str) -> bool:

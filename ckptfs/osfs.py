@@ -42,6 +42,10 @@ class FileSystem(Protocol):
     """What the commit code needs of a filesystem. ``at`` is an open directory."""
 
     def open(self, at: int, name: str, flags: int, mode: int = 0o600) -> int: ...
+    def open_direct(self, at: int, name: str) -> int:
+        """Open for reading past the page cache; where there is no such way, past the pages that
+        could be dropped. Read with ``readinto`` and aligned buffers."""
+
     def close(self, fd: int) -> None: ...
     def stat(self, fd: int) -> Status: ...
     def lstat(self, at: int, name: str) -> Status: ...
@@ -67,6 +71,9 @@ class FileSystem(Protocol):
     def fsync_dir(self, fd: int) -> None:
         """Every name made in or removed from the directory before is durable on return."""
 
+    def sync_all(self, fd: int) -> None:
+        """Everything on the filesystem of ``fd`` is durable on return."""
+
     def rename(self, at: int, name: str, to: int, target: str) -> None: ...
     def link(self, at: int, name: str, to: int, target: str) -> None: ...
     def unlink(self, at: int, name: str) -> None: ...
@@ -79,7 +86,6 @@ class FileSystem(Protocol):
     def copy_metadata(self, source: int, target: int, skip: str) -> None:
         """Give ``target`` the owner, mode, ACL, label and xattrs of ``source``, less ``skip``."""
 
-    def drop_cache(self, fd: int) -> None: ...
     def now_ns(self) -> int: ...
 
 
@@ -98,11 +104,21 @@ class OsFs:
     def open(self, at: int, name: str, flags: int, mode: int = 0o600) -> int:
         return os.open(name, flags | NOFOLLOW, mode, dir_fd=at)
 
+    def open_direct(self, at: int, name: str) -> int:
+        with contextlib.suppress(OSError):
+            return self.open(at, name, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
+        fd = self.open(at, name, os.O_RDONLY)
+        if sys.platform == "linux":
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        return fd
+
     close = staticmethod(os.close)
     stat = staticmethod(os.fstat)
-    listdir = staticmethod(os.listdir)
     truncate = staticmethod(os.ftruncate)
     now_ns = staticmethod(time.time_ns)
+
+    def listdir(self, fd: int) -> list[str]:
+        return os.listdir(fd)
 
     def lstat(self, at: int, name: str) -> Status:
         return os.stat(name, dir_fd=at, follow_symlinks=False)
@@ -157,6 +173,13 @@ class OsFs:
 
     fsync_dir = fsync
 
+    def sync_all(self, fd: int) -> None:
+        if sys.platform != "linux":
+            os.sync()
+        elif _libc.syncfs(fd) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+
     def rename(self, at: int, name: str, to: int, target: str) -> None:
         os.rename(name, target, src_dir_fd=at, dst_dir_fd=to)
 
@@ -174,9 +197,9 @@ class OsFs:
 
     def getxattr(self, fd: int, key: str) -> bytes | None:
         try:
-            if sys.platform == "linux":
-                return os.getxattr(fd, key)
-            return bytes(_xattr.getxattr(fd, key))
+            if sys.platform != "linux":
+                return bytes(_xattr.getxattr(fd, key))
+            return os.getxattr(fd, key)
         except OSError as error:
             if error.errno in _NO_DATA or error.errno in NO_XATTR:
                 return None
@@ -212,10 +235,6 @@ class OsFs:
                 if key != skip:
                     with contextlib.suppress(OSError):
                         os.setxattr(target, key, os.getxattr(source, key))
-
-    def drop_cache(self, fd: int) -> None:
-        if sys.platform == "linux":
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _sync_file_range(fd: int, offset: int, size: int, flags: int) -> None:
@@ -280,14 +299,6 @@ def opened(fs: FileSystem, at: int, name: str, flags: int) -> Iterator[int]:
         fs.close(fd)
 
 
-def open_direct(at: int, name: str) -> int | None:
-    """A descriptor that reads past the page cache; None where the filesystem has none."""
-    try:
-        return os.open(name, os.O_RDONLY | getattr(os, "O_DIRECT", 0) | NOFOLLOW, dir_fd=at)
-    except OSError:
-        return None
-
-
 def free_space(fd: int) -> int:
     """Bytes an ordinary user may still write on the filesystem of ``fd``."""
     status = os.fstatvfs(fd)
@@ -304,3 +315,8 @@ def host_name() -> str:
 
 def process_id() -> int:
     return os.getpid()
+
+
+def real_path(path: str) -> str:
+    """Absolute and without symlinks; need not exist."""
+    return os.path.realpath(path)

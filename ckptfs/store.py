@@ -23,10 +23,7 @@ from ckptfs.osfs import FileSystem, OsFs
 from ckptfs.protocol import Mode
 from ckptfs.verify import Finding, Guard
 
-IN_PLACE = (
-    "*.lock events.out.tfevents.* *.log *.out *.err *.csv *.jsonl wandb/** .git/** *.db *.sqlite* "
-    "*.mdb *-journal *-wal *-shm"
-).split()
+IN_PLACE = ["*.lock", "events.out.tfevents.*", "*.log", "*.out", "*.err", "*.csv", "*.jsonl", "wandb/**", ".git/**", "*.db", "*.sqlite*", "*.mdb", "*-journal", "*-wal", "*-shm"]
 _RECENT_EVENTS = 100
 _WRITEBACK_STEP_BYTES = 8 << 20
 
@@ -54,21 +51,27 @@ class Store:
         self.guard = Guard(self.committer)
         self.counts: Counter[str] = Counter()
         self.events: list[dict[str, object]] = []
-        self._patterns = tuple(IN_PLACE) + options.in_place
+        self.patterns = tuple(IN_PLACE) + options.in_place
         self._guard = threading.Lock()
 
     @classmethod
-    def open(cls, directory: str, options: Options | None = None) -> Store:
+    def open(
+        cls, directory: str, options: Options | None = None, mountpoint: str = ""
+    ) -> Store:
         """Open ``directory`` for serving: layout, lock, recovery. Raises CannotServe and kin."""
         fs = OsFs()
         root = osfs.open_directory(directory)
         try:
             store = cls(fs, root, directory, options or Options())
-            store.layout.take_lock(directory)
         except BaseException:
             fs.close(root)
             raise
-        store.recover()
+        try:
+            store.layout.take_lock(directory, mountpoint)
+            store.recover()
+        except BaseException:
+            store.close()
+            raise
         return store
 
     def close(self) -> None:
@@ -81,11 +84,14 @@ class Store:
 
     def recover(self) -> int:
         """Clear what a crash left in stage: bytes go to salvage, empty drafts away; nothing is
-        guessed and nothing outside stage is read. Returns how many versions were salvaged."""
+        guessed and nothing outside stage is read. What stands below the root, by whomever it was
+        made, is durable on return: a later commit syncs only what it changes itself. Returns how
+        many versions were salvaged."""
         salvaged = 0
         for name in self.fs.listdir(self.layout.stage):
             status = self.fs.lstat(self.layout.stage, name)
-            if "." in name or status.st_size == 0:
+            # A version with a second name was published, or is on its way to quarantine.
+            if "." in name or status.st_size == 0 or status.st_nlink > 1:
                 self.fs.unlink(self.layout.stage, name)
                 continue
             with osfs.opened(self.fs, self.layout.stage, name, osfs.O_RDONLY) as fd:
@@ -97,6 +103,7 @@ class Store:
             self.layout.put_aside(self.layout.stage, name, self.layout.salvage, story)
             salvaged += 1
         self.bound_salvage()
+        self.fs.sync_all(self.root)
         return salvaged
 
     def bound_salvage(self) -> None:
@@ -129,7 +136,7 @@ class Store:
         if not self.options.mode.transactional:
             return True
         name = path.rpartition("/")[2]
-        for pattern in self._patterns:
+        for pattern in self.patterns:
             if pattern.endswith("/**"):
                 if f"/{path}".find(f"/{pattern[:-2]}") >= 0:
                     return True
@@ -165,7 +172,8 @@ class Store:
         except BaseException as error:
             self.note("aborted", staged.path, str(error))
             raise
-        self.guard.remember(staged.fd)
+        with contextlib.suppress(OSError):  # it is committed; the next open verifies it then
+            self.guard.remember(staged.fd)
         self.note("committed", staged.path)
         return record
 
@@ -180,11 +188,17 @@ class Store:
         self.committer.reseal(staged)
         self.guard.remember(staged.fd)
 
-    def verify_open(self, path: str, at: int, name: str) -> Finding | None:
-        """Ensure that an open of ``at/name`` reads good bytes; see :meth:`Guard.ensure`."""
+    def verify_open(self, path: str, at: int, name: str, *, live: bool = False) -> Finding | None:
+        """Ensure that an open of ``at/name`` reads good bytes; see :meth:`Guard.ensure`.
+
+        ``live``: somebody may still map the version; what was stored through the mapping since
+        its seal is recorded first, not taken for an edit.
+        """
         if not self.options.verify_opens:
             return None
         try:
+            if live:
+                self.committer.reseal_committed(at, name)
             finding = self.guard.ensure(at, name, path)
         except Rotten as error:
             self.note("rotten", path, str(error))
@@ -193,7 +207,7 @@ class Store:
             self.note("rolled back", path, finding.detail)
         return finding
 
-    # --- by path, for programs that use the store as a library -------------------------------------
+    # --- by path, for programs that use the store as a library ----------------------------------
 
     @contextlib.contextmanager
     def _place(self, path: str) -> Iterator[tuple[int, str]]:
@@ -226,7 +240,7 @@ class Store:
         with self._place(path) as (at, name):
             self.verify_open(path, at, name)
             with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
-                return self.fs.read(fd, self.fs.stat(fd).st_size, 0)
+                return _read_whole(self.fs, fd, self.fs.stat(fd).st_size)
 
     def rename(self, path: str, target: str) -> None:
         with self._place(path) as (at, name), self._place(target) as (to, new):
@@ -235,6 +249,14 @@ class Store:
     def unlink(self, path: str) -> None:
         with self._place(path) as (at, name):
             self.committer.unlink(at, name)
+
+
+def _read_whole(fs: FileSystem, fd: int, size: int) -> bytes:
+    """One read(2) gives 2 GiB at most."""
+    content = bytearray()
+    while len(content) < size and (data := fs.read(fd, size - len(content), len(content))):
+        content += data
+    return bytes(content)
 
 
 class Writeback:

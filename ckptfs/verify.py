@@ -86,10 +86,10 @@ def examine(layout: Layout, at: int, name: str, *, digest_modified: bool = False
 
 def _confirmed_good(fs: FileSystem, at: int, name: str, record: Record) -> bool:
     """Read again past the page cache: bad memory exists, and must not cost a good file."""
-    fd = osfs.open_direct(at, name)
-    if fd is None:
-        fd = fs.open(at, name, osfs.O_RDONLY)
-        fs.drop_cache(fd)
+    try:
+        fd = fs.open_direct(at, name)
+    except OSError:
+        return False
     try:
         return same_digest(fs, fd, record.size_bytes, record.digest)
     except OSError:
@@ -138,14 +138,15 @@ class Guard:
             self._remember(stamp)
             return None
         with self.committer.path_lock(at, name):
-            if _stamp(self.fs.lstat(at, name)) != stamp:
-                return finding  # replaced or rolled back by somebody else meanwhile
-            self._roll_back(at, name, path, finding)
-        return finding
+            if _stamp(self.fs.lstat(at, name)) == stamp:
+                self._roll_back(at, name, path, finding)
+                return finding
+        # Replaced or rolled back by somebody else meanwhile, or merely linked: look again.
+        return self.ensure(at, name, path) or finding
 
     def _roll_back(self, at: int, name: str, path: str, finding: Finding) -> None:
         lineage = finding.record.lineage if finding.record else None
-        source = self._newest_good(lineage) if lineage else None
+        source = self._newest_good(finding.record) if finding.record else None
         if source is None or lineage is None:
             raise Rotten(
                 f"{path}: {finding.detail}, and no good generation is left; the file is where it "
@@ -158,17 +159,28 @@ class Guard:
             self.fs.link(at, name, self.layout.stage, draft)
             self.layout.put_aside(self.layout.stage, draft, self.layout.quarantine, quarantined)
             self.committer.sync_dir(self.layout.quarantine)
-            self.fs.rename(folder, str(source.generation), at, name)
+            # By way of stage: history lets go of the good version only once it is settled.
+            draft = fmt.new_txid()
+            self.fs.link(folder, str(source.generation), self.layout.stage, draft)
+            self.fs.rename(self.layout.stage, draft, at, name)
             self.committer.sync_dir(at)
-            self.committer.sync_dir(folder)
+            with contextlib.suppress(OSError):
+                self.fs.unlink(folder, str(source.generation))
 
-    def _newest_good(self, lineage: str) -> Record | None:
+    def _newest_good(self, rotten: Record) -> Record | None:
+        """The newest good generation before the rotten one. Later ones can be there where two
+        hard links of one version went separate ways; they belong to the other name."""
+        lineage = rotten.lineage
         for generation in history.generations(self.layout, lineage):
-            with osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder:
-                with contextlib.suppress(OSError):
-                    finding = examine(self.layout, folder, str(generation), digest_modified=True)
-                    if finding.condition is Condition.OK:
-                        return finding.record
+            if generation >= rotten.generation:
+                continue
+            with (
+                contextlib.suppress(OSError),
+                osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder,
+            ):
+                finding = examine(self.layout, folder, str(generation), digest_modified=True)
+                if finding.condition is Condition.OK:
+                    return finding.record
         return None
 
 

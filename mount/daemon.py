@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import ckptfs
-from ckptfs.errors import AlreadyServed, CannotServe, CkptfsError
+from ckptfs.errors import AlreadyServed, CannotServe, CkptfsError, MountBusy, NotMounted
 from ckptfs.mount import inspect, writers
 from ckptfs.mount.kernel import mounting
 from ckptfs.mount.kernel.session import Session
@@ -267,3 +267,26 @@ def _peak_memory() -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) << 10
     return 0
+
+
+def umount(path: str) -> None:
+    """End the mount of ``path`` (the directory or the mountpoint). Every commit in flight is
+    finished on return. Raises NotMounted, and MountBusy naming who holds it."""
+    status = None
+    with contextlib.suppress(TimeoutError):
+        status = inspect.status_of(path)
+    mountpoint = str(status["mountpoint"]) if status else path
+    if not inspect.is_mounted(mountpoint):
+        raise NotMounted(f"{path}: not mounted")
+    if inspect.is_dead(mountpoint):
+        mounting.unmount(mountpoint, lazy=True)
+        return
+    try:
+        mounting.unmount(mountpoint)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        users = ", ".join(str(holder) for holder in inspect.holders(mountpoint)) or "a process"
+        raise MountBusy(f"{mountpoint}: in use by {users}; end it and try again") from None
+    while status is not None and writers.is_running(int(status["pid"])):
+        time.sleep(_POLL_S / 5)

@@ -324,7 +324,7 @@ class Versions:
             if not version.public:
                 self._abort(version, reason)
 
-    # --- changes that are not writes ---------------------------------------------------------------
+    # --- changes that are not writes -------------------------------------------------------------
 
     @contextlib.contextmanager
     def unchanged_bytes(

@@ -78,7 +78,7 @@ class Passthrough:
             return 0
         try:
             order = bytearray(wire.BACKING_MAP.pack(fd, 0, 0))
-            return fcntl.ioctl(self._device, wire.DEV_IOC_BACKING_OPEN, order, True)
+            return int(fcntl.ioctl(self._device, wire.DEV_IOC_BACKING_OPEN, order, True))
         except OSError as error:
             self.refusal = f"the kernel refused a backing file: {os.strerror(error.errno or 0)}"
             if error.errno in _FINAL:

@@ -20,10 +20,12 @@ from typing import Any
 
 from ckptfs.errors import CannotServe, CkptfsError
 from ckptfs.mount import writers
+from ckptfs.mount.attributes import Change
+from ckptfs.mount.base import Entry, Slow
 from ckptfs.mount.kernel import wire
 from ckptfs.mount.kernel.passthrough import Passthrough
 from ckptfs.mount.kernel.wire import Op
-from ckptfs.mount.operations import Change, Entry, Operations, Slow
+from ckptfs.mount.operations import Operations
 from ckptfs.mount.versions import Caller, Handle
 
 log = logging.getLogger("ckptfs.session")

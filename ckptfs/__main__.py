@@ -1,0 +1,5 @@
+"""``python -m ckptfs``."""
+
+from ckptfs.cli import main
+
+main()

@@ -1,0 +1,196 @@
+"""What the operations share: tables, nodes, handles, and the words they answer with."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from ckptfs import format as fmt
+from ckptfs.mount.nodes import (
+    CONTROL_ID,
+    ROOT_ID,
+    STATUS_ID,
+    Directory,
+    File,
+    Node,
+    NodeTable,
+    Virtual,
+    identity,
+)
+from ckptfs.mount.versions import Caller, Handle, Versions
+from ckptfs.store import Store
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Slow(Generic[T]):
+    """The rest of an operation, to be run where it may block."""
+
+    run: Callable[[], T]
+
+
+@dataclass(frozen=True)
+class Entry:
+    node: Node
+    status: os.stat_result
+
+
+def stale() -> OSError:
+    """The kernel looks the path up again and opens what it finds then; at most once."""
+    return OSError(errno.ESTALE, "look again")
+
+
+class Base:
+    """Lookup and attributes of nodes; the tables that every operation works on."""
+
+    def __init__(self, store: Store, status: Callable[[], dict[str, Any]]) -> None:
+        self.store = store
+        self.nodes = NodeTable(store.root)
+        self.versions = Versions(store, self.nodes)
+        self.lock = self.versions.lock
+        self.handles: dict[int, Handle] = {}
+        self._ids = itertools.count(1)
+        self._status = status
+        self._mounted_ns = time.time_ns()
+
+    def lookup(self, parent_id: int, name: str, caller: Caller) -> Entry:
+        with self.lock:
+            if parent_id <= STATUS_ID:
+                virtual = self._virtual(parent_id, name)
+                if virtual is not None:
+                    return self._entry(virtual, self._virtual_status(virtual))
+            parent = self.nodes.directory(parent_id)
+            staged = self.versions.at(parent, name)
+            if staged:
+                own = self.versions.visible_to(caller, parent, name)
+                if own is not None:
+                    return self._entry(own.node, os.fstat(own.staged.fd))
+            try:
+                status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
+            except FileNotFoundError:
+                if not staged:
+                    raise
+                return self._entry(staged[-1].node, os.fstat(staged[-1].staged.fd))
+            return self._entry(self.nodes.committed(parent, name, status), status)
+
+    def _entry(self, node: Node, status: os.stat_result) -> Entry:
+        node.lookups += 1
+        return Entry(node, status)
+
+    def _virtual(self, parent_id: int, name: str) -> Node | None:
+        if parent_id == ROOT_ID and name == fmt.CONTROL:
+            return self.nodes.get(CONTROL_ID)
+        if parent_id == CONTROL_ID:
+            if name == "status.json":
+                return self.nodes.get(STATUS_ID)
+            raise FileNotFoundError(errno.ENOENT, "not shown through the mount")
+        return None
+
+    def _virtual_status(self, node: Node) -> os.stat_result:
+        is_dir = node.id == CONTROL_ID
+        mode = stat.S_IFDIR | 0o555 if is_dir else stat.S_IFREG | 0o444
+        size = 0 if is_dir else len(self.status_json())
+        when = self._mounted_ns
+        times = {"st_atime_ns": when, "st_mtime_ns": when, "st_ctime_ns": when}
+        fields = (mode, node.id, 0, 1, os.getuid(), os.getgid(), size, 0, 0, 0)
+        return os.stat_result(fields, times)
+
+    def status_json(self) -> bytes:
+        return json.dumps(self._status(), indent=1).encode() + b"\n"
+
+    def forget(self, nodeid: int, lookups: int) -> None:
+        with self.lock:
+            self.nodes.forget(nodeid, lookups)
+
+    def getattr(self, nodeid: int, handle_id: int | None) -> os.stat_result:
+        with self.lock:
+            node = self.nodes.get(nodeid)
+            if isinstance(node, Virtual):
+                return self._virtual_status(node)
+            if isinstance(node, Directory):
+                return os.fstat(node.fd)
+            assert isinstance(node, File)
+            handle = self.handles.get(handle_id) if handle_id is not None else None
+            if handle is not None:
+                return os.fstat(handle.fd)
+            return self._file_status(node)
+
+    def _file_status(self, node: File) -> os.stat_result:
+        """From the version's own descriptor, or the path while it still is this version."""
+        if node.version is not None and node.version.active:
+            return os.fstat(node.version.staged.fd)
+        if node.parent is not None:
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(node.name, dir_fd=node.parent.fd, follow_symlinks=False)
+                if identity(status) == node.ident:
+                    return status
+        for handle in node.handles:
+            return os.fstat(handle.fd)
+        raise stale()
+
+    # --- shared by the operations ----------------------------------------------------------------
+
+    def handle(self, handle_id: int) -> Handle:
+        try:
+            return self.handles[handle_id]
+        except KeyError:
+            raise OSError(errno.EBADF, "unknown handle") from None
+
+    def _handle(self, node: Node, fd: int, flags: int) -> Handle:
+        handle = Handle(next(self._ids), node, fd, flags, None)
+        with self.lock:
+            self.handles[handle.id] = handle
+            if isinstance(node, File):
+                node.handles.add(handle)
+        return handle
+
+    def _check_device(self, parent: Directory) -> None:
+        if parent.ident[0] != self.nodes.root.ident[0]:
+            raise OSError(errno.EXDEV, "another filesystem below the served directory")
+
+    def _writable_parent(self, parent_id: int, name: str) -> Directory:
+        self.store.committer.require_writable()
+        if parent_id == ROOT_ID and name == fmt.CONTROL:
+            raise PermissionError(errno.EPERM, "this name belongs to ckptfs")
+        return self.nodes.directory(parent_id)
+
+    def _made(self, parent: Directory, name: str) -> Entry:
+        self.store.committer.note_changed_dir(parent.fd)
+        status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
+        return self._entry(self.nodes.committed(parent, name, status), status)
+
+
+def lstat(at: int, name: str) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=at, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def exists(at: int, name: str) -> bool:
+    return lstat(at, name) is not None
+
+
+def owner(parent: Directory, caller: Caller) -> tuple[int, int]:
+    """A new inode belongs to the caller, its group to a setgid directory."""
+    above = os.fstat(parent.fd)
+    return caller.uid, above.st_gid if above.st_mode & stat.S_ISGID else caller.gid
+
+
+def own(
+    fd: int, parent: Directory, mode: int, caller: Caller, *, directory: bool = False
+) -> None:
+    """Owner and mode of a new inode, before anybody can see it."""
+    os.fchown(fd, *owner(parent, caller))
+    if directory and os.fstat(parent.fd).st_mode & stat.S_ISGID:
+        mode |= stat.S_ISGID
+    os.fchmod(fd, mode & 0o7777)

@@ -1,0 +1,141 @@
+"""What of this machine and directory carries ckptfs: tried, not guessed. Nothing is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ckptfs import format as fmt
+from ckptfs import osfs
+from ckptfs.mount import inspect, writers
+
+_PASSTHROUGH_SINCE = (6, 9)
+_LOW_SPACE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Check:
+    verdict: str  # ok, warn, FAIL
+    what: str
+    found: str
+    advice: str = ""
+
+
+def examine(directory: str) -> Iterator[Check]:
+    yield _kernel()
+    yield _device()
+    yield _rights()
+    if not writers.proc_is_ours():
+        yield Check(
+            "warn",
+            "/proc",
+            "of another pid namespace",
+            "killed writers cannot be told from finished ones (C6); run with --pid=host",
+        )
+    if not os.path.isdir(directory):
+        yield Check("FAIL", directory, "no such directory", "make it first")
+        return
+    if inspect.is_mounted(directory):
+        yield Check("ok", directory, "served now; see `ckptfs status`")
+        return
+    yield from _directory(directory)
+
+
+def _kernel() -> Check:
+    release = platform.release()
+    version = tuple(int(part) for part in release.split(".")[:2] if part.isdigit())
+    if version >= _PASSTHROUGH_SINCE:
+        return Check("ok", "kernel", release)
+    return Check("warn", "kernel", release, "Linux 6.9 brings passthrough; data is relayed, slower")
+
+
+def _device() -> Check:
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        if os.geteuid() != 0 and shutil.which("fusermount3"):
+            return Check("ok", "/dev/fuse", "by way of fusermount3")
+        return Check(
+            "FAIL",
+            "/dev/fuse",
+            error.strerror or "cannot be opened",
+            "modprobe fuse, or give the container --device /dev/fuse",
+        )
+    return Check("ok", "/dev/fuse", "opens")
+
+
+def _rights() -> Check:
+    if os.geteuid() == 0:
+        return Check("ok", "rights", "root: mount(2) and passthrough")
+    if shutil.which("fusermount3"):
+        advice = "passthrough needs root; data is relayed"
+        return Check("warn", "rights", "fusermount3: mounts", advice)
+    return Check("FAIL", "rights", "neither root nor fusermount3", "install the package fuse3")
+
+
+def _directory(directory: str) -> Iterator[Check]:
+    try:
+        folder = tempfile.mkdtemp(prefix=".ckptfs-doctor-", dir=directory)
+    except OSError as error:
+        yield Check("FAIL", directory, error.strerror or "not writable", "it must be writable")
+        return
+    fd = osfs.open_directory(folder)
+    try:
+        yield _rename(fd)
+        yield _link(fd)
+        yield _xattrs(fd)
+        yield _space(fd)
+    finally:
+        os.close(fd)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _file(at: int, name: str) -> None:
+    os.close(os.open(name, os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=at))
+
+
+def _rename(at: int) -> Check:
+    try:
+        _file(at, "a")
+        os.rename("a", "b", src_dir_fd=at, dst_dir_fd=at)
+        os.fsync(at)
+    except OSError as error:
+        return Check("FAIL", "rename and fsync", error.strerror or "", "use another filesystem")
+    return Check("ok", "rename and fsync", "work, of directories too")
+
+
+def _link(at: int) -> Check:
+    try:
+        os.link("b", "c", src_dir_fd=at, dst_dir_fd=at)
+    except OSError as error:
+        return Check("FAIL", "hard links", error.strerror or "", "mount with --keep 0")
+    return Check("ok", "hard links", "work: earlier generations cost no copy")
+
+
+def _xattrs(at: int) -> Check:
+    fd = os.open("b", os.O_RDWR, dir_fd=at)
+    try:
+        with contextlib.suppress(OSError):
+            os.setxattr(fd, fmt.XATTR, b"x" * 400)
+            return Check("ok", "user xattrs", "work: records travel with their files")
+        return Check(
+            "warn",
+            "user xattrs",
+            "not on this filesystem",
+            "records lie in .ckptfs/sidecar and do not travel with copied files",
+        )
+    finally:
+        os.close(fd)
+
+
+def _space(at: int) -> Check:
+    free = osfs.free_space(at)
+    text = f"{free / (1 << 30):.1f} GiB"
+    if free < _LOW_SPACE_BYTES:
+        return Check("warn", "free space", text, "a save needs room for old and new side by side")
+    return Check("ok", "free space", text)

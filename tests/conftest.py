@@ -1,0 +1,169 @@
+"""Shared fixtures: quick directories, and real filesystems in image files."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+_IMAGE_BYTES = 320 << 20  # XFS refuses less than 300 MB; the file is sparse
+_MAKE = {
+    "ext4": ["mkfs.ext4", "-q", "-F", "-b", "4096"],
+    "xfs": ["mkfs.xfs", "-q", "-f"],
+    "btrfs": ["mkfs.btrfs", "-q", "-f"],
+}
+_PREFIX = "ckptfs-loop-"
+
+
+@pytest.fixture
+def quick_dir(tmp_path: Path) -> Iterator[Path]:
+    """A directory in memory if it takes user xattrs there (Linux 6.6), else on disk."""
+    if not _takes_xattrs(Path("/dev/shm")):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="ckptfs-test-", dir="/dev/shm") as directory:
+        yield Path(directory)
+
+
+def _takes_xattrs(directory: Path) -> bool:
+    try:
+        with tempfile.NamedTemporaryFile(dir=directory) as file:
+            os.setxattr(file.fileno(), "user.ckptfs.test", b"x")
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """The test leaves no descriptor open."""
+    from harness import open_descriptors
+
+    before = open_descriptors()
+    yield
+    assert open_descriptors() <= before
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """A filesystem in an image file."""
+
+    kind: str
+    path: Path
+    image: Path | None = None
+
+
+@pytest.fixture(scope="session")
+def _mounts() -> Iterator[dict[str, Mounted]]:
+    _clear_stale_mounts()
+    base = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+    atexit.register(_clear, base)  # also when pytest itself goes down
+    yield {"": Mounted("", base)}
+    _clear(base)
+
+
+@pytest.fixture(params=["ext4", "xfs", "btrfs"])
+def loop_fs(request: pytest.FixtureRequest, _mounts: dict[str, Mounted]) -> Iterator[Mounted]:
+    """A fresh directory on each of the filesystems that people keep checkpoints on."""
+    mounted = mounted_image(request.param, _mounts)
+    directory = Path(tempfile.mkdtemp(dir=mounted.path))
+    yield Mounted(mounted.kind, directory, mounted.image)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def ext4_dir(_mounts: dict[str, Mounted]) -> Path:
+    return Path(tempfile.mkdtemp(dir=mounted_image("ext4", _mounts).path))
+
+
+@pytest.fixture
+def ramfs_dir(_mounts: dict[str, Mounted]) -> Path:
+    """A filesystem without user xattrs."""
+    _needs_root()
+    if "ramfs" not in _mounts:
+        path = _mounts[""].path / "ramfs"
+        path.mkdir()
+        subprocess.run(["mount", "-t", "ramfs", "ramfs", path], check=True)
+        _mounts["ramfs"] = Mounted("ramfs", path)
+    return Path(tempfile.mkdtemp(dir=_mounts["ramfs"].path))
+
+
+def mounted_image(kind: str, mounts: dict[str, Mounted]) -> Mounted:
+    _needs_root()
+    if shutil.which(_MAKE[kind][0]) is None:
+        pytest.skip(f"{_MAKE[kind][0]} is not installed")
+    if kind not in mounts:
+        base = mounts[""].path
+        image, path = base / f"{kind}.img", base / kind
+        path.mkdir()
+        with image.open("wb") as file:
+            file.truncate(_IMAGE_BYTES)
+        subprocess.run([*_MAKE[kind], image], check=True, stdout=subprocess.DEVNULL)
+        mount = subprocess.run(
+            ["mount", "-o", "loop", "-t", kind, image, path], capture_output=True, text=True
+        )
+        if mount.returncode != 0:
+            pytest.skip(f"cannot mount {kind} here: {mount.stderr.strip()}")
+        mounts[kind] = Mounted(kind, path, image)
+    return mounts[kind]
+
+
+def _needs_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+
+
+def _mountpoints() -> list[Path]:
+    with contextlib.suppress(FileNotFoundError):
+        lines = Path("/proc/self/mounts").read_text().splitlines()
+        return [Path(line.split(" ")[1]) for line in lines]
+    return []
+
+
+def _clear(base: Path) -> None:
+    for path in _mountpoints():
+        if base in path.parents:
+            subprocess.run(["umount", "-l", path], check=False)
+    if not any(base in path.parents for path in _mountpoints()):
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def _clear_stale_mounts() -> None:
+    """A session that was killed could not clear up after itself."""
+    for base in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        pid = base.name.removeprefix(_PREFIX).partition("-")[0]
+        if not Path(f"/proc/{pid}").exists():
+            _clear(base)
+
+
+# --- mounts --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk_dir(tmp_path: Path) -> Path:
+    """A directory to be served, on a filesystem with xattrs."""
+    import mounts
+
+    reason = mounts.why_no_mounts()
+    if reason:
+        pytest.skip(f"cannot mount here: {reason}")
+    directory = tmp_path / "checkpoints"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def mount(disk_dir: Path) -> Iterator[object]:
+    """A served directory with the default options, as users have it."""
+    import mounts
+
+    with mounts.served(disk_dir) as served:
+        yield served
