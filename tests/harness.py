@@ -1,0 +1,74 @@
+"""What several test modules share: stores over a directory, rot, open descriptors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ckptfs import osfs
+from ckptfs import verify as verify_module
+from ckptfs.osfs import OsFs
+from ckptfs.store import Options, Store
+from ckptfs.verify import Condition, Finding
+
+OLD, NEW, NEWER = b"old " * 700, b"new " * 900, b"newer " * 800
+
+
+def store_on(directory: Path, fs: Any = None, **options: Any) -> Store:
+    """A store without lock and recovery, so that several can follow each other quickly."""
+    root = osfs.open_directory(str(directory))
+    try:
+        return Store(fs or OsFs(), root, str(directory), Options(**options))
+    except BaseException:
+        os.close(root)
+        raise
+
+
+def rot(path: Path, offset: int = 0) -> None:
+    """Flip a bit and leave the times as they were: what a disk does, not what a program does."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def touch(path: Path) -> None:
+    before = path.stat()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
+
+
+def examine(store: Store, path: str, **how: bool) -> Finding:
+    folder, _, name = path.rpartition("/")
+    at = osfs.open_below(store.fs, store.root, folder)
+    try:
+        return verify_module.examine(store.layout, at, name, **how)
+    finally:
+        store.fs.close(at)
+
+
+def condition(store: Store, path: str) -> Condition:
+    return examine(store, path).condition
+
+
+def lineage(store: Store, path: str) -> str:
+    record = examine(store, path).record
+    assert record is not None
+    return record.lineage
+
+
+def contents(directory: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(directory.iterdir()) if path.suffix != ".json"]
+
+
+def open_descriptors() -> set[str]:
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found.add(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")
+        except FileNotFoundError:  # the one that listed
+            continue
+    return found

@@ -1,0 +1,160 @@
+"""Generations: which are kept, that they are the right ones, and that they go when they should."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from harness import examine, lineage, store_on
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptfs import history
+from ckptfs.store import Store
+
+
+@given(st.sets(st.integers(0, 1000)), st.integers(0, 8))
+def test_surplus_leaves_exactly_the_newest(generations: set[int], keep: int) -> None:
+    going = history.surplus(generations, keep)
+    staying = generations - set(going)
+    assert going == sorted(going)
+    assert len(staying) == min(keep, len(generations))
+    assert all(gone < kept for gone in going for kept in staying)
+
+
+def versions(directory: Path, of: str) -> list[bytes]:
+    folder = directory / ".ckptfs" / "history" / of
+    if not folder.is_dir():
+        return []
+    return [path.read_bytes() for path in sorted(folder.iterdir(), key=lambda p: int(p.name))]
+
+
+def put_all(store: Store, path: str, *contents: bytes) -> str:
+    for content in contents:
+        store.put(path, content)
+    return lineage(store, path)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3, 10])
+def test_C5_the_newest_replaced_versions_are_kept(keep: int, quick_dir: Path) -> None:
+    store = store_on(quick_dir, keep=keep)
+    all_of_them = [f"version {number}".encode() for number in range(6)]
+    of = put_all(store, "a.pt", *all_of_them)
+    replaced = all_of_them[:-1]
+    assert versions(quick_dir, of) == replaced[max(0, len(replaced) - keep) :]
+    assert store.get("a.pt") == all_of_them[-1]
+    store.close()
+
+
+def test_keeping_costs_no_data(quick_dir: Path) -> None:
+    store = store_on(quick_dir)
+    store.put("a.pt", b"one")
+    inode = (quick_dir / "a.pt").stat().st_ino
+    of = put_all(store, "a.pt", b"two")
+    (kept,) = (quick_dir / ".ckptfs" / "history" / of).iterdir()
+    assert kept.stat().st_ino == inode
+    store.close()
+
+
+def test_history_follows_the_file_through_renames(quick_dir: Path) -> None:
+    store = store_on(quick_dir, keep=3)
+    of = put_all(store, "a.pt", b"one", b"two")
+    store.rename("a.pt", "b.pt")
+    assert put_all(store, "b.pt", b"three") == of
+    assert versions(quick_dir, of) == [b"one", b"two"]
+    # A folder of the same name does not disturb it: history is not keyed by path.
+    (quick_dir / "a.pt").mkdir()
+    assert put_all(store, "a.pt/1", b"other") != of
+    store.close()
+
+
+def test_C5_a_rename_onto_keeps_what_stood_there_and_takes_over_its_history(
+    quick_dir: Path,
+) -> None:
+    store = store_on(quick_dir, keep=3)
+    of = put_all(store, "a.pt", b"one", b"two")
+    left = put_all(store, "a.tmp", b"draft", b"three")
+    store.rename("a.tmp", "a.pt")
+    assert lineage(store, "a.pt") == of
+    assert versions(quick_dir, of) == [b"one", b"two"]
+    assert versions(quick_dir, left) == []
+    store.close()
+
+
+def test_C5_an_older_file_renamed_onto_a_newer_one_counts_as_the_newest(quick_dir: Path) -> None:
+    """Its own number was lower than those in the history it took over: rollback passed them by."""
+    store = store_on(quick_dir, keep=2)
+    store.put("best.pt", b"best")
+    of = put_all(store, "last.pt", b"one", b"two")
+    store.rename("best.pt", "last.pt")
+    newest = examine(store, "last.pt").record
+    assert newest is not None
+    assert all(newest.generation > number for number in history.generations(store.layout, of))
+    put_all(store, "last.pt", b"three")
+    assert versions(quick_dir, of) == [b"two", b"best"]
+    store.close()
+
+
+def test_C5_two_hard_links_do_not_share_a_history(quick_dir: Path) -> None:
+    """A rotten file was rolled back to a version of the other name."""
+    store = store_on(quick_dir, keep=5)
+    store.put("a.pt", b"common")
+    os.link(quick_dir / "a.pt", quick_dir / "b.pt")
+    mine = put_all(store, "a.pt", b"a1", b"a2")
+    others = put_all(store, "b.pt", b"b1", b"b2")
+    assert mine != others
+    assert versions(quick_dir, mine) == [b"common", b"a1"]
+    assert versions(quick_dir, others) == [b"common", b"b1"]
+    store.close()
+
+
+def test_a_deleted_file_takes_its_history_along(quick_dir: Path) -> None:
+    store = store_on(quick_dir)
+    of = put_all(store, "a.pt", b"one", b"two")
+    store.unlink("a.pt")
+    assert not (quick_dir / ".ckptfs" / "history" / of).exists()
+    store.close()
+
+
+def test_a_deleted_file_takes_its_history_along_after_a_commit_that_failed(
+    quick_dir: Path,
+) -> None:
+    """History then links to the very version that is current: that is no other name of it."""
+    store = store_on(quick_dir)
+    of = put_all(store, "a.pt", b"one")
+    replaced = store.committer.replaced_by(store.root, "a.pt")
+    store.committer.keep_replaced(replaced, store.root, "a.pt")
+    assert versions(quick_dir, of) == [b"one"]
+    assert put_all(store, "a.pt", b"two") == of
+    store.committer.keep_replaced(
+        store.committer.replaced_by(store.root, "a.pt"), store.root, "a.pt"
+    )
+    store.unlink("a.pt")
+    assert not (quick_dir / ".ckptfs" / "history" / of).exists()
+    store.close()
+
+
+def test_a_deleted_name_leaves_the_history_to_the_other_hard_link(quick_dir: Path) -> None:
+    store = store_on(quick_dir)
+    of = put_all(store, "a.pt", b"one", b"two")
+    os.link(quick_dir / "a.pt", quick_dir / "b.pt")
+    store.unlink("b.pt")
+    assert versions(quick_dir, of) == [b"one"]
+    store.close()
+
+
+def test_a_file_from_before_ckptfs_is_kept_too(quick_dir: Path) -> None:
+    (quick_dir / "a.pt").write_bytes(b"mine")
+    store = store_on(quick_dir)
+    assert versions(quick_dir, put_all(store, "a.pt", b"new")) == [b"mine"]
+    store.close()
+
+
+def test_generations_passes_over_foreign_names(quick_dir: Path) -> None:
+    store = store_on(quick_dir, keep=3)
+    of = put_all(store, "a.pt", b"one", b"two", b"three")
+    (quick_dir / ".ckptfs" / "history" / of / "note.txt").write_text("mine")
+    assert history.generations(store.layout, of) == [2, 1]
+    assert history.generations(store.layout, "no such lineage") == []
+    store.close()

@@ -1,0 +1,99 @@
+"""Imports run one way, and one module speaks to the operating system (DESIGN §8)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parent.parent
+FOLDERS = {"ckptfs": "ckptfs", "mount": "ckptfs.mount", "tools": "ckptfs.tools"}
+LAYERS = {
+    "errors": 0,
+    **dict.fromkeys(["protocol", "osfs", "structure", "format", "digest"], 1),
+    **dict.fromkeys(["layout", "history", "commit"], 2),
+    **dict.fromkeys(["verify", "sets", "pipeline"], 3),
+    "store": 4,
+    "mount": 5,
+    "tools": 5,
+    "cli": 6,
+    "__init__": 6,
+    "__main__": 7,
+}
+SYSTEM = {"os", "fcntl", "shutil", "subprocess", "ctypes", "xattr", "pathlib"}
+FREE = {"osfs.py", "cli.py"}  # the filesystem; the top layer, which starts daemons and shells
+SOURCES = sorted(path for folder in FOLDERS for path in (PROJECT / folder).rglob("*.py"))
+
+
+def imported(source: str) -> set[str]:
+    """Dotted names of all modules that the source imports, also within functions."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def layer_of(module: str) -> int | None:
+    """The layer of a dotted name below ckptfs; None outside."""
+    package, _, rest = module.partition(".")
+    if package != "ckptfs":
+        return None
+    return LAYERS.get(rest.partition(".")[0])
+
+
+def upward(module: str, source: str) -> list[str]:
+    here = layer_of(module)
+    assert here is not None, f"{module} has no layer: give it one in LAYERS"
+    above = [name for name in imported(source) if (layer_of(name) or 0) > here]
+    # Neighbours in the top layers do not know each other.
+    package = module.split(".")[1]
+    if package in ("mount", "tools"):
+        other = {"mount": "ckptfs.tools", "tools": "ckptfs.mount"}[package]
+        above += [name for name in imported(source) if f"{name}.".startswith(f"{other}.")]
+    return above
+
+
+def system_calls(source: str) -> set[str]:
+    return {name.partition(".")[0] for name in imported(source)} & SYSTEM
+
+
+def dotted(path: Path) -> str:
+    folder, *rest = path.relative_to(PROJECT).with_suffix("").parts
+    return ".".join([FOLDERS[folder], *rest])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_imports_run_downward(path: Path) -> None:
+    assert upward(dotted(path), path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "ckptfs").glob("*.py")), ids=lambda p: p.name)
+def test_only_osfs_speaks_to_the_operating_system(path: Path) -> None:
+    if path.name not in FREE:
+        assert system_calls(path.read_text()) == set()
+
+
+def test_no_import_cycle_within_the_store() -> None:
+    graph = {
+        path.stem: {
+            name.split(".")[1] for name in imported(path.read_text()) if name.startswith("ckptfs.")
+        }
+        for path in (PROJECT / "ckptfs").glob("*.py")
+    }
+    done: set[str] = set()
+    while ready := {name for name, below in graph.items() if below & set(graph) <= done} - done:
+        done |= ready
+    assert done == set(graph)
+
+
+def test_control_wrong_imports_are_seen() -> None:
+    assert upward("ckptfs.layout", "from ckptfs.store import Store") == ["ckptfs.store.Store"]
+    assert upward("ckptfs.store", "def f():\n    import ckptfs.mount.kernel")
+    assert upward("ckptfs.tools.bench", "from ckptfs.mount import operations")
+    assert upward("ckptfs.commit", "from ckptfs import history, osfs") == []
+    assert system_calls("from os import path\nimport fcntl as f") == {"os", "fcntl"}

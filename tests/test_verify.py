@@ -1,0 +1,292 @@
+"""C5: an open never hands out rotten bytes, and an edit is not mistaken for rot."""
+
+from __future__ import annotations
+
+import errno
+import json
+import mmap
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import Mounted
+from harness import NEW, NEWER, OLD, condition, contents, examine, rot, store_on, touch
+
+from ckptfs import format as fmt
+from ckptfs import verify
+from ckptfs.errors import Rotten
+from ckptfs.osfs import OsFs
+from ckptfs.store import Store
+from ckptfs.tools.faults import BadMemory, Call, Intercepted
+from ckptfs.verify import BAD, Condition
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+SIZES = [1, 4096, 5000, (4 << 20) + 12345]
+
+
+def two_versions(directory: Path, **options: object) -> Store:
+    store = store_on(directory, **options)
+    store.put("a.pt", OLD)
+    store.put("a.pt", NEW)
+    return store
+
+
+def quarantine(directory: Path) -> Path:
+    return directory / ".ckptfs" / "quarantine"
+
+
+def test_C5_a_rotten_file_is_rolled_back_and_quarantined(quick_dir: Path) -> None:
+    store = two_versions(quick_dir)
+    rot(quick_dir / "a.pt", 100)
+    damaged = (quick_dir / "a.pt").read_bytes()
+    assert condition(store, "a.pt") is Condition.DAMAGED
+    assert store.get("a.pt") == OLD
+    assert (quick_dir / "a.pt").read_bytes() == OLD
+    assert contents(quarantine(quick_dir)) == [damaged]
+    (note,) = quarantine(quick_dir).glob("*.json")
+    assert json.loads(note.read_text())["path"] == "a.pt"
+    assert [event["event"] for event in store.events].count("rolled back") == 1
+    assert condition(store, "a.pt") is Condition.OK
+    store.put("a.pt", NEWER)
+    assert store.get("a.pt") == NEWER
+    store.close()
+
+
+def test_C5_rollback_passes_over_rotten_generations(quick_dir: Path) -> None:
+    store = store_on(quick_dir, keep=3)
+    for data in (OLD, NEW, NEWER, b"newest" * 50):
+        store.put("a.pt", data)
+    history = sorted((quick_dir / ".ckptfs" / "history").rglob("*"), key=lambda p: p.name)
+    newest_kept = next(path for path in history if path.is_file() and path.name == "3")
+    rot(newest_kept)
+    rot(quick_dir / "a.pt")
+    assert store.get("a.pt") == NEW
+    store.close()
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_C5_without_a_good_generation_the_open_fails_and_the_file_stays(
+    keep: int, quick_dir: Path
+) -> None:
+    store = two_versions(quick_dir, keep=keep)
+    for path in [quick_dir / "a.pt", *(quick_dir / ".ckptfs" / "history").glob("*/*")]:
+        rot(path)
+    damaged = (quick_dir / "a.pt").read_bytes()
+    for _ in range(2):
+        with pytest.raises(Rotten, match=r"a\.pt") as caught:
+            store.get("a.pt")
+    assert caught.value.errno == errno.EIO
+    assert (quick_dir / "a.pt").read_bytes() == damaged
+    store.close()
+
+
+@pytest.mark.parametrize("edit", ["append", "rewrite", "cut"])
+def test_C5_an_edit_made_outside_is_served_and_told(edit: str, quick_dir: Path) -> None:
+    store = two_versions(quick_dir)
+    edited = {"append": NEW + b"more", "rewrite": b"N" + NEW[1:], "cut": NEW[:10]}[edit]
+    (quick_dir / "a.pt").write_bytes(edited)
+    touch(quick_dir / "a.pt")
+    assert condition(store, "a.pt") is Condition.MODIFIED
+    assert examine(store, "a.pt", digest_modified=True).condition is Condition.MODIFIED
+    assert store.get("a.pt") == edited
+    assert contents(quarantine(quick_dir)) == []
+    store.close()
+
+
+def test_C5_the_same_bytes_under_a_new_time_are_what_was_committed(quick_dir: Path) -> None:
+    store = two_versions(quick_dir)
+    touch(quick_dir / "a.pt")
+    assert examine(store, "a.pt", digest_modified=True).condition is Condition.OK
+    assert store.get("a.pt") == NEW
+    store.close()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_C5_a_bad_read_from_the_cache_is_confirmed_on_the_disk(size: int, tmp_path: Path) -> None:
+    """Bad memory must not cost a good file. Small files too: their confirming read was refused by
+    O_DIRECT, for its buffer was not aligned, and counted as a mismatch."""
+    memory = BadMemory(OsFs())
+    memory.armed = False
+    store = store_on(tmp_path, memory)
+    data = os.urandom(size)
+    store.put("a.pt", data)
+    memory.armed = True
+    assert condition(store, "a.pt") is Condition.OK
+    assert memory.flips > 0
+    memory.armed = False
+    assert store.get("a.pt") == data
+    assert contents(quarantine(tmp_path)) == []
+    store.close()
+
+
+def test_control_a_read_that_is_bad_on_the_disk_too_is_damage(tmp_path: Path) -> None:
+    disk = BadMemory(OsFs(), direct_too=True)
+    disk.armed = False
+    store = store_on(tmp_path, disk)
+    store.put("a.pt", NEW)
+    disk.armed = True
+    assert condition(store, "a.pt") is Condition.DAMAGED
+    disk.armed = False
+    store.close()
+
+
+def test_C5_a_damaged_record_is_told_from_a_damaged_file(quick_dir: Path) -> None:
+    store = two_versions(quick_dir)
+    record = bytearray(os.getxattr(quick_dir / "a.pt", fmt.XATTR))
+    record[30] ^= 1
+    os.setxattr(quick_dir / "a.pt", fmt.XATTR, bytes(record))
+    assert condition(store, "a.pt") is Condition.RECORD_DAMAGED
+    with pytest.raises(Rotten):
+        store.get("a.pt")
+    store.put("a.pt", NEWER)  # and is no obstacle for the next version
+    assert store.get("a.pt") == NEWER
+    store.close()
+
+
+def test_C9_a_file_without_a_record_is_served(quick_dir: Path) -> None:
+    (quick_dir / "mine.pt").write_bytes(OLD)
+    store = store_on(quick_dir)
+    assert condition(store, "mine.pt") is Condition.UNRECORDED
+    assert store.get("mine.pt") == OLD
+    store.close()
+
+
+def test_C5_a_broken_structure_under_a_new_name_is_told(quick_dir: Path) -> None:
+    store = store_on(quick_dir)
+    store.put("a.npz", b"PK\x03")
+    assert condition(store, "a.npz") is Condition.BROKEN
+    assert store.get("a.npz") == b"PK\x03"
+    store.close()
+
+
+def test_C5_each_version_is_read_once_until_it_changes(quick_dir: Path) -> None:
+    store = two_versions(quick_dir)
+    store.close()
+    reads: list[int] = []
+
+    class Counting(Intercepted):
+        def around(self, call: Call) -> object:
+            if call.method == "readinto":
+                reads.append(1)
+            return call.run()
+
+    again = store_on(quick_dir, Counting(OsFs()))
+    assert again.get("a.pt") == again.get("a.pt") == NEW
+    assert len(reads) == 1
+    rot(quick_dir / "a.pt")
+    assert again.get("a.pt") == OLD
+    again.close()
+
+
+def test_C5_a_link_made_meanwhile_does_not_let_rot_through(
+    quick_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit that kept the version and then failed moved its ctime; the open took that for a
+    new version and served the rotten one."""
+    store = two_versions(quick_dir)
+    rot(quick_dir / "a.pt")
+    honest = verify.examine
+    links: list[str] = []
+
+    def examine_then_link(*given: object, **named: object) -> verify.Finding:
+        finding = honest(*given, **named)
+        if not links:
+            links.append("b")
+            os.link(quick_dir / "a.pt", quick_dir / "b")
+        return finding
+
+    monkeypatch.setattr(verify, "examine", examine_then_link)
+    assert store.get("a.pt") == OLD
+    store.close()
+
+
+def test_C5_many_readers_of_a_rotten_file_all_get_the_good_one(quick_dir: Path) -> None:
+    store = two_versions(quick_dir)
+    rot(quick_dir / "a.pt")
+    seen: list[bytes] = []
+    threads = [threading.Thread(target=lambda: seen.append(store.get("a.pt"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [OLD] * 8
+    assert len(contents(quarantine(quick_dir))) == 1
+    store.close()
+
+
+def test_the_walk_finds_regular_files_only_and_not_its_own(quick_dir: Path) -> None:
+    store = store_on(quick_dir)
+    (quick_dir / "run" / ".ckptfs").mkdir(parents=True)
+    for path in ("a.pt", "run/b.pt", "run/.ckptfs/c.pt"):
+        store.put(path, NEW)
+    (quick_dir / "link").symlink_to("a.pt")
+    os.mkfifo(quick_dir / "fifo")
+    paths = [path for path, _ in verify.walk(store.fs, store.root)]
+    assert paths == ["a.pt", "run/.ckptfs/c.pt", "run/b.pt"]
+    rot(quick_dir / "run" / "b.pt")
+    found = {f.path: f.condition for f in verify.examine_all(store.layout, [*paths, "gone"], 3)}
+    assert [path for path, seen in found.items() if seen in BAD] == ["run/b.pt"]
+    assert found["gone"] is Condition.MISSING
+    store.close()
+
+
+# --- on the filesystems that people keep checkpoints on ------------------------------------------
+
+
+def test_C1_C5_C9_put_get_rename_rollback(loop_fs: Mounted) -> None:
+    store = Store.open(str(loop_fs.path))
+    store.put("a.pt", OLD)
+    store.put("b.tmp", NEW * 5000)
+    store.rename("b.tmp", "a.pt")
+    assert (loop_fs.path / "a.pt").read_bytes() == store.get("a.pt") == NEW * 5000
+    rot(loop_fs.path / "a.pt", 4 << 20)
+    assert store.get("a.pt") == OLD
+    assert len(contents(quarantine(loop_fs.path))) == 1
+    store.close()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_C5_a_mismatch_is_confirmed_by_a_direct_read(size: int, loop_fs: Mounted) -> None:
+    memory = BadMemory(OsFs())
+    memory.armed = False
+    store = store_on(loop_fs.path, memory)
+    store.put("a.pt", os.urandom(size))
+    memory.armed = True
+    assert condition(store, "a.pt") is Condition.OK
+    assert memory.flips > 0
+    memory.armed = False
+    store.close()
+
+
+def test_C5_rot_on_the_medium_is_never_handed_out(loop_fs: Mounted) -> None:
+    """The bit flips in the image, below the filesystem. btrfs notices itself and says EIO."""
+    store = Store.open(str(loop_fs.path))
+    old, new = os.urandom(1 << 16), os.urandom(1 << 16)
+    store.put("a.pt", old)
+    store.put("a.pt", new)
+    store.close()
+    flip_on_medium(loop_fs, new[:512])
+    fd = os.open(loop_fs.path / "a.pt", os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+    again = Store.open(str(loop_fs.path))
+    if loop_fs.kind == "btrfs":
+        with pytest.raises(OSError) as caught:
+            again.get("a.pt")
+        assert caught.value.errno == errno.EIO
+    else:
+        assert again.get("a.pt") == old
+        assert len(contents(quarantine(loop_fs.path))) == 1
+    again.close()
+
+
+def flip_on_medium(mounted: Mounted, marker: bytes) -> None:
+    assert mounted.image is not None
+    with mounted.image.open("r+b") as file, mmap.mmap(file.fileno(), 0) as image:
+        at = image.find(marker)
+        assert at >= 0, "the bytes are not on the medium: was the commit not durable?"
+        assert image.find(marker, at + 1) == -1
+        image[at] ^= 1
+        image.flush()

@@ -1,0 +1,481 @@
+"""A filesystem in memory that can lose power.
+
+Every change is *pending* until something makes it durable: fsync of a file its bytes, size, times
+and xattrs; fsync of a directory the names made in it and removed from it. ``clean`` and
+``start_writeback`` make nothing durable. A crash keeps what is durable and any subset of what is
+pending, because filesystems promise no order between
+
+- the bytes of each write: lost bytes below a size that was kept read as zeros (XFS, ext4),
+- size, mtime, mode and owner of a file, together, as they were after one of its changes,
+- each xattr, with any of the values it was given,
+- each name, bound to any of the files it stood for. So the name that a rename makes and the one it
+  takes away persist independently; ``keeps_renamed`` leaves out the states where only the removal
+  did, which ext4, XFS and btrfs rule out, for steps that no order of calls can protect.
+
+``crash_states`` lists every such state, each a filesystem again, on which recovery runs for real.
+The clock counts calls, so mtime moves with each write. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import math
+import mmap
+import os
+import random
+import stat
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field, replace
+
+from ckptfs.osfs import Status
+
+EXHAUSTIVE_UP_TO = 4096  # states; about twelve independent changes
+_SAMPLES = 1024
+_FIRST_FD = 1 << 20  # no descriptor of the process: one that strays is refused
+_TICK_NS = 1000
+_DEVICE = 77
+
+
+@dataclass(frozen=True)
+class Inode:
+    """What persists together: an update of one of these fields rewrites them all."""
+
+    mode: int
+    size: int = 0
+    mtime_ns: int = 0
+    uid: int = 0
+    gid: int = 0
+
+
+@dataclass
+class Node:
+    inode: Inode
+    ctime_ns: int = 0
+    data: bytearray = field(default_factory=bytearray)
+    xattrs: dict[str, bytes] = field(default_factory=dict)
+    entries: dict[str, int] = field(default_factory=dict)
+
+    def copy(self) -> Node:
+        return Node(self.inode, self.ctime_ns, self.data[:], dict(self.xattrs), dict(self.entries))
+
+    def fit(self) -> None:
+        """Cut the bytes at the size, or fill them up with zeros."""
+        del self.data[self.inode.size :]
+        self.data.extend(bytes(self.inode.size - len(self.data)))
+
+
+@dataclass(frozen=True)
+class NameChange:
+    node: int
+    name: str
+    target: int | None
+
+    def apply(self, node: Node) -> None:
+        if self.target is None:
+            node.entries.pop(self.name, None)
+        else:
+            node.entries[self.name] = self.target
+
+
+@dataclass(frozen=True)
+class XattrChange:
+    node: int
+    name: str
+    value: bytes | None
+
+    def apply(self, node: Node) -> None:
+        if self.value is None:
+            node.xattrs.pop(self.name, None)
+        else:
+            node.xattrs[self.name] = self.value
+
+
+@dataclass(frozen=True)
+class InodeChange:
+    node: int
+    inode: Inode
+    name: str = ""
+
+    def apply(self, node: Node) -> None:
+        node.inode = self.inode
+
+
+@dataclass(frozen=True)
+class BytesChange:
+    node: int
+    at: int
+    data: bytes
+    name: str = ""
+
+    def apply(self, node: Node) -> None:
+        node.data.extend(bytes(max(0, self.at - len(node.data))))
+        node.data[self.at : self.at + len(self.data)] = self.data
+
+
+@dataclass(frozen=True)
+class CutChange:
+    node: int
+    at: int
+    name: str = ""
+
+    def apply(self, node: Node) -> None:
+        del node.data[self.at :]
+
+
+Change = NameChange | XattrChange | InodeChange | BytesChange | CutChange
+Choice = tuple[int, ...]  # per slot: how many of its changes persisted
+
+
+@dataclass(frozen=True)
+class Pending:
+    change: Change
+    only_after: int | None = None  # index of the other half of a rename, by `sequence`
+    sequence: int = 0
+
+
+class CrashStates:
+    """The states a power cut may leave, each once. ``exhaustive`` says whether all are listed;
+    else they are every prefix of the changes, all but each one of them, and a fixed sample."""
+
+    def __init__(self, before: CrashFs, keeps_renamed: bool) -> None:
+        self._before, self._keeps_renamed = before, keeps_renamed
+        self._slots = _slots(before.pending)
+        self.possible = math.prod(len(slot) + 1 for slot in self._slots)
+        self.exhaustive = self.possible <= EXHAUSTIVE_UP_TO
+
+    def __iter__(self) -> Iterator[CrashFs]:
+        seen: set[Hashable] = set()
+        for choice in self._choices():
+            chosen = [
+                pending
+                for slot, count in zip(self._slots, choice, strict=True)
+                for pending in slot[:count]
+            ]
+            if self._keeps_renamed and _lost_a_rename(chosen):
+                continue
+            state = self._before.after_crash(sorted(chosen, key=lambda each: each.sequence))
+            if state.identity() not in seen:
+                seen.add(state.identity())
+                yield state
+
+    def _choices(self) -> Iterator[Choice]:
+        if self.exhaustive:
+            return itertools.product(*(range(len(slot) + 1) for slot in self._slots))
+        return iter(dict.fromkeys([*self._prefixes(), *self._all_but_one(), *self._sample()]))
+
+    def _prefixes(self) -> Iterator[Choice]:
+        for cut in [0, *(pending.sequence + 1 for pending in self._before.pending)]:
+            yield tuple(sum(each.sequence < cut for each in slot) for slot in self._slots)
+
+    def _all_but_one(self) -> Iterator[Choice]:
+        full = tuple(len(slot) for slot in self._slots)
+        for index in range(len(full)):
+            yield (*full[:index], 0, *full[index + 1 :])
+
+    def _sample(self) -> Iterator[Choice]:
+        chance = random.Random(len(self._slots))
+        for _ in range(_SAMPLES):
+            yield tuple(chance.randint(0, len(slot)) for slot in self._slots)
+
+
+def _slots(pending: list[Pending]) -> list[list[Pending]]:
+    """Changes of one thing persist in their order; the bytes of two writes need not."""
+    slots: dict[Hashable, list[Pending]] = {}
+    for each in pending:
+        change = each.change
+        alone = isinstance(change, BytesChange | CutChange)
+        key = each.sequence if alone else (type(change), change.node, change.name)
+        slots.setdefault(key, []).append(each)
+    return list(slots.values())
+
+
+def _lost_a_rename(chosen: list[Pending]) -> bool:
+    sequences = {each.sequence for each in chosen}
+    return any(each.only_after is not None and each.only_after not in sequences for each in chosen)
+
+
+class CrashFs:
+    """Implements :class:`ckptfs.osfs.FileSystem`. ``root`` is an open descriptor of its root."""
+
+    def __init__(self) -> None:
+        self.live: dict[int, Node] = {1: Node(Inode(stat.S_IFDIR | 0o755))}
+        self.durable: dict[int, Node] = {1: self.live[1].copy()}
+        self.pending: list[Pending] = []
+        self.clock_ns = 0
+        self._fds: dict[int, int] = {}
+        self._next_node, self._sequence = 2, 0
+        self.root = self._new_fd(1)
+
+    # --- crashing ------------------------------------------------------------------------------
+
+    def snapshot(self) -> CrashFs:
+        """A copy with nothing open, for ``crash_states`` later."""
+        copy = CrashFs()
+        copy.live = {number: node.copy() for number, node in self.live.items()}
+        copy.durable = {number: node.copy() for number, node in self.durable.items()}
+        copy.pending = list(self.pending)
+        copy.clock_ns, copy._next_node = self.clock_ns, self._next_node
+        copy._sequence = self._sequence
+        return copy
+
+    def crash_states(self, keeps_renamed: bool = False) -> CrashStates:
+        return CrashStates(self, keeps_renamed)
+
+    def after_crash(self, survived: list[Pending]) -> CrashFs:
+        """The filesystem with what is durable and ``survived``; nothing is pending in it."""
+        state = CrashFs()
+        nodes = {number: node.copy() for number, node in self.durable.items()}
+        for each in survived:
+            each.change.apply(nodes[each.change.node])
+        reachable = _reachable(nodes)
+        for number in reachable:
+            nodes[number].fit()
+        state.durable = {number: nodes[number] for number in reachable}
+        state.live = {number: nodes[number].copy() for number in reachable}
+        state.clock_ns, state._next_node = self.clock_ns, self._next_node
+        return state
+
+    def identity(self) -> Hashable:
+        """Equal for states that no program could tell apart."""
+        return tuple(
+            (
+                number,
+                node.inode,
+                bytes(node.data),
+                tuple(sorted(node.xattrs.items())),
+                tuple(sorted(node.entries.items())),
+            )
+            for number, node in sorted(self.live.items())
+        )
+
+    def rot(self, path: str, offset: int = 0) -> None:
+        """Flip a bit of the file, on the disk and in the cache, behind everybody's back."""
+        number = 1
+        for name in path.split("/"):
+            number = self.live[number].entries[name]
+        self.live[number].data[offset] ^= 1
+        self.durable[number].data[offset] ^= 1
+
+    def _change(self, change: Change, only_after: int | None = None) -> int:
+        self._sequence += 1
+        self.pending.append(Pending(change, only_after, self._sequence))
+        change.apply(self.live[change.node])
+        self.live[change.node].ctime_ns = self.now_ns()
+        return self._sequence
+
+    def _settle(self, number: int | None, names: bool) -> None:
+        """Make the names in a directory, or all else of a file, durable; all for None."""
+        left = []
+        settled: set[int] = set()
+        for each in self.pending:
+            change = each.change
+            if number is None or (
+                change.node == number and isinstance(change, NameChange) == names
+            ):
+                change.apply(self.durable[change.node])
+                settled.add(change.node)
+            else:
+                left.append(each)
+        self.pending = left
+        for settled_number in settled:
+            self.durable[settled_number].fit()
+
+    # --- descriptors -----------------------------------------------------------------------------
+
+    def _new_fd(self, number: int) -> int:
+        fd = next(fd for fd in itertools.count(_FIRST_FD) if fd not in self._fds)
+        self._fds[fd] = number
+        return fd
+
+    def open_fds(self) -> int:
+        return len(self._fds)
+
+    def _number(self, fd: int) -> int:
+        if fd not in self._fds:
+            raise _error(errno.EBADF, str(fd))
+        return self._fds[fd]
+
+    def _node(self, fd: int) -> Node:
+        return self.live[self._number(fd)]
+
+    def _entry(self, at: int, name: str) -> int:
+        entries = self._directory(at).entries
+        if name not in entries:
+            raise _error(errno.ENOENT, name)
+        return entries[name]
+
+    def _directory(self, at: int) -> Node:
+        node = self._node(at)
+        if not stat.S_ISDIR(node.inode.mode):
+            raise _error(errno.ENOTDIR, str(at))
+        return node
+
+    def _absent(self, at: int, name: str) -> None:
+        if name in self._directory(at).entries:
+            raise _error(errno.EEXIST, name)
+
+    def _make(self, at: int, name: str, mode: int) -> int:
+        self._absent(at, name)
+        number, self._next_node = self._next_node, self._next_node + 1
+        new = Node(Inode(mode, mtime_ns=self.now_ns()))
+        self.live[number], self.durable[number] = new, new.copy()
+        self._change(NameChange(self._number(at), name, number))
+        return number
+
+    def open(self, at: int, name: str, flags: int, mode: int = 0o600) -> int:
+        if name == ".":
+            return self._new_fd(self._number(at))
+        if flags & os.O_CREAT and (flags & os.O_EXCL or name not in self._directory(at).entries):
+            return self._new_fd(self._make(at, name, stat.S_IFREG | mode))
+        number = self._entry(at, name)
+        is_directory = stat.S_ISDIR(self.live[number].inode.mode)
+        if flags & os.O_DIRECTORY and not is_directory:
+            raise _error(errno.ENOTDIR, name)
+        if flags & (os.O_WRONLY | os.O_RDWR) and is_directory:
+            raise _error(errno.EISDIR, name)
+        fd = self._new_fd(number)
+        if flags & os.O_TRUNC:
+            self.truncate(fd, 0)
+        return fd
+
+    def open_direct(self, at: int, name: str) -> int:
+        return self.open(at, name, os.O_RDONLY)
+
+    def close(self, fd: int) -> None:
+        self._number(fd)
+        del self._fds[fd]
+
+    def stat(self, fd: int) -> Status:
+        return self._status(self._number(fd))
+
+    def lstat(self, at: int, name: str) -> Status:
+        return self._status(self._entry(at, name))
+
+    def _status(self, number: int) -> Status:
+        node = self.live[number]
+        inode = node.inode
+        links = sum(list(each.entries.values()).count(number) for each in self.live.values())
+        fields = (inode.mode, number, _DEVICE, links, inode.uid, inode.gid, inode.size, 0, 0, 0)
+        return os.stat_result(fields, {"st_mtime_ns": inode.mtime_ns, "st_ctime_ns": node.ctime_ns})
+
+    def listdir(self, fd: int) -> list[str]:
+        return list(self._directory(fd).entries)
+
+    # --- bytes -----------------------------------------------------------------------------------
+
+    def read(self, fd: int, size: int, offset: int) -> bytes:
+        return bytes(self._node(fd).data[offset : offset + size])
+
+    def readinto(self, fd: int, buffer: bytearray | mmap.mmap, offset: int) -> int:
+        data = self.read(fd, len(buffer), offset)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def write(self, fd: int, data: bytes, offset: int) -> int:
+        number, data = self._number(fd), bytes(data)
+        inode = self.live[number].inode
+        self._change(BytesChange(number, offset, data))
+        self._set(number, size=max(inode.size, offset + len(data)), mtime_ns=self.now_ns())
+        return len(data)
+
+    def truncate(self, fd: int, size: int) -> None:
+        number = self._number(fd)
+        self._change(CutChange(number, size))
+        self._set(number, size=size, mtime_ns=self.now_ns())
+
+    def copy(self, source: int, target: int, size: int) -> None:
+        self.write(target, self.read(source, size, 0), 0)
+
+    def _set(self, number: int, **fields: int) -> None:
+        self._change(InodeChange(number, replace(self.live[number].inode, **fields)))
+        self.live[number].fit()
+
+    def start_writeback(self, fd: int, offset: int, size: int) -> None:
+        self._number(fd)
+
+    def clean(self, fd: int, offset: int, size: int) -> None:
+        self._number(fd)
+
+    def fsync(self, fd: int) -> None:
+        self._settle(self._number(fd), names=False)
+
+    def fsync_dir(self, fd: int) -> None:
+        self._directory(fd)
+        self._settle(self._number(fd), names=True)
+
+    def sync_all(self, fd: int) -> None:
+        self._settle(None, names=True)
+
+    # --- names -----------------------------------------------------------------------------------
+
+    def rename(self, at: int, name: str, to: int, target: str) -> None:
+        number = self._entry(at, name)
+        there = self._directory(to).entries.get(target)
+        if there == number:
+            return
+        if there is not None and stat.S_ISDIR(self.live[there].inode.mode):
+            raise _error(errno.EISDIR, target)
+        added = self._change(NameChange(self._number(to), target, number))
+        self._change(NameChange(self._number(at), name, None), only_after=added)
+        self.live[number].ctime_ns = self.now_ns()
+
+    def link(self, at: int, name: str, to: int, target: str) -> None:
+        number = self._entry(at, name)
+        self._absent(to, target)
+        self._change(NameChange(self._number(to), target, number))
+        self.live[number].ctime_ns = self.now_ns()
+
+    def unlink(self, at: int, name: str) -> None:
+        number = self._entry(at, name)
+        if stat.S_ISDIR(self.live[number].inode.mode):
+            raise _error(errno.EISDIR, name)
+        self._change(NameChange(self._number(at), name, None))
+        self.live[number].ctime_ns = self.now_ns()
+
+    def mkdir(self, at: int, name: str, mode: int) -> None:
+        self._make(at, name, stat.S_IFDIR | mode)
+
+    def rmdir(self, at: int, name: str) -> None:
+        if self.live[self._entry(at, name)].entries:
+            raise _error(errno.ENOTEMPTY, name)
+        self._change(NameChange(self._number(at), name, None))
+
+    # --- metadata --------------------------------------------------------------------------------
+
+    def getxattr(self, fd: int, key: str) -> bytes | None:
+        return self._node(fd).xattrs.get(key)
+
+    def setxattr(self, fd: int, key: str, value: bytes) -> None:
+        self._change(XattrChange(self._number(fd), key, bytes(value)))
+
+    def removexattr(self, fd: int, key: str) -> None:
+        if key in self._node(fd).xattrs:
+            self._change(XattrChange(self._number(fd), key, None))
+
+    def copy_metadata(self, source: int, target: int, skip: str) -> None:
+        old, number = self._node(source), self._number(target)
+        new = self.live[number].inode
+        if (old.inode.mode, old.inode.uid, old.inode.gid) != (new.mode, new.uid, new.gid):
+            self._set(number, mode=old.inode.mode, uid=old.inode.uid, gid=old.inode.gid)
+        for key, value in old.xattrs.items():
+            if key != skip:
+                self.setxattr(target, key, value)
+
+    def now_ns(self) -> int:
+        self.clock_ns += _TICK_NS
+        return self.clock_ns
+
+
+def _error(code: int, what: str) -> OSError:
+    return OSError(code, os.strerror(code), what)
+
+
+def _reachable(nodes: dict[int, Node]) -> list[int]:
+    found, ahead = [], [1]
+    while ahead:
+        number = ahead.pop()
+        if number not in found:
+            found.append(number)
+            ahead.extend(nodes[number].entries.values())
+    return found

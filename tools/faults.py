@@ -1,0 +1,266 @@
+"""Wrappers of a :class:`~ckptfs.osfs.FileSystem` that record its calls, fail them or drop them.
+
+After pebble's errorfs: the code under test is handed the wrapper and knows nothing of it. Each
+wrapper says in ``around`` what becomes of a call; which methods there are is read off the protocol,
+so a method that is added to it is covered from then on. Wrappers stack. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+import re
+import threading
+from collections.abc import Callable, Container
+from typing import Any, cast
+
+from ckptfs import format as fmt
+from ckptfs.osfs import FileSystem
+
+Hook = Callable[["Call"], None]
+
+METHODS = frozenset(name for name in vars(FileSystem) if not name.startswith("_"))
+# close(2) of a local filesystem reports nothing that an fsync did not; the clock is no disk.
+NEVER_FAIL = frozenset({"close", "now_ns"})
+_MAKES = {"write", "truncate", "copy", "rename", "link", "unlink", "mkdir", "rmdir"}
+CHANGES = frozenset(_MAKES | {"setxattr", "removexattr", "copy_metadata"})
+SYNCS = frozenset({"start_writeback", "clean", "fsync", "fsync_dir", "sync_all"})
+
+
+class Call:
+    """One call of a method on the filesystem below."""
+
+    def __init__(self, method: str, arguments: tuple[Any, ...], run: Callable[[], Any]) -> None:
+        self.method, self.arguments, self.run = method, arguments, run
+
+
+class Intercepted:
+    """Passes every call of the protocol through ``around``. Subclasses override that."""
+
+    def __init__(self, below: FileSystem | Intercepted) -> None:
+        self.below = below
+
+    def __getattr__(self, method: str) -> Any:
+        if method not in METHODS:
+            raise AttributeError(method)
+        run = getattr(self.below, method)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            given = (*arguments, *named.values())
+            return self.around(Call(method, given, lambda: run(*arguments, **named)))
+
+        return call
+
+    def around(self, call: Call) -> Any:
+        return call.run()
+
+    @property
+    def fs(self) -> FileSystem:
+        """This object, as what it stands for."""
+        return cast(FileSystem, self)
+
+
+class FailNth(Intercepted):
+    """The ``k``-th call raises ``OSError(errno)``; the others go through.
+
+    ``calls`` counts those that could fail, ``failed`` is the one that did. With ``methods``, only
+    these count. ``k`` 0 fails nothing: a first run tells how many calls there are.
+    """
+
+    def __init__(
+        self,
+        below: FileSystem | Intercepted,
+        k: int,
+        errno: int = _errno.EIO,
+        methods: Container[str] = METHODS - NEVER_FAIL,
+    ) -> None:
+        super().__init__(below)
+        self.k, self.errno, self.methods = k, errno, methods
+        self.calls = 0
+        self.failed: Call | None = None
+        self._guard = threading.Lock()
+
+    def around(self, call: Call) -> Any:
+        if call.method in self.methods:
+            with self._guard:
+                self.calls += 1
+                fails = self.calls == self.k
+            if fails:
+                self.failed = call
+                raise OSError(self.errno, f"injected: {os.strerror(self.errno)}")
+        return call.run()
+
+
+class FailAlways(Intercepted):
+    """Every call of ``method`` raises while ``armed``; ``calls`` counts the refused ones."""
+
+    def __init__(
+        self, below: FileSystem | Intercepted, method: str, errno: int = _errno.EIO
+    ) -> None:
+        super().__init__(below)
+        self.method, self.errno = method, errno
+        self.armed = True
+        self.calls = 0
+
+    def around(self, call: Call) -> Any:
+        if call.method == self.method and self.armed:
+            self.calls += 1
+            raise OSError(self.errno, f"injected: {os.strerror(self.errno)}")
+        return call.run()
+
+
+class Before(Intercepted):
+    """Runs ``hook`` ahead of every call: counting, stopping, looking at the state so far."""
+
+    def __init__(self, below: FileSystem | Intercepted, hook: Hook) -> None:
+        super().__init__(below)
+        self.hook = hook
+
+    def around(self, call: Call) -> Any:
+        self.hook(call)
+        return call.run()
+
+
+class Ignoring(Intercepted):
+    """Calls that ``ignored`` picks return at once and do nothing: how a step is left out, for the
+    controls that show a checker at work. ``calls`` counts them."""
+
+    def __init__(self, below: FileSystem | Intercepted, ignored: Callable[[Call], bool]) -> None:
+        super().__init__(below)
+        self.ignored = ignored
+        self.calls = 0
+
+    def around(self, call: Call) -> Any:
+        if self.ignored(call):
+            self.calls += 1
+            return None
+        return call.run()
+
+
+class BadMemory(Intercepted):
+    """Reads through the page cache have the lowest bit of their first byte flipped, reads past it
+    do not: a bad memory cell under a sound disk. ``direct_too`` is a bad disk."""
+
+    def __init__(self, below: FileSystem | Intercepted, direct_too: bool = False) -> None:
+        super().__init__(below)
+        self.direct_too = direct_too
+        self.armed = True
+        self.flips = 0
+        self._direct: set[int] = set()
+
+    def around(self, call: Call) -> Any:
+        result = call.run()
+        if call.method == "open_direct":
+            self._direct.add(result)
+        elif call.method == "close":
+            self._direct.discard(call.arguments[0])
+        elif call.method in ("read", "readinto") and result and self._lies(call):
+            self.flips += 1
+            if call.method == "read":
+                return bytes([result[0] ^ 1]) + result[1:]
+            call.arguments[1][0] ^= 1
+        return result
+
+    def _lies(self, call: Call) -> bool:
+        return self.armed and (self.direct_too or call.arguments[0] not in self._direct)
+
+
+# --- golden traces -------------------------------------------------------------------------------
+
+_ID = re.compile(r"[0-9a-f]{16}")
+
+
+class Recording(Intercepted):
+    """A trace of the calls as readable text, the same on every run.
+
+    ``names`` gives the directories that are open already; ``wanted`` selects methods. Files stand
+    under the name they were opened by. Transaction ids become ``<tx>``, ``<tx2>`` … in order of
+    appearance, lineages ``<lineage>``; below ``.ckptfs`` paths start at its folders.
+    """
+
+    def __init__(
+        self,
+        below: FileSystem | Intercepted,
+        names: dict[int, str],
+        wanted: Container[str] = CHANGES | SYNCS,
+    ) -> None:
+        super().__init__(below)
+        self.wanted = wanted
+        self.trace: list[str] = []
+        self._names = dict(names)
+        self._labels: dict[str, str] = {}
+        self._guard = threading.Lock()
+
+    def around(self, call: Call) -> Any:
+        with self._guard:
+            line = self._line(call) if call.method in self.wanted else None
+        if line is not None:
+            self.trace.append(line)
+        try:
+            result = call.run()
+        except OSError as error:
+            if line is not None:
+                self.trace[-1] += f" -> {_errno.errorcode.get(error.errno or 0, 'OSError')}"
+            raise
+        if call.method in ("open", "open_direct"):
+            at, name, *flags = call.arguments
+            self._names[result] = self._path(at, name)
+            if flags and flags[0] & os.O_CREAT and "create" not in self.wanted:
+                self.trace.append(f"create {self._names[result]}")
+        return result
+
+    def start(self) -> None:
+        """Begin anew, with ids counted from here."""
+        self.trace.clear()
+        self._labels.clear()
+
+    def text(self) -> str:
+        return "".join(f"{line}\n" for line in self.trace)
+
+    def _line(self, call: Call) -> str:
+        given = call.arguments
+        if call.method in ("rename", "link"):
+            return f"{call.method} {self._path(*given[:2])} -> {self._path(*given[2:])}"
+        if call.method in ("unlink", "mkdir", "rmdir", "lstat", "open", "open_direct"):
+            return f"{call.method} {self._path(*given[:2])}"
+        name = self._names.get(given[0], f"fd {given[0]}") if given else ""
+        return " ".join(filter(None, (call.method, name, self._detail(call))))
+
+    def _detail(self, call: Call) -> str:
+        given = call.arguments
+        if call.method in ("setxattr", "removexattr", "getxattr"):
+            if call.method == "setxattr" and given[1] == fmt.XATTR:
+                return "record" if fmt.path_of_note(given[2]) is None else "note"
+            return str(given[1])
+        if call.method == "write":
+            return f"{given[2]}+{len(given[1])}" if self._data(given[0]) else ""
+        if call.method in ("clean", "start_writeback"):
+            return f"{given[1]}+{given[2]}"
+        if call.method in ("copy", "copy_metadata"):
+            return f"-> {self._names.get(given[1], '?')}"
+        return ""
+
+    def _data(self, fd: int) -> bool:
+        """Whether the length of what is written says anything: drafts hold ids and counters."""
+        return not self._names.get(fd, "").endswith((".<draft>", ".json"))
+
+    def _path(self, at: int, name: str) -> str:
+        above = self._names.get(at, "?")
+        name = self._label(above, name)
+        path = above if name == "." else name if above == "." else f"{above}/{name}"
+        return path.removeprefix(f"{fmt.CONTROL}/") or path
+
+    def _label(self, above: str, name: str) -> str:
+        head, dot, tail = name.rpartition(".")
+        if dot and _ID.fullmatch(tail):
+            return f"{'<inode>' if head.isdigit() else head}.<draft>"
+        if above == fmt.SIDECAR and name.isdigit():
+            return "<inode>"
+        stem, dot, suffix = name.partition(".")
+        if not _ID.fullmatch(stem):
+            return name
+        kind = "lineage" if above == fmt.HISTORY else "tx"
+        if stem not in self._labels:
+            seen = sum(label.startswith(f"<{kind}") for label in self._labels.values())
+            self._labels[stem] = f"<{kind}{seen + 1 if seen else ''}>"
+        return self._labels[stem] + dot + suffix
