@@ -73,6 +73,7 @@ class Committer:
         self._paths = _KeyedLocks()
         self._dirty: dict[tuple[int, int], int] = {}
         self._dirty_lock = threading.Lock()
+        self._dir_syncs = threading.Lock()
 
     # --- stage ---------------------------------------------------------------------------------
 
@@ -187,9 +188,10 @@ class Committer:
         return others > 0 and others > self._links_in_history(status.st_ino, record)
 
     def _links_in_history(self, inode: int, record: Record) -> int:
-        with contextlib.suppress(FileNotFoundError), osfs.opened(
-            self.fs, self.layout.history, record.lineage, osfs.DIRECTORY
-        ) as folder:
+        with (
+            contextlib.suppress(FileNotFoundError),
+            osfs.opened(self.fs, self.layout.history, record.lineage, osfs.DIRECTORY) as folder,
+        ):
             return int(self.fs.lstat(folder, str(record.generation)).st_ino == inode)
         return 0
 
@@ -353,9 +355,11 @@ class Committer:
             self.sync_dir(at)
 
     def sync_changed_dirs(self) -> None:
-        """btrfs may persist directory B before A, so order needs an fsync of each."""
-        with self._dirty_lock:
-            dirty, self._dirty = self._dirty, {}
+        """btrfs may persist directory B before A, so order needs an fsync of each. A publish
+        waits here for the directories that another one is syncing; who notes one does not."""
+        with self._dir_syncs:
+            with self._dirty_lock:
+                dirty, self._dirty = self._dirty, {}
             for fd in dirty.values():
                 try:
                     self.sync_dir(fd)

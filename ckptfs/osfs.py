@@ -153,9 +153,7 @@ class OsFs:
 
     def clean(self, fd: int, offset: int, size: int) -> None:
         if self._can_clean(fd):
-            _sync_file_range(
-                fd, offset, size, _SYNC_WAIT_BEFORE | _SYNC_WRITE | _SYNC_WAIT_AFTER
-            )
+            _sync_file_range(fd, offset, size, _SYNC_WAIT_BEFORE | _SYNC_WRITE | _SYNC_WAIT_AFTER)
         elif offset == 0:
             self.fsync(fd)
 

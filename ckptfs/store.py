@@ -23,7 +23,13 @@ from ckptfs.osfs import FileSystem, OsFs
 from ckptfs.protocol import Mode
 from ckptfs.verify import Finding, Guard
 
-IN_PLACE = ["*.lock", "events.out.tfevents.*", "*.log", "*.out", "*.err", "*.csv", "*.jsonl", "wandb/**", ".git/**", "*.db", "*.sqlite*", "*.mdb", "*-journal", "*-wal", "*-shm"]
+IN_PLACE = (
+    "*.lock",
+    "events.out.tfevents.*",
+    *("*.log", "*.out", "*.err", "*.csv", "*.jsonl"),
+    *("wandb/**", ".git/**"),
+    *("*.db", "*.sqlite*", "*.mdb", "*-journal", "*-wal", "*-shm"),
+)
 _RECENT_EVENTS = 100
 _WRITEBACK_STEP_BYTES = 8 << 20
 
@@ -51,13 +57,11 @@ class Store:
         self.guard = Guard(self.committer)
         self.counts: Counter[str] = Counter()
         self.events: list[dict[str, object]] = []
-        self.patterns = tuple(IN_PLACE) + options.in_place
+        self.patterns = IN_PLACE + options.in_place
         self._guard = threading.Lock()
 
     @classmethod
-    def open(
-        cls, directory: str, options: Options | None = None, mountpoint: str = ""
-    ) -> Store:
+    def open(cls, directory: str, options: Options | None = None, mountpoint: str = "") -> Store:
         """Open ``directory`` for serving: layout, lock, recovery. Raises CannotServe and kin."""
         fs = OsFs()
         root = osfs.open_directory(directory)

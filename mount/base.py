@@ -186,9 +186,7 @@ def owner(parent: Directory, caller: Caller) -> tuple[int, int]:
     return caller.uid, above.st_gid if above.st_mode & stat.S_ISGID else caller.gid
 
 
-def own(
-    fd: int, parent: Directory, mode: int, caller: Caller, *, directory: bool = False
-) -> None:
+def own(fd: int, parent: Directory, mode: int, caller: Caller, *, directory: bool = False) -> None:
     """Owner and mode of a new inode, before anybody can see it."""
     os.fchown(fd, *owner(parent, caller))
     if directory and os.fstat(parent.fd).st_mode & stat.S_ISGID:

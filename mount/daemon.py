@@ -154,9 +154,7 @@ class _Daemon:
         self.store = Store.open(options.directory, options.store, options.mountpoint)
         try:
             self.operations = Operations(self.store, self.status)
-            device = mounting.mount(
-                options.mountpoint, options.directory, allow_other=options.allow_other
-            )
+            device = mounting.mount(options.mountpoint, allow_other=options.allow_other)
             self.session = Session(device, self.operations, passthrough=options.passthrough)
             self.session.ready = ready
             for number in (signal.SIGTERM, signal.SIGINT):

@@ -115,7 +115,7 @@ def _how_held(pid: str, path: str, device: int) -> str | None:
         for fd in os.listdir(f"/proc/{pid}/fd"):
             if _points_into(f"/proc/{pid}/fd/{fd}", path, device):
                 target = os.readlink(f"/proc/{pid}/fd/{fd}")
-                return f"open file {target[len(path):].lstrip('/') or '.'}"
+                return f"open file {target[len(path) :].lstrip('/') or '.'}"
     return None
 
 

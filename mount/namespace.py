@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 from ckptfs import format as fmt
 from ckptfs import osfs
-from ckptfs.mount.base import Base, Entry, Slow, exists, lstat, own, owner
+from ckptfs.mount.base import Base, Entry, Slow, lstat, own, owner
 from ckptfs.mount.nodes import ROOT_ID, Directory, File, Node
-from ckptfs.mount.versions import Caller, Handle, Version
+from ckptfs.mount.versions import Caller, Handle
 
 RENAME_NOREPLACE = 1
 
@@ -118,26 +118,18 @@ class Namespace(Base):
         parent = self._writable_parent(parent_id, name)
 
         def unlink() -> None:
-            staged = self._settled_versions(parent, name)
-            with self.lock:
-                for version in staged:
-                    self.versions.orphan(version)
-            try:
-                self.store.committer.unlink(parent.fd, name)
-            except FileNotFoundError:
-                if not staged:
-                    raise
+            with self.versions.held(parent, name):
+                with self.lock:
+                    staged = list(self.versions.at(parent, name))
+                    for version in staged:
+                        self.versions.orphan(version)
+                try:
+                    self.store.committer.unlink(parent.fd, name)
+                except FileNotFoundError:
+                    if not staged:
+                        raise
 
         return Slow(unlink)
-
-    def _settled_versions(self, parent: Directory, name: str) -> list[Version]:
-        """The unpublished versions of a path, none of them in the middle of a commit."""
-        with self.lock:
-            versions = list(self.versions.at(parent, name))
-        for version in versions:
-            self.versions.wait_settled(version)
-        with self.lock:
-            return [v for v in versions if v in self.versions.at(parent, name)]
 
     def rmdir(self, parent_id: int, name: str) -> None:
         parent = self._writable_parent(parent_id, name)
@@ -153,42 +145,45 @@ class Namespace(Base):
 
     def rename(
         self, parent_id: int, name: str, new_parent_id: int, new_name: str, flags: int
-    ) -> Slow[None]:
+    ) -> Slow[None] | None:
         """Committed files: a commit of the target. Open versions are carried along."""
         parent = self._writable_parent(parent_id, name)
         target = self._writable_parent(new_parent_id, new_name)
         if flags & ~RENAME_NOREPLACE:
             raise OSError(errno.EINVAL, "not supported")
 
+        if (parent, name) == (target, new_name):
+            return None
+
         def rename() -> None:
-            moving = self._settled_versions(parent, name)
-            replaced = self._settled_versions(target, new_name)
-            with self.lock:
-                taken = exists(target.fd, new_name)
-                if flags & RENAME_NOREPLACE and (taken or replaced):
-                    raise FileExistsError(errno.EEXIST, "exists")
-                status = lstat(parent.fd, name)
-                node = self.nodes.find(parent, name, status) if status else None
-                if status is None and not moving:
-                    raise FileNotFoundError(errno.ENOENT, "no such file")
-                over_directory = taken and stat.S_ISDIR(
-                    os.stat(new_name, dir_fd=target.fd, follow_symlinks=False).st_mode
-                )
-                if status is None and over_directory:
-                    raise IsADirectoryError(errno.EISDIR, "is a directory")
-            if status is not None:
-                self._rename_committed(parent, name, target, new_name, status)
-            with self.lock:
-                if (parent, name) == (target, new_name):
-                    return
-                for version in replaced:
-                    self.versions.orphan(version)
-                for version in moving:
-                    self.versions.move(version, target, new_name)
-                if node is not None:
-                    self.nodes.move(node, target, new_name)
+            with self.versions.held(parent, name, (target, new_name)):
+                self._rename(parent, name, target, new_name, flags)
 
         return Slow(rename)
+
+    def _rename(
+        self, parent: Directory, name: str, target: Directory, new_name: str, flags: int
+    ) -> None:
+        with self.lock:
+            moving = list(self.versions.at(parent, name))
+            replaced = list(self.versions.at(target, new_name))
+            status, taken = lstat(parent.fd, name), lstat(target.fd, new_name)
+            node = self.nodes.find(parent, name, status) if status else None
+            if flags & RENAME_NOREPLACE and (taken or replaced):
+                raise FileExistsError(errno.EEXIST, "exists")
+            if status is None and not moving:
+                raise FileNotFoundError(errno.ENOENT, "no such file")
+            if status is None and taken and stat.S_ISDIR(taken.st_mode):
+                raise IsADirectoryError(errno.EISDIR, "is a directory")
+        if status is not None:
+            self._rename_committed(parent, name, target, new_name, status)
+        with self.lock:
+            for version in replaced:
+                self.versions.orphan(version)
+            for version in moving:
+                self.versions.move(version, target, new_name)
+            if node is not None:
+                self.nodes.move(node, target, new_name)
 
     def _rename_committed(
         self, parent: Directory, name: str, target: Directory, new_name: str, status: os.stat_result

@@ -24,11 +24,12 @@ CONTROL_ID = 2  # .ckptfs as the mount shows it
 STATUS_ID = 3  # .ckptfs/status.json
 _FIRST_ID = 16
 
-Identity = tuple[int, int]  # st_dev, st_ino
+# st_dev, st_ino and the file type, since a freed inode number may come back as something else
+Identity = tuple[int, int, int]
 
 
 def identity(status: os.stat_result) -> Identity:
-    return status.st_dev, status.st_ino
+    return status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)
 
 
 class Node:
@@ -80,12 +81,12 @@ class NodeTable:
     def __init__(self, root_fd: int) -> None:
         self.root = Directory(ROOT_ID, None, "", osfs.duplicate(root_fd))
         self.root.lookups = 1
-        control = Virtual(CONTROL_ID, self.root, fmt.CONTROL, (0, CONTROL_ID))
-        self._by_id: dict[int, Node] = {
-            ROOT_ID: self.root,
-            CONTROL_ID: control,
-            STATUS_ID: Virtual(STATUS_ID, self.root, f"{fmt.CONTROL}/status.json", (0, STATUS_ID)),
-        }
+        self._by_id: dict[int, Node] = {ROOT_ID: self.root}
+        for nodeid, name, kind in (
+            (CONTROL_ID, fmt.CONTROL, stat.S_IFDIR),
+            (STATUS_ID, f"{fmt.CONTROL}/status.json", stat.S_IFREG),
+        ):
+            self._by_id[nodeid] = Virtual(nodeid, self.root, name, (0, nodeid, kind))
         self._by_key: dict[_Key, Node] = {}
         self._ids = itertools.count(_FIRST_ID)
 

@@ -313,6 +313,18 @@ class Versions:
         version.failure = error
         self._abort(version, f"fsync failed: {error.strerror}")
 
+    @contextlib.contextmanager
+    def held(self, parent: Directory, name: str, *more: tuple[Directory, str]) -> Iterator[None]:
+        """No version of these paths is committed inside the block: a rename or a delete of the
+        name and the publish under it exclude each other."""
+        with self.lock:
+            places = ((parent, name), *more)
+            versions = {v.staged.txid: v for place in places for v in self.at(*place)}
+        with contextlib.ExitStack() as stack:
+            for txid in sorted(versions):
+                stack.enter_context(versions[txid].staged.lock)
+            yield
+
     def wait_settled(self, version: Version) -> None:
         """Return once a commit that is under way is over."""
         with version.staged.lock:

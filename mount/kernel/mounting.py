@@ -16,6 +16,8 @@ import subprocess
 from ckptfs.errors import CannotServe
 
 FS_TYPE = "fuse.ckptfs"
+# Not a path: mkfs and others stat the source of every mount, and would hang on a stuck server.
+_SOURCE = "ckptfs"
 _MS_NOSUID, _MS_NODEV = 2, 4
 _MNT_DETACH = 2
 _CAP_SYS_RESOURCE = 24
@@ -23,16 +25,14 @@ _CAPABILITY_VERSION_3 = 0x20080522
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def mount(mountpoint: str, source: str, *, allow_other: bool) -> int:
+def mount(mountpoint: str, *, allow_other: bool) -> int:
     """Mount on ``mountpoint``; the descriptor to serve. Raises CannotServe."""
-    return (
-        _mount_as_root(mountpoint, source)
-        if os.geteuid() == 0
-        else _mount_by_helper(mountpoint, source, allow_other=allow_other)
-    )
+    if os.geteuid() == 0:
+        return _mount_as_root(mountpoint)
+    return _mount_by_helper(mountpoint, allow_other=allow_other)
 
 
-def _mount_as_root(mountpoint: str, source: str) -> int:
+def _mount_as_root(mountpoint: str) -> int:
     try:
         device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -42,7 +42,7 @@ def _mount_as_root(mountpoint: str, source: str) -> int:
         ) from None
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other"
     result = _libc.mount(
-        os.fsencode(source),
+        _SOURCE.encode(),
         os.fsencode(mountpoint),
         FS_TYPE.encode(),
         ctypes.c_ulong(_MS_NOSUID | _MS_NODEV),
@@ -56,11 +56,11 @@ def _mount_as_root(mountpoint: str, source: str) -> int:
     return device
 
 
-def _mount_by_helper(mountpoint: str, source: str, *, allow_other: bool) -> int:
+def _mount_by_helper(mountpoint: str, *, allow_other: bool) -> int:
     helper = shutil.which("fusermount3")
     if helper is None:
         raise CannotServe("fusermount3 is not installed, and only root mounts without it")
-    options = f"fsname={source},subtype=ckptfs,default_permissions,nosuid,nodev"
+    options = f"fsname={_SOURCE},subtype=ckptfs,default_permissions,nosuid,nodev"
     if allow_other:
         options += ",allow_other"
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

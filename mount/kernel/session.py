@@ -231,12 +231,12 @@ class Session:
     def _rmdir(self, nodeid: int, caller: Caller, body: memoryview) -> None:
         self.ops.rmdir(nodeid, _names(body)[0])
 
-    def _rename(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None]:
+    def _rename(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None] | None:
         (target,) = wire.RENAME_IN.unpack_from(body)
         name, new_name = _names(body[wire.RENAME_IN.size :])
         return self.ops.rename(nodeid, name, target, new_name, 0)
 
-    def _rename2(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None]:
+    def _rename2(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None] | None:
         target, flags, _ = wire.RENAME2_IN.unpack_from(body)
         name, new_name = _names(body[wire.RENAME2_IN.size :])
         return self.ops.rename(nodeid, name, target, new_name, flags)
