@@ -96,6 +96,7 @@ class Attributes(Files):
 
     def _truncate_committed(self, node: File, parent: Directory, size: int) -> None:
         """truncate(2) of a committed file: a whole transaction of its own."""
+        self._check_device(parent)
         store = self.store
         path, keep_content = node.path(), size > 0
         staged = store.stage(path, parent.fd, node.name, exists=True, truncate=not keep_content)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from ckptfs import format as fmt
+from ckptfs.mount.locks import Locks
 from ckptfs.mount.nodes import (
     CONTROL_ID,
     ROOT_ID,
@@ -58,6 +59,7 @@ class Base:
         self.versions = Versions(store, self.nodes)
         self.lock = self.versions.lock
         self.handles: dict[int, Handle] = {}
+        self.locks = Locks()
         self._ids = itertools.count(1)
         self._status = status
         self._mounted_ns = time.time_ns()

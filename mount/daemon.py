@@ -33,6 +33,7 @@ log = logging.getLogger("ckptfs.daemon")
 
 _LOG_BYTES, _LOG_FILES = 5 << 20, 3
 _POLL_S = 0.1
+_STAYS_BELOW = "keeps working below the mount, unprotected; restart it"
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,15 @@ def mount(options: MountOptions) -> None:
     """Serve ``options.directory``. Returns once it is served, or in the foreground once it is no
     longer. Raises CannotServe, AlreadyServed and kin, with nothing mounted."""
     _check(options)
+    users_below = _users_below(options)
     if options.foreground:
         _log_to(None)
-        _Daemon(options).serve(lambda: None)
+        _Daemon(options, users_below).serve(lambda: None)
         return
     read_end, write_end = os.pipe()
     if os.fork() == 0:
         os.close(read_end)
-        _detached(options, write_end)
+        _detached(options, users_below, write_end)
     os.close(write_end)
     with os.fdopen(read_end, "rb") as pipe:
         answer = pipe.read().decode()
@@ -67,6 +69,15 @@ def mount(options: MountOptions) -> None:
         error = CannotServe(message or "the daemon ended before it served; see its log")
         error.exit_code = int(code) if code.isdigit() else CannotServe.exit_code
         raise error
+    for holder in users_below:
+        print(f"warning: {holder} {_STAYS_BELOW}", file=sys.stderr)
+
+
+def _users_below(options: MountOptions) -> list[inspect.Holder]:
+    """Who works in the directory that the mount is about to cover."""
+    if options.directory != options.mountpoint:
+        return []
+    return inspect.holders(options.directory)
 
 
 def _check(options: MountOptions) -> None:
@@ -75,15 +86,15 @@ def _check(options: MountOptions) -> None:
             mounting.unmount(path, lazy=True)
         if not os.path.isdir(path):
             raise CannotServe(f"{path}: no such directory; make the {what} first")
-    if inspect.is_mounted(options.mountpoint):
-        status = inspect.status_of(options.mountpoint) or {}
-        raise AlreadyServed(
-            f"{options.mountpoint}: served already, by process {status.get('pid', '?')}; "
-            "see `ckptfs status`"
-        )
+    for path in (options.mountpoint, options.directory):
+        if inspect.is_mounted(path):
+            status = inspect.status_of(path) or {}
+            raise AlreadyServed(
+                f"{path}: served already, by process {status.get('pid', '?')}; see `ckptfs status`"
+            )
 
 
-def _detached(options: MountOptions, pipe: int) -> NoReturn:
+def _detached(options: MountOptions, users_below: list[inspect.Holder], pipe: int) -> NoReturn:
     """The child: leave the terminal and the caller's session, then serve."""
 
     def answer(text: str) -> None:
@@ -101,7 +112,7 @@ def _detached(options: MountOptions, pipe: int) -> NoReturn:
         null = os.open(os.devnull, os.O_RDWR)
         for stream in range(3):
             os.dup2(null, stream)
-        _Daemon(options).serve(lambda: answer("serving"))
+        _Daemon(options, users_below).serve(lambda: answer("serving"))
     except CkptfsError as error:
         code = error.exit_code
         answer(f"{code} {error}")
@@ -130,7 +141,11 @@ def _log_to(path: str | None) -> None:
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             handler = logging.handlers.RotatingFileHandler(
-                path, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES
+                path,
+                maxBytes=_LOG_BYTES,
+                backupCount=_LOG_FILES,
+                encoding="utf-8",
+                errors="backslashreplace",  # file names need not be UTF-8
             )
         except OSError as error:
             raise CannotServe(f"{path}: cannot log there: {error.strerror}; use --log") from None
@@ -140,8 +155,8 @@ def _log_to(path: str | None) -> None:
 
 
 class _Daemon:
-    def __init__(self, options: MountOptions) -> None:
-        self.options = options
+    def __init__(self, options: MountOptions, users_below: list[inspect.Holder]) -> None:
+        self.options, self._users_below = options, users_below
         self._started_s = time.time()
         self._stop = threading.Event()
         self._ended = threading.Event()
@@ -150,15 +165,16 @@ class _Daemon:
         options = self.options
         _raise_descriptor_limit()
         mounting.drop_reserve_rights()
-        self._warn_of_users_below()
+        for holder in self._users_below:
+            log.warning("%s %s", holder, _STAYS_BELOW)
         self.store = Store.open(options.directory, options.store, options.mountpoint)
         try:
             self.operations = Operations(self.store, self.status)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: self._stop.set())
             device = mounting.mount(options.mountpoint, allow_other=options.allow_other)
             self.session = Session(device, self.operations, passthrough=options.passthrough)
             self.session.ready = ready
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: self._stop.set())
             stopper = threading.Thread(target=self._wait_for_stop, daemon=True)
             stopper.start()
             log.info("serving %s at %s", options.directory, options.mountpoint)
@@ -177,16 +193,6 @@ class _Daemon:
         self.operations.versions.abort_all("the mount was taken away while it was being written")
         self.operations.versions.writeback.stop()
         log.info("ended; %s", dict(self.store.counts))
-
-    def _warn_of_users_below(self) -> None:
-        if self.options.directory == self.options.mountpoint:
-            users = inspect.holders(self.options.directory)
-            for holder in users:
-                log.warning("%s stays below the mount: it does not see it", holder)
-                print(
-                    f"warning: {holder} keeps working below the mount, unprotected; restart it",
-                    file=sys.__stderr__,
-                )
 
     # --- ending ----------------------------------------------------------------------------------
 
@@ -229,7 +235,7 @@ class _Daemon:
             degraded.append("records lie in sidecars: the filesystem has no room for xattrs")
         return {
             "version": ckptfs.__version__,
-            "pid": os.getpid(),
+            "pid": writers.own_pid(),
             "root_fd": store.root,
             "directory": options.directory,
             "mountpoint": options.mountpoint,

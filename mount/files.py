@@ -13,6 +13,7 @@ import time
 from ckptfs import osfs
 from ckptfs.mount import writers
 from ckptfs.mount.base import Base, Entry, Slow, exists, own, stale
+from ckptfs.mount.locks import LockSet
 from ckptfs.mount.nodes import STATUS_ID, Directory, File, Virtual, identity
 from ckptfs.mount.versions import Caller, Handle, Version
 
@@ -82,6 +83,7 @@ class Files(Base):
         self, node: File, parent: Directory, flags: int, caller: Caller
     ) -> Handle | Slow[Handle]:
         truncate = bool(flags & os.O_TRUNC)
+        self._check_device(parent)
         with self.lock:
             version = node.version
             if version is not None and version.unpublished and self._joins(version, flags, caller):
@@ -242,6 +244,23 @@ class Files(Base):
 
     def seek(self, handle_id: int, offset: int, whence: int) -> int:
         return os.lseek(self.handle(handle_id).fd, offset, whence)
+
+    # --- locks -----------------------------------------------------------------------------------
+
+    def lock_set(self, handle_id: int) -> LockSet:
+        """The locks of the path that the handle was opened by."""
+        handle = self.handle(handle_id)
+        if handle.locks is None:
+            with self.lock:
+                parent = handle.node.parent
+                handle.locks = self.locks.of(parent.id if parent else 0, handle.node.name)
+        return handle.locks
+
+    def unlock_all(self, handle_id: int, owner: int, *, is_flock: bool) -> None:
+        """A close ends the POSIX locks of its process, the last one the flock of the open file."""
+        locks = self.handle(handle_id).locks
+        if locks is not None:
+            self.locks.drop_owner(locks, owner, is_flock=is_flock)
 
     def statfs(self) -> os.statvfs_result:
         return os.fstatvfs(self.store.root)

@@ -123,6 +123,7 @@ class Namespace(Base):
                     staged = list(self.versions.at(parent, name))
                     for version in staged:
                         self.versions.orphan(version)
+                    self.locks.renamed((parent.id, name), None)
                 try:
                     self.store.committer.unlink(parent.fd, name)
                 except FileNotFoundError:
@@ -184,6 +185,7 @@ class Namespace(Base):
                 self.versions.move(version, target, new_name)
             if node is not None:
                 self.nodes.move(node, target, new_name)
+            self.locks.renamed((parent.id, name), (target.id, new_name))
 
     def _rename_committed(
         self, parent: Directory, name: str, target: Directory, new_name: str, status: os.stat_result

@@ -23,6 +23,7 @@ from ckptfs import osfs
 from ckptfs.commit import Staged
 from ckptfs.errors import CkptfsError
 from ckptfs.mount import writers
+from ckptfs.mount.locks import LockSet
 from ckptfs.mount.nodes import Directory, File, Identity, Node, NodeTable
 from ckptfs.mount.writers import Fate
 from ckptfs.protocol import VISIBLE, State
@@ -40,6 +41,7 @@ class Caller:
     uid: int
     gid: int
     pid: int
+    request: int = 0  # its number, for what is answered or interrupted later
 
 
 @dataclass(eq=False)
@@ -56,6 +58,7 @@ class Handle:
     relayed: bool = False  # on another node than its version's: only the daemon can carry it
     flushed: bool = False  # closed by the process that opened it
     listing: list[tuple[str, int, int]] = field(default_factory=list)  # of a directory
+    locks: LockSet | None = None  # of the path it was opened by, once it asked for a lock
 
 
 @dataclass(eq=False)

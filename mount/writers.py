@@ -44,13 +44,19 @@ def _read(path: str) -> bytes | None:
         os.close(fd)
 
 
+def own_pid() -> int:
+    """The number under which ``/proc`` shows this process: in a pid namespace of its own that is
+    not the one it knows itself by, but the one by which others find it."""
+    try:
+        return int(os.readlink("/proc/self"))
+    except OSError:
+        return os.getpid()
+
+
 @functools.cache
 def proc_is_ours() -> bool:
     """Whether ``/proc`` shows the pid namespace that this process lives in."""
-    try:
-        return os.readlink("/proc/self") == str(os.getpid())
-    except OSError:
-        return False
+    return os.path.exists("/proc/self") and own_pid() == os.getpid()
 
 
 def _status(pid: int) -> bytes | None:

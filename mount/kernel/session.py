@@ -9,6 +9,7 @@ traceback in the log. Nothing here waits for another request.
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import threading
@@ -25,6 +26,7 @@ from ckptfs.mount.base import Entry, Slow
 from ckptfs.mount.kernel import wire
 from ckptfs.mount.kernel.passthrough import Passthrough
 from ckptfs.mount.kernel.wire import Op
+from ckptfs.mount.locks import Lock
 from ckptfs.mount.operations import Operations
 from ckptfs.mount.versions import Caller, Handle
 
@@ -36,6 +38,8 @@ _POOL_THREADS = 16
 _RELAY_THREADS = 3
 _WANTED = (
     wire.ASYNC_READ
+    | wire.POSIX_LOCKS
+    | wire.FLOCK_LOCKS
     | wire.ATOMIC_O_TRUNC
     | wire.BIG_WRITES
     | wire.AUTO_INVAL_DATA
@@ -112,7 +116,7 @@ class Session:
             if len(self._openers) > _OPENERS_REMEMBERED:
                 self._openers.intersection_update(self.users())
             self._openers.add(pid)
-        caller = Caller(uid, gid, pid)
+        caller = Caller(uid, gid, pid, unique)
         body = request[wire.IN_HEADER.size :]
         self._answer(unique, lambda: handler(nodeid, caller, body))
 
@@ -178,7 +182,9 @@ class Session:
         return b""
 
     def _interrupt(self, nodeid: int, caller: Caller, body: memoryview) -> object:
-        return _NO_REPLY  # a commit that began is finished
+        """Ends the wait for a lock; a commit that began is finished."""
+        self.ops.locks.interrupt(wire.FORGET_IN.unpack_from(body)[0])
+        return _NO_REPLY
 
     def _forget(self, nodeid: int, caller: Caller, body: memoryview) -> object:
         self.ops.forget(nodeid, wire.FORGET_IN.unpack_from(body)[0])
@@ -287,8 +293,6 @@ class Session:
 
     def _opened(self, handle: Handle) -> bytes:
         reply, backing = 0, 0
-        if handle.flags & os.O_ACCMODE == os.O_RDONLY:
-            reply |= wire.FOPEN_NOFLUSH
         if handle.relayed:
             reply |= wire.FOPEN_DIRECT_IO
         else:
@@ -316,10 +320,14 @@ class Session:
         return wire.WRITE_OUT.pack(written, 0)
 
     def _flush(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None] | None:
-        return self.ops.flush(wire.FLUSH_IN.unpack_from(body)[0], caller)
+        handle, _, _, owner = wire.FLUSH_IN.unpack_from(body)
+        self.ops.unlock_all(handle, owner, is_flock=False)
+        return self.ops.flush(handle, caller)
 
     def _release(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None] | None:
-        handle_id = wire.RELEASE_IN.unpack_from(body)[0]
+        handle_id, _, flags, owner = wire.RELEASE_IN.unpack_from(body)
+        if flags & wire.RELEASE_FLOCK_UNLOCK:
+            self.ops.unlock_all(handle_id, owner, is_flock=True)
         self.passthrough.detach(self.ops.handle(handle_id))
         return self.ops.release(handle_id)
 
@@ -333,6 +341,36 @@ class Session:
     def _lseek(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
         handle, offset, whence, _ = wire.LSEEK_IN.unpack_from(body)
         return wire.LSEEK_OUT.pack(self.ops.seek(handle, offset, whence))
+
+    # --- locks -----------------------------------------------------------------------------------
+
+    def _getlk(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
+        handle, lock, _ = _lock(body)
+        found = self.ops.locks.test(self.ops.lock_set(handle), lock)
+        if found is None:
+            return wire.LK_OUT.pack(lock.start, lock.end, fcntl.F_UNLCK, 0)
+        kind = fcntl.F_WRLCK if found.exclusive else fcntl.F_RDLCK
+        return wire.LK_OUT.pack(found.start, found.end, kind, found.pid)
+
+    def _setlk(self, nodeid: int, caller: Caller, body: memoryview) -> None:
+        handle, lock, kind = _lock(body)
+        if kind == fcntl.F_UNLCK:
+            self.ops.locks.drop(self.ops.lock_set(handle), lock)
+        else:
+            self.ops.locks.take(self.ops.lock_set(handle), lock)
+
+    def _setlkw(self, nodeid: int, caller: Caller, body: memoryview) -> object | None:
+        handle, lock, kind = _lock(body)
+        if kind == fcntl.F_UNLCK:
+            self._setlk(nodeid, caller, body)
+            return None
+        self.ops.locks.wait(
+            self.ops.lock_set(handle),
+            lock,
+            caller.request,
+            lambda error: self._reply(caller.request, -error),
+        )
+        return _NO_REPLY
 
     # --- directories -----------------------------------------------------------------------------
 
@@ -356,6 +394,13 @@ class Session:
 
     def _fsyncdir(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None]:
         return self.ops.fsync_dir(nodeid)
+
+
+def _lock(body: memoryview) -> tuple[int, Lock, int]:
+    """Handle, lock and kind of a lock request."""
+    handle, owner, start, end, kind, pid, flags, _ = wire.LK_IN.unpack_from(body)
+    is_flock = bool(flags & wire.LK_FLOCK)
+    return handle, Lock(owner, start, end, kind == fcntl.F_WRLCK, is_flock, pid), kind
 
 
 def _names(body: memoryview) -> list[str]:

@@ -77,12 +77,14 @@ INIT_EXT = 1 << 30
 PASSTHROUGH = 1 << (32 + 5)
 
 FOPEN_DIRECT_IO = 1 << 0
-FOPEN_NOFLUSH = 1 << 5
 FOPEN_PASSTHROUGH = 1 << 7
 
 GETATTR_FH = 1 << 0
 OPEN_KILL_SUIDGID = 1 << 0
 WRITE_KILL_SUIDGID = 1 << 2
+
+LK_FLOCK = 1 << 0
+RELEASE_FLOCK_UNLOCK = 1 << 1
 
 FATTR_MODE = 1 << 0
 FATTR_UID = 1 << 1
@@ -127,6 +129,8 @@ FORGET_IN = struct.Struct("<Q")
 BATCH_FORGET_IN = struct.Struct("<II")
 FORGET_ONE = struct.Struct("<QQ")
 FALLOCATE_IN = struct.Struct("<QQQII")
+LK_IN = struct.Struct("<QQQQIIII")
+LK_OUT = struct.Struct("<QQII")
 LSEEK_IN = struct.Struct("<QQII")
 LSEEK_OUT = struct.Struct("<Q")
 STATFS_OUT = struct.Struct("<QQQQQIIII24x")
