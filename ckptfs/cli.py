@@ -6,6 +6,8 @@ run, 16 usage), each error class's own for the rest. Errors are one line on stde
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import posixpath
 import sys
@@ -18,7 +20,7 @@ import click
 
 from ckptfs import __version__, history, osfs
 from ckptfs.digest import ALGORITHMS
-from ckptfs.errors import CannotServe, CkptfsError, NotMounted
+from ckptfs.errors import CannotServe, CkptfsError, NotMounted, UsageError
 from ckptfs.format import Record
 from ckptfs.layout import Layout
 from ckptfs.osfs import OsFs
@@ -32,6 +34,8 @@ _NEED_ATTENTION = 4
 
 def main() -> None:
     """The ``ckptfs`` command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
     try:
         commands.main(standalone_mode=False)
     except click.exceptions.Abort:
@@ -228,18 +232,19 @@ class _Below:
         try:
             self.root = osfs.open_directory(path)
         except OSError as error:
-            raise CannotServe(f"{directory}: {error.strerror}") from None
+            dead = "; its daemon is gone, `ckptfs mount` or `ckptfs umount` clears it"
+            hint = dead if error.errno == errno.ENOTCONN else ""
+            raise CannotServe(f"{directory}: {error.strerror}{hint}") from None
         self.layout = Layout.existing(self.fs, self.root, self.where)
 
     def relative(self, path: str) -> str:
         """A path as typed, under the directory or absolute, as one relative to it."""
-        full = path if path.startswith("/") else None
-        if full is None:
-            candidate = osfs.real_path(path)
-            full = candidate if candidate.startswith(self.where + "/") else None
-        if full is None:
-            return posixpath.normpath(path)
-        return posixpath.relpath(full, self.where)
+        real = osfs.real_path(path)
+        inside = real.startswith(self.where + "/")
+        found = posixpath.relpath(real, self.where) if inside else posixpath.normpath(path)
+        if found.startswith(("/", "../")) or found in ("..", "."):
+            raise UsageError(f"{path or '(empty)'}: not a file below {self.where}")
+        return found
 
 
 # --- verify --------------------------------------------------------------------------------------
@@ -364,6 +369,8 @@ def _log_path(below: _Below, path: str) -> None:
     folder, _, name = path.rpartition("/")
     at = osfs.open_below(below.fs, below.root, folder)
     with osfs.opened(below.fs, at, name, osfs.O_RDONLY) as fd:
+        if not osfs.is_regular(below.fs.stat(fd)):
+            raise CannotServe(f"{path}: not a file; only files have generations")
         record = layout.read_record(fd)
     if record is None:
         click.echo(f"{path}: no record (written in place, or there before ckptfs)")

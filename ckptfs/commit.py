@@ -127,7 +127,8 @@ class Committer:
                     record = self.seal(staged, replaced)
                     self.keep_replaced(replaced, at, name)
                     self.publish(staged, at, name)
-                    self.settle(staged, at, name, record)
+                    self.settle(staged, at)
+                    self.prune(replaced)
             except BaseException as error:
                 if staged.state not in VISIBLE and staged.state is not State.ABORTED:
                     self.abort(staged, str(error) or type(error).__name__)
@@ -249,12 +250,16 @@ class Committer:
         self.fs.rename(self.layout.stage, staged.txid, at, name)
         staged.advance(Event.PUBLISH)
 
-    def settle(self, staged: Staged, at: int, name: str, record: Record) -> None:
-        """Make the name durable, then let go of generations past the retention."""
+    def settle(self, staged: Staged, at: int) -> None:
+        """Make the name durable."""
         self.sync_dir(at)
         staged.advance(Event.SETTLE)
-        with contextlib.suppress(OSError):  # the next commit prunes again
-            history.prune(self.layout, record.lineage, self.keep)
+
+    def prune(self, replaced: Replaced | None) -> None:
+        """Once the new version is settled, let go of generations past the retention."""
+        if replaced is not None:  # else the lineage begins here
+            with contextlib.suppress(OSError):  # the next commit prunes again
+                history.prune(self.layout, replaced.lineage, self.keep)
 
     def reseal(self, staged: Staged) -> None:
         """A live version changed after its publish: give it a new record, durable on return."""

@@ -74,6 +74,12 @@ class BrokenStructure(CkptfsError):
     errno = _errno.EBADMSG
 
 
+class WriterKilled(CkptfsError):
+    """One of the writers of a version was killed: what the others wrote is not published."""
+
+    errno = _errno.EIO
+
+
 class StoreReadOnly(CkptfsError):
     """A directory fsync failed after publish: what is on disk is unknown, so nothing is written."""
 

@@ -109,9 +109,13 @@ class Layout:
                     f"{where}: served already, by process {holder.get('pid', '?')} on host "
                     f"{holder.get('host', '?')}; see `ckptfs status`"
                 )
-            owner = json.dumps({"host": osfs.host_name(), "pid": osfs.process_id()}).encode()
+            owner = {
+                "host": osfs.host_name(),
+                "pid": osfs.process_id(),
+                "mountpoint": mountpoint or where,  # where commands given the directory ask
+            }
             self.fs.truncate(fd, 0)
-            self.fs.write(fd, owner + b"\n", 0)
+            self.fs.write(fd, json.dumps(owner).encode() + b"\n", 0)
             self._lock_fd = fd
 
     # --- generations ---------------------------------------------------------------------------
@@ -153,6 +157,14 @@ class Layout:
             self.fs.removexattr(fd, fmt.XATTR)
             _install(self.fs, self.stage, _inode_name(self.fs, fd), value, self.sidecar)
             self.uses_sidecars = True
+
+    def probe_xattrs(self) -> None:
+        """Find out before the first commit whether records must lie in sidecars. Holds the lock."""
+        assert self._lock_fd is not None
+        try:
+            self.fs.setxattr(self._lock_fd, fmt.XATTR, fmt.staged_note(fmt.LOCK))
+        except OSError as error:
+            self.uses_sidecars = self.uses_sidecars or error.errno in osfs.NEVER_XATTR
 
     def remove_record(self, fd: int) -> None:
         """Durable on return."""

@@ -31,7 +31,8 @@ O_RDONLY, O_RDWR, O_WRONLY = os.O_RDONLY, os.O_RDWR, os.O_WRONLY
 O_CREAT, O_EXCL, O_TRUNC, O_APPEND = os.O_CREAT, os.O_EXCL, os.O_TRUNC, os.O_APPEND
 NOFOLLOW = os.O_NOFOLLOW | os.O_CLOEXEC
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | NOFOLLOW
-NO_XATTR = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSPC, errno.E2BIG, errno.EPERM})
+NEVER_XATTR = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP})
+NO_XATTR = NEVER_XATTR | {errno.ENOSPC, errno.E2BIG, errno.EPERM}  # or not for this file
 _NO_DATA = frozenset({errno.ENODATA, getattr(errno, "ENOATTR", errno.ENODATA)})
 _COPY_CHUNK = 4 << 20
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ckptfs import format as fmt
 from ckptfs import osfs
-from ckptfs.mount.base import Slow, stale
+from ckptfs.mount.base import Slow, T, stale
 from ckptfs.mount.files import Files
 from ckptfs.mount.nodes import Directory, File, Node, Virtual, identity
 from ckptfs.mount.versions import Handle
@@ -50,17 +50,16 @@ class Attributes(Files):
             yield f"/proc/self/fd/{node.fd}"
             return
         assert isinstance(node, File) and node.parent is not None
-        version = node.version if node.version is not None and node.version.active else None
-        if version is not None or handle is not None:
-            fd = version.staged.fd if version is not None else handle.fd  # type: ignore[union-attr]
-            with self.versions.metadata_change(node.parent, node.name, version):
-                yield f"/proc/self/fd/{fd}"
-            return
-        fd = os.open(node.name, os.O_PATH | osfs.NOFOLLOW, dir_fd=node.parent.fd)
+        with self.lock:  # a descriptor of our own: the version's is closed once it has ended
+            version = node.version if node.version is not None and node.version.active else None
+            if version is not None or handle is not None:
+                fd = os.dup(version.staged.fd if version else handle.fd)  # type: ignore[union-attr]
+            else:
+                fd = os.open(node.name, os.O_PATH | osfs.NOFOLLOW, dir_fd=node.parent.fd)
         try:
             if identity(os.fstat(fd)) != node.ident:
                 raise stale()
-            with self.versions.metadata_change(node.parent, node.name, None):
+            with self.versions.metadata_change(node.parent, node.name, version):
                 yield f"/proc/self/fd/{fd}"
         finally:
             os.close(fd)
@@ -72,8 +71,16 @@ class Attributes(Files):
         handle = self.handles.get(handle_id) if handle_id is not None else None
         if change.size is not None:
             return Slow(lambda: self._truncate(node, handle, change))
-        self._set_metadata(node, handle, change)
-        return self.getattr(nodeid, handle_id)
+
+        def change_metadata() -> os.stat_result:
+            self._set_metadata(node, handle, change)
+            return self.getattr(nodeid, handle_id)
+
+        return self._in_turn(node, change_metadata)
+
+    def _in_turn(self, node: Node, work: Callable[[], T]) -> T | Slow[T]:
+        """A change of a version that has a writer waits for a commit that is under way."""
+        return Slow(work) if isinstance(node, File) and node.version is not None else work()
 
     def _truncate(self, node: Node, handle: Handle | None, change: Change) -> os.stat_result:
         if not isinstance(node, File) or node.parent is None:
@@ -138,17 +145,19 @@ class Attributes(Files):
     # --- extended attributes ---------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _inode(self, node: Node) -> Iterator[str]:
-        """A path under /proc that names the node's inode, for calls that only look."""
+    def _inode(self, node: Node) -> Iterator[str | int]:
+        """What names the node's inode, for calls that only look: a descriptor where one is open
+        (the kernel asks for an xattr before the first write to every file), else a path."""
         if isinstance(node, Virtual):
             raise OSError(errno.EOPNOTSUPP, "no extended attributes")
         if isinstance(node, Directory):
-            yield f"/proc/self/fd/{node.fd}"
+            yield node.fd
             return
         assert isinstance(node, File) and node.parent is not None
-        if node.version is not None and node.version.active:
-            yield f"/proc/self/fd/{node.version.staged.fd}"
-            return
+        with self.lock:  # the version does not end in here
+            if node.version is not None and node.version.active:
+                yield node.version.staged.fd
+                return
         fd = os.open(node.name, os.O_PATH | osfs.NOFOLLOW, dir_fd=node.parent.fd)
         try:
             if stat.S_ISLNK(os.fstat(fd).st_mode):
@@ -158,23 +167,33 @@ class Attributes(Files):
             os.close(fd)
 
     def getxattr(self, nodeid: int, key: str) -> bytes:
-        with self._inode(self.nodes.get(nodeid)) as path:
-            return os.getxattr(path, key)
+        with self._inode(self.nodes.get(nodeid)) as inode:
+            return os.getxattr(inode, key)
 
     def listxattr(self, nodeid: int) -> list[str]:
         """Ours is hidden: shutil.copy2 would carry it along."""
-        with self._inode(self.nodes.get(nodeid)) as path:
-            return [key for key in os.listxattr(path) if key != fmt.XATTR]
+        with self._inode(self.nodes.get(nodeid)) as inode:
+            return [key for key in os.listxattr(inode) if key != fmt.XATTR]
 
-    def setxattr(self, nodeid: int, key: str, value: bytes, flags: int) -> None:
+    def setxattr(self, nodeid: int, key: str, value: bytes, flags: int) -> Slow[None] | None:
         self._refuse_ours(key)
-        with self._changing(self.nodes.get(nodeid)) as path:
-            os.setxattr(path, key, value, flags)
+        node = self.nodes.get(nodeid)
 
-    def removexattr(self, nodeid: int, key: str) -> None:
+        def set_xattr() -> None:
+            with self._changing(node) as path:
+                os.setxattr(path, key, value, flags)
+
+        return self._in_turn(node, set_xattr)
+
+    def removexattr(self, nodeid: int, key: str) -> Slow[None] | None:
         self._refuse_ours(key)
-        with self._changing(self.nodes.get(nodeid)) as path:
-            os.removexattr(path, key)
+        node = self.nodes.get(nodeid)
+
+        def remove_xattr() -> None:
+            with self._changing(node) as path:
+                os.removexattr(path, key)
+
+        return self._in_turn(node, remove_xattr)
 
     def _refuse_ours(self, key: str) -> None:
         if key == fmt.XATTR:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import json
@@ -130,13 +129,17 @@ class Base:
         """From the version's own descriptor, or the path while it still is this version."""
         if node.version is not None and node.version.active:
             return os.fstat(node.version.staged.fd)
+        status = None
         if node.parent is not None:
-            with contextlib.suppress(FileNotFoundError):
-                status = os.stat(node.name, dir_fd=node.parent.fd, follow_symlinks=False)
-                if identity(status) == node.ident:
-                    return status
+            status = lstat(node.parent.fd, node.name)
+            if status is not None and identity(status) == node.ident:
+                return status
         for handle in node.handles:
             return os.fstat(handle.fd)
+        # Replaced since its lookup, on the way to an open: the kernel looks again only once, and
+        # that is for OPEN to ask for.
+        if status is not None and stat.S_IFMT(status.st_mode) == node.kind:
+            return status
         raise stale()
 
     # --- shared by the operations ----------------------------------------------------------------

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -55,22 +56,28 @@ def mount(options: MountOptions) -> None:
     users_below = _users_below(options)
     if options.foreground:
         _log_to(None)
-        _Daemon(options, users_below).serve(lambda: None)
+        _Daemon(options, users_below).serve(lambda warnings: None)
         return
     read_end, write_end = os.pipe()
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         os.close(read_end)
         _detached(options, users_below, write_end)
     os.close(write_end)
-    with os.fdopen(read_end, "rb") as pipe:
-        answer = pipe.read().decode()
-    if answer != "serving":
+    try:
+        with os.fdopen(read_end, "rb") as pipe:
+            answer = os.fsdecode(pipe.read())
+    except KeyboardInterrupt:  # it has a session of its own, so only we can tell it
+        os.kill(child, signal.SIGTERM)
+        raise
+    verdict, _, warnings = answer.partition("\n")
+    if verdict != "serving":
         code, _, message = answer.partition(" ")
         error = CannotServe(message or "the daemon ended before it served; see its log")
         error.exit_code = int(code) if code.isdigit() else CannotServe.exit_code
         raise error
-    for holder in users_below:
-        print(f"warning: {holder} {_STAYS_BELOW}", file=sys.stderr)
+    for warning in warnings.splitlines():
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _users_below(options: MountOptions) -> list[inspect.Holder]:
@@ -92,6 +99,16 @@ def _check(options: MountOptions) -> None:
             raise AlreadyServed(
                 f"{path}: served already, by process {status.get('pid', '?')}; see `ckptfs status`"
             )
+    _check_apart(options)
+
+
+def _check_apart(options: MountOptions) -> None:
+    """The daemon must never meet its own mount: a request to itself is answered by nobody."""
+    directory, mountpoint, log_file = options.directory, options.mountpoint, options.log_file
+    if mountpoint.startswith(directory.rstrip("/") + "/"):
+        raise CannotServe(f"{mountpoint}: lies in {directory}; mount over the directory or outside")
+    if log_file.startswith(mountpoint.rstrip("/") + "/"):
+        raise CannotServe(f"{log_file}: lies in the mount; log outside of {mountpoint}")
 
 
 def _detached(options: MountOptions, users_below: list[inspect.Holder], pipe: int) -> NoReturn:
@@ -100,7 +117,8 @@ def _detached(options: MountOptions, users_below: list[inspect.Holder], pipe: in
     def answer(text: str) -> None:
         nonlocal pipe
         if pipe >= 0:
-            os.write(pipe, text.encode())
+            with contextlib.suppress(BrokenPipeError):  # the command was killed meanwhile
+                os.write(pipe, os.fsencode(text))
             os.close(pipe)
             pipe = -1
 
@@ -112,7 +130,9 @@ def _detached(options: MountOptions, users_below: list[inspect.Holder], pipe: in
         null = os.open(os.devnull, os.O_RDWR)
         for stream in range(3):
             os.dup2(null, stream)
-        _Daemon(options, users_below).serve(lambda: answer("serving"))
+        _Daemon(options, users_below).serve(
+            lambda warnings: answer("\n".join(["serving", *warnings]))
+        )
     except CkptfsError as error:
         code = error.exit_code
         answer(f"{code} {error}")
@@ -161,12 +181,11 @@ class _Daemon:
         self._stop = threading.Event()
         self._ended = threading.Event()
 
-    def serve(self, ready: Any) -> None:
+    def serve(self, ready: Callable[[list[str]], None]) -> None:
+        """Until the mount is gone. ``ready`` is told what the user should know once it serves."""
         options = self.options
         _raise_descriptor_limit()
         mounting.drop_reserve_rights()
-        for holder in self._users_below:
-            log.warning("%s %s", holder, _STAYS_BELOW)
         self.store = Store.open(options.directory, options.store, options.mountpoint)
         try:
             self.operations = Operations(self.store, self.status)
@@ -174,19 +193,21 @@ class _Daemon:
                 signal.signal(number, lambda *_: self._stop.set())
             device = mounting.mount(options.mountpoint, allow_other=options.allow_other)
             self.session = Session(device, self.operations, passthrough=options.passthrough)
-            self.session.ready = ready
+            self.session.ready = lambda: ready(self._warnings())
             stopper = threading.Thread(target=self._wait_for_stop, daemon=True)
             stopper.start()
             log.info("serving %s at %s", options.directory, options.mountpoint)
-            if not writers.proc_is_ours():
-                log.warning(
-                    "/proc belongs to another pid namespace: killed writers cannot be told from "
-                    "finished ones, and every process sees the committed files; run with --pid=host"
-                )
             self.session.run()
             self._finish()
         finally:
             self.store.close()
+
+    def _warnings(self) -> list[str]:
+        warnings = [f"{holder} {_STAYS_BELOW}" for holder in self._users_below]
+        warnings += self._degraded()
+        for warning in warnings:
+            log.warning("%s", warning)
+        return warnings
 
     def _finish(self) -> None:
         self._ended.set()
@@ -206,8 +227,10 @@ class _Daemon:
             if self._ended.wait(_POLL_S):
                 return
         log.warning("still in use after %.0f s: taking the mount away", self.options.stop_timeout_s)
-        with contextlib.suppress(OSError):
+        try:
             mounting.unmount(self.options.mountpoint, lazy=True)
+        except OSError as error:
+            log.error("cannot unmount: %s", error)
         if not self._ended.wait(1.0):  # somebody holds files open: end without them
             self._finish()
             os._exit(0)
@@ -215,24 +238,29 @@ class _Daemon:
     def _unmounted(self) -> bool:
         try:
             mounting.unmount(self.options.mountpoint)
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                return False
-            log.error("cannot unmount: %s", error)
+        except OSError:  # busy, or somebody else is faster; in the end it is taken away by force
+            return False
         return True
 
     # --- status ----------------------------------------------------------------------------------
 
+    def _degraded(self) -> list[str]:
+        store, found = self.store, []
+        if store.committer.poisoned:
+            found.append(f"read-only: {store.committer.poisoned}")
+        if not writers.proc_is_ours():
+            found.append(
+                "writers unknown, for /proc belongs to another pid namespace: killed ones cannot "
+                "be told from finished ones (C6), and all see the committed files; run with "
+                "--pid=host"
+            )
+        if store.layout.uses_sidecars:
+            found.append("records lie in sidecars: the filesystem has no room for xattrs")
+        return found
+
     def status(self) -> dict[str, Any]:
         """What ``.ckptfs/status.json`` shows."""
         store, session, options = self.store, self.session, self.options
-        degraded = []
-        if store.committer.poisoned:
-            degraded.append(f"read-only: {store.committer.poisoned}")
-        if not writers.proc_is_ours():
-            degraded.append("writers unknown: killed ones and per-process views do not hold (C6)")
-        if store.layout.uses_sidecars:
-            degraded.append("records lie in sidecars: the filesystem has no room for xattrs")
         return {
             "version": ckptfs.__version__,
             "pid": writers.own_pid(),
@@ -248,7 +276,7 @@ class _Daemon:
             "binding": "kernel",
             "passthrough": session.passthrough.active,
             "passthrough_refusal": session.passthrough.refusal,
-            "degraded": degraded,
+            "degraded": self._degraded(),
             "in_place": list(store.patterns),
             "writing": [v.staged.path for v in self.operations.versions.all()],
             "counts": dict(store.counts),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-import time
+from typing import NoReturn
 
 from ckptfs import osfs
 from ckptfs.mount import writers
@@ -88,61 +88,55 @@ class Files(Base):
             version = node.version
             if version is not None and version.unpublished and self._joins(version, flags, caller):
                 return self._write_handle(node, version, flags, caller)
-            waiting = self._waiting_for(parent, node.name, caller)
-            if waiting is not None:  # /proc/self/fd/N: no LOOKUP came between the two OPENs
-                return self._write_handle(node, waiting, flags, caller)
-            youngest = self.versions.at(parent, node.name)[-1:]
-            if youngest and not truncate:
-                self._send_back(youngest[0], caller)
-            if truncate and version is None:
-                self._start(parent, node.name, caller, truncate=True, wait_for=None)
+            expecting = self._expecting(parent, node.name, caller)
+            if expecting is not None:  # /proc/self/fd/N: no LOOKUP came between the two OPENs
+                return self._write_handle(node, expecting, flags, caller)
+            if truncate and not self._due(parent, node.name):
+                self._start(parent, node.name, caller, truncate=True)
 
         def start() -> Handle:
-            self._start(parent, node.name, caller, truncate=truncate, wait_for=version)
-            raise AssertionError("unreachable")
+            while True:
+                for version in self._due(parent, node.name):
+                    self.versions.wait_settled(version)
+                with self.store.committer.path_lock(parent.fd, node.name):
+                    if not self._due(parent, node.name):
+                        self._start(parent, node.name, caller, truncate=truncate)
 
         return Slow(start)
 
     def _joins(self, version: Version, flags: int, caller: Caller) -> bool:
-        if version.waiting is not None:
-            return version.waiting[0] == caller.pid
-        if version.public:
-            return False
-        if not flags & os.O_TRUNC:
+        if caller.pid in version.expected:
             return True
+        if not flags & os.O_TRUNC:
+            return version.joinable
         empty = os.fstat(version.staged.fd).st_size == 0
-        return empty and flags & os.O_ACCMODE == os.O_RDWR
+        return version.joinable and empty and flags & os.O_ACCMODE == os.O_RDWR
 
-    def _waiting_for(self, parent: Directory, name: str, caller: Caller) -> Version | None:
+    def _expecting(self, parent: Directory, name: str, caller: Caller) -> Version | None:
         for version in self.versions.at(parent, name):
-            if version.waiting and version.waiting[0] == caller.pid:
+            if caller.pid in version.expected:
                 return version
         return None
 
-    def _start(
-        self,
-        parent: Directory,
-        name: str,
-        caller: Caller,
-        *,
-        truncate: bool,
-        wait_for: Version | None,
-    ) -> None:
-        """Make a version for this caller and send it back to look the path up again."""
-        if wait_for is not None:
-            self.versions.wait_settled(wait_for)
+    def _due(self, parent: Directory, name: str) -> list[Version]:
+        """Versions of a path that everybody has closed, and that are not committed yet."""
+        with self.lock:
+            return [v for v in self.versions.at(parent, name) if v.closing and v.unpublished]
+
+    def _start(self, parent: Directory, name: str, caller: Caller, *, truncate: bool) -> NoReturn:
+        """Make a version for this caller, or choose the youngest that it can join, and send it
+        back to look the path up again."""
+        with self.lock:
+            youngest = self.versions.at(parent, name)[-1:]
+            if youngest and youngest[0].joinable and not truncate:
+                self._send_back(youngest[0], caller)
         version = self.versions.begin(
             parent, name, caller, exists=exists(parent.fd, name), truncate=truncate
         )
         self._send_back(version, caller)
 
-    def _send_back(self, version: Version, caller: Caller) -> None:
-        process = writers.thread_group(caller.pid)
-        with self.lock:
-            if not version.handles:
-                version.waiting = caller.pid, time.monotonic()
-            if process is not None:
-                version.members.add(process)
+    def _send_back(self, version: Version, caller: Caller) -> NoReturn:
+        self.versions.expect(version, caller)
         raise stale()
 
     def _write_handle(self, node: File, version: Version, flags: int, caller: Caller) -> Handle:

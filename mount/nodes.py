@@ -64,8 +64,11 @@ class Directory(Node):
 class File(Node):
     """One version of a file name, or a symlink or special file."""
 
-    def __init__(self, nodeid: int, parent: Directory | None, name: str, ident: Identity) -> None:
-        super().__init__(nodeid, parent, name, ident)
+    def __init__(
+        self, nodeid: int, parent: Directory | None, name: str, status: os.stat_result
+    ) -> None:
+        super().__init__(nodeid, parent, name, identity(status))
+        self.kind = stat.S_IFMT(status.st_mode)
         self.version: Version | None = None  # while it is staged or live
         self.handles: set[Handle] = set()
 
@@ -111,13 +114,13 @@ class NodeTable:
                 fd = os.open(name, osfs.DIRECTORY, dir_fd=parent.fd)
                 node = Directory(next(self._ids), parent, name, fd)
             else:
-                node = File(next(self._ids), parent, name, identity(status))
+                node = File(next(self._ids), parent, name, status)
             self._add(node)
         return node
 
     def staged(self, parent: Directory, name: str, status: os.stat_result) -> File:
         """A new node for a version that is being written."""
-        node = File(next(self._ids), parent, name, identity(status))
+        node = File(next(self._ids), parent, name, status)
         self._add(node)
         return node
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from ckptfs import osfs
 from ckptfs.commit import Staged
-from ckptfs.errors import CkptfsError
+from ckptfs.errors import CkptfsError, WriterKilled
 from ckptfs.mount import writers
 from ckptfs.mount.locks import LockSet
 from ckptfs.mount.nodes import Directory, File, Identity, Node, NodeTable
@@ -32,6 +32,7 @@ from ckptfs.structure import Verdict
 
 _SEALS_REMEMBERED = 10_000
 _PENDING_S = 5.0  # an open that was sent to look again and never came back
+_EXPECTED_S = 1.0  # how long a close waits for it
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,11 @@ class Version:
     members: set[int]  # processes that opened it for writing: they see it under its name
     fresh: bool  # created or truncated: commits even if nothing was written
     known: bool  # whether its writers can be told apart
-    waiting: tuple[int, float] | None = None  # thread that was answered ESTALE, since when
+    # threads that were answered ESTALE and will open it next, since when
+    expected: dict[int, float] = field(default_factory=dict)
     public: bool = False  # finished: shown to everybody though its disk work goes on
+    closing: bool = False  # being committed or dropped: nobody joins it any more
+    ended: bool = False  # its descriptor is closed
     killed: bool = False
     failure: OSError | CkptfsError | None = None
     handles: set[Handle] = field(default_factory=set)
@@ -81,6 +85,10 @@ class Version:
     def active(self) -> bool:
         """Staged, or published while somebody can still write to it."""
         return self.staged.state is not State.ABORTED
+
+    @property
+    def joinable(self) -> bool:
+        return self.unpublished and not self.closing
 
     @property
     def unpublished(self) -> bool:
@@ -93,6 +101,7 @@ class Versions:
     def __init__(self, store: Store, nodes: NodeTable) -> None:
         self.store, self.nodes = store, nodes
         self.lock = threading.RLock()
+        self._arrived = threading.Condition(self.lock)
         self.writeback = Writeback(store.fs)
         self._sealed_here: OrderedDict[Identity, None] = OrderedDict()
         self._by_path: dict[tuple[int, str], list[Version]] = {}
@@ -116,7 +125,7 @@ class Versions:
         """The version that this caller's lookups of the path give, if not the committed one."""
         versions = self.at(parent, name)
         for version in reversed(versions):
-            if version.public or (version.waiting and version.waiting[0] == caller.pid):
+            if version.public or caller.pid in version.expected:
                 return version
         if caller.pid > 0:
             for version in reversed(versions):
@@ -185,14 +194,30 @@ class Versions:
             version.members.add(handle.opener)
         handle.version = version
         version.handles.add(handle)
-        version.waiting = None
+        version.expected.pop(caller.pid, None)
+        self._arrived.notify_all()
+
+    def expect(self, version: Version, caller: Caller) -> None:
+        """This caller is sent to look the path up again, and finds this version there."""
+        process = writers.thread_group(caller.pid)
+        with self.lock:
+            version.expected[caller.pid] = time.monotonic()
+            if process is not None:
+                version.members.add(process)
 
     def _sweep(self) -> None:
         """Drop versions whose opener was sent to look again and never came."""
         old = time.monotonic() - _PENDING_S
         for version in self.all():
-            if version.waiting and version.waiting[1] < old and not version.handles:
-                self.store.committer.discard(version.staged)
+            expected = version.expected.values()
+            if version.handles or not expected or max(expected) > old:
+                continue
+            with self.lock:
+                version.expected.clear()
+                version.closing = True
+            with version.staged.lock:
+                if version.unpublished:
+                    self.store.committer.discard(version.staged)
                 self._end(version)
 
     # --- closing ---------------------------------------------------------------------------------
@@ -208,10 +233,27 @@ class Versions:
                 return None  # a forked child, or unknown: its RELEASE decides
             if fate is Fate.KILLED and not handle.flushed:
                 version.killed = True
+            if version.unpublished and not self.store.committer.changed(version.staged):
+                return None  # a duplicate, as shells close it before they write: says nothing
             handle.flushed = True
             if not all(other.flushed for other in version.handles):
                 return None
-        return lambda: self._finish(version, released=False)
+        return lambda: self._close(version)
+
+    def _close(self, version: Version) -> None:
+        changed = version.unpublished and self.store.committer.changed(version.staged)
+        if changed and not self._close_to_joiners(version):
+            return  # somebody has joined meanwhile: the last close commits
+        self._finish(version, released=False)
+
+    def _close_to_joiners(self, version: Version) -> bool:
+        """Whether everybody has closed it, those included who are about to open it. From then on
+        an open starts a version of its own: it would write to what is being sealed."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: not version.expected, _EXPECTED_S)
+            version.expected.clear()
+            version.closing = all(handle.flushed for handle in version.handles)
+            return version.closing
 
     def release(self, handle: Handle) -> Callable[[], None] | None:
         """The last duplicate is closed. Nobody waits for the work that is returned."""
@@ -222,29 +264,41 @@ class Versions:
             version.handles.discard(handle)
             if version.handles:
                 if all(other.flushed for other in version.handles):
-                    return lambda: self._finish(version, released=False)
+                    return lambda: self._close(version)
                 return None
-            if version.unpublished and version.at and not version.killed and version.known:
-                version.public = version.fresh
+            if not version.expected:
+                version.closing = True
+                finished = version.unpublished and version.at and not version.killed
+                version.public = bool(finished and version.known and version.fresh)
         return lambda: self._release(version)
 
     def _release(self, version: Version) -> None:
-        try:
-            self._finish(version, released=True)
-        finally:
-            with self.lock:
-                joined = bool(version.handles)
-            if not joined:
-                self._end(version)
+        if not self._close_to_joiners(version):
+            return
+        with version.staged.lock:
+            try:
+                self._finish(version, released=True)
+            finally:
+                with self.lock:
+                    joined = bool(version.handles)
+                if not joined:
+                    self._end(version)
 
     def _finish(self, version: Version, *, released: bool) -> None:
         """Commit what is complete. Raises what a commit raises, once for each who closes."""
         staged = version.staged
         with staged.lock:
+            if version.ended:
+                return
             if version.failure is not None:
                 raise version.failure
             if version.killed and version.unpublished:
+                # Others that write it too must hear of it: 0 from close says "committed".
+                version.failure = WriterKilled(
+                    f"{staged.path}: a process that wrote it was killed; the bytes are in salvage"
+                )
                 self._abort(version, "its writer was killed before it closed it")
+                raise version.failure
             elif staged.state is State.SETTLED:
                 self.store.reseal(staged)
             elif version.at is None:
@@ -252,9 +306,11 @@ class Versions:
                     self.store.committer.discard(staged)
             elif staged.state is State.OPEN:
                 changed = self.store.committer.changed(staged)
-                if changed or (released and version.fresh):
+                if version.closing and (changed or (released and version.fresh)):
                     self._commit(version)
                 elif released:
+                    with self.lock:
+                        self._unplace(version)
                     self.store.committer.discard(staged)
 
     def _commit(self, version: Version) -> None:
@@ -302,8 +358,12 @@ class Versions:
             self.nodes.detach(version.node)
 
     def _end(self, version: Version) -> None:
+        """Once, however many handles were released one after the other."""
         self.writeback.remove(version.staged)
         with self.lock:
+            if version.ended:
+                return
+            version.ended = True
             self._unplace(version)
             if version.node.version is version:
                 version.node.version = None
@@ -329,9 +389,10 @@ class Versions:
             yield
 
     def wait_settled(self, version: Version) -> None:
-        """Return once a commit that is under way is over."""
-        with version.staged.lock:
-            pass
+        """Return once a commit that is due is over; made here if its turn has not come."""
+        with version.staged.lock, contextlib.suppress(OSError, CkptfsError):  # others hear of it
+            if version.closing:
+                self._finish(version, released=not version.handles)
 
     def abort_all(self, reason: str) -> None:
         """At the end of a mount that was taken away: what was open goes to salvage."""
@@ -362,10 +423,11 @@ class Versions:
         """Change mode, owner, times or xattrs of a version without doubt falling on its bytes."""
         if version is not None:
             with version.staged.lock:
-                same = not self.store.committer.changed(version.staged)
-                yield
-                self._keep_record(version.staged, same)
-            return
+                if not version.ended:
+                    same = not self.store.committer.changed(version.staged)
+                    yield
+                    self._keep_record(version.staged, same)
+                    return
         agrees = self._agrees_with_record(parent, name)
         with self.unchanged_bytes(parent, name):
             yield

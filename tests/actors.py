@@ -51,16 +51,15 @@ class Failed(Exception):
 
 
 class Actor:
-    """One process; ``cwd`` is its working directory, ``**identity`` its user=, group=, umask=."""
+    """One process; ``cwd`` is its working directory."""
 
-    def __init__(self, cwd: Path, **identity: Any) -> None:
+    def __init__(self, cwd: Path) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-c", _LOOP],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=cwd,
             text=True,
-            **identity,
         )
         self.pid = int(self._read())
 
@@ -128,12 +127,12 @@ class Actor:
 
 
 @contextlib.contextmanager
-def actors(cwd: Path, count: int, **identity: Any) -> Iterator[list[Actor]]:
+def actors(cwd: Path, count: int) -> Iterator[list[Actor]]:
     """``count`` processes that end with the block."""
     started: list[Actor] = []
     try:
         for _ in range(count):
-            started.append(Actor(cwd, **identity))
+            started.append(Actor(cwd))
         yield started
     finally:
         for actor in started:

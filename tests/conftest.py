@@ -167,3 +167,42 @@ def mount(disk_dir: Path) -> Iterator[object]:
 
     with mounts.served(disk_dir) as served:
         yield served
+
+
+@pytest.fixture(scope="module")
+def shared_mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    import mounts
+    import trees
+
+    reason = mounts.why_no_mounts()
+    if reason:
+        pytest.skip(f"cannot mount here: {reason}")
+    shared = trees.Shared(tmp_path_factory.mktemp("shared"))
+    yield shared
+    shared.end()
+
+
+@pytest.fixture
+def tree(shared_mount: object) -> Iterator[object]:
+    """A directory of the test's own in a mount with the default options."""
+    with shared_mount.tree() as tree:  # type: ignore[attr-defined]
+        yield tree
+
+
+@pytest.fixture(scope="module")
+def torch_process() -> Iterator[object]:
+    """A process that has torch; importing it takes longer than the tests that use it."""
+    pytest.importorskip("torch")
+    from actors import actors
+
+    with actors(Path("/"), 1) as (process,):
+        process.do("import torch")
+        yield process
+
+
+@pytest.fixture
+def torch_user(torch_process: object, tree: object) -> Iterator[object]:
+    """It, at work in the test's own directory."""
+    torch_process.do(f"os.chdir({str(tree.path)!r})")  # type: ignore[attr-defined]
+    yield torch_process
+    torch_process.do("os.chdir('/')")  # type: ignore[attr-defined]

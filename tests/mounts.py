@@ -93,7 +93,7 @@ class Served:
         return self._mount_entry() is not None
 
     def _mount_entry(self) -> list[str] | None:
-        with open("/proc/self/mountinfo") as mounts:
+        with open("/proc/self/mountinfo", errors="surrogateescape") as mounts:
             for line in mounts:
                 fields = line.split()
                 if fields[4] == str(self.path) and "fuse.ckptfs" in fields:
@@ -163,9 +163,7 @@ def _kill(pid: int) -> None:
 
 
 @contextlib.contextmanager
-def served(
-    directory: Path, *options: str, limit_s: float = TEST_LIMIT_S
-) -> Iterator[Served]:
+def served(directory: Path, *options: str, limit_s: float = TEST_LIMIT_S) -> Iterator[Served]:
     """A mount of ``directory`` that ends with the block."""
     mount = Served(directory, *options)
     with ending(mount, limit_s):

@@ -7,6 +7,7 @@ also when it is interrupted.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -19,8 +20,6 @@ from types import FrameType
 
 import torch
 
-from ckptfs.mount import inspect
-from ckptfs.mount.kernel import mounting
 from ckptfs.tools import demo_train
 
 _LIMIT_S = 300.0
@@ -53,12 +52,11 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _remove(root: Path) -> None:
-    mountpoint = str(root / "checkpoints")
-    if inspect.is_mounted(mountpoint):
-        _ckptfs("umount", mountpoint)
-    if inspect.is_mounted(mountpoint):
-        with contextlib.suppress(OSError):
-            mounting.unmount(mountpoint, lazy=True)
+    mountpoint = root / "checkpoints"
+    if mountpoint.is_mount():
+        _ckptfs("umount", str(mountpoint))
+    if mountpoint.is_mount():
+        subprocess.run(["umount", "-l", mountpoint], check=False, timeout=_LIMIT_S)
     shutil.rmtree(root, ignore_errors=True)
 
 
@@ -109,9 +107,10 @@ class _Demo:
         _check(done.returncode == 0, done.stderr.strip())
 
     def _below(self) -> Path:
-        status = inspect.status_of(str(self.served))
-        assert status is not None
-        return Path(inspect.below(status))
+        done = _ckptfs("status", str(self.served), "--json")
+        _check(done.returncode == 0, done.stderr.strip())
+        status = json.loads(done.stdout)
+        return Path(f"/proc/{status['pid']}/fd/{status['root_fd']}")
 
     def _train(self, folder: Path, steps: int) -> None:
         with self._trainer(folder, steps) as process:
@@ -130,7 +129,12 @@ class _Demo:
     @contextlib.contextmanager
     def _trainer(self, folder: Path, steps: int) -> Iterator[subprocess.Popen[str]]:
         command = [_PYTHON, demo_train.__file__, str(folder / "last.pt"), str(self.megabytes)]
-        process = subprocess.Popen([*command, str(steps)], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [*command, str(steps)],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the demo, which ends it
+        )
         try:
             yield process
         finally:

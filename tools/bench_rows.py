@@ -1,0 +1,393 @@
+"""The rows of the benchmark: each compares the mount with the plain directory (DESIGN §10).
+
+A row takes the run it belongs to, measures by turns, clears up after itself and adds its results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ckptfs import osfs
+from ckptfs.errors import UsageError
+from ckptfs.layout import Layout
+from ckptfs.osfs import OsFs
+from ckptfs.tools.rig import Mount, Samples, Subject, alternate, timed
+from ckptfs.tools.stats import Estimate, estimate, ratio, size_text
+from ckptfs.verify import Condition, examine_all, walk
+
+_PLAIN, _AGAIN = "plain", "plain again"
+_WRITES, _WRITE_BYTES = 4096, 64 << 10
+# arXiv 2511.18323: overhead over unsafe writes, in percent
+_PAPER = {"atomic_nodirsync": (56.5, 108.4), "atomic_dirsync": (84.2, 570.6)}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is written; ``--quick`` tries everything and measures nothing."""
+
+    rounds: int = 20
+    save_bytes: int = 1 << 30
+    memory_bytes: int = 10 << 30
+    writes: int = _WRITES
+    small_files: int = 50
+    many_files: int = 100_000
+    mounts: int = 10
+    paper_bytes: tuple[int, ...] = (10**6, 10**7, 10**8, 10**9)
+
+
+QUICK = Sizes(2, 1 << 20, 1 << 22, 16, 3, 100, 1, (10**4, 10**5))
+
+
+@dataclass(frozen=True)
+class Result:
+    row: str
+    what: str
+    value: Estimate
+    unit: str  # "x": a ratio
+    target: float | None = None
+    at_least: bool = False
+    beside: str = ""
+    samples: Samples = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        if self.target is None:
+            return ""
+        short = self.target - self.value.median
+        return "PASS" if (short <= 0 if self.at_least else short >= 0) else "MISS"
+
+
+@dataclass
+class Bench:
+    """One run: the directory it has to itself, the mount under test, and what it found."""
+
+    folder: Path
+    sizes: Sizes
+    control: bool
+    step: Callable[[], None]
+    results: list[Result] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.served, self.plain = self.folder / "served", self.folder / "plain"
+        self.plain.mkdir()
+
+    def compare(
+        self, subjects: dict[str, Subject], rounds: int | None = None, control: bool = True
+    ) -> Samples:
+        if self.control and control and _PLAIN in subjects:
+            subjects = {**subjects, _AGAIN: subjects[_PLAIN]}
+        return alternate(subjects, rounds or self.sizes.rounds, self.step)
+
+    def add(self, row: str, what: str, value: Estimate, unit: str, **more: Any) -> None:
+        samples: Samples = more.get("samples", {})
+        self.results.append(Result(row, what, value, unit, **more))
+        if _AGAIN in samples:
+            noise = ratio(samples[_AGAIN], samples[_PLAIN])
+            self.results.append(Result(row, "  control: plain / plain", noise, "x"))
+
+
+# --- the rows ------------------------------------------------------------------------------------
+
+
+def saves(bench: Bench, rows: set[str]) -> None:
+    """Rows 1 and 2: torch.save, durable on return."""
+    torch, state = _torch(), _state(bench.sizes.save_bytes)
+    ours, plain = bench.served / "save.pt", bench.plain / "save.pt"
+
+    def save_and_sync() -> None:
+        torch.save(state, str(plain))
+        _fsync(plain)
+
+    subjects = {"mount": timed(lambda: torch.save(state, str(ours)), ours.unlink)}
+    if "1" in rows:
+        subjects[_PLAIN] = timed(save_and_sync, plain.unlink)
+    if "2" in rows:
+        subjects["by hand"] = timed(lambda: _save_by_hand(state, plain), plain.unlink)
+    samples = bench.compare(subjects)
+    size = size_text(bench.sizes.save_bytes)
+    if "1" in rows:
+        value = ratio(samples["mount"], samples[_PLAIN])
+        what = f"torch.save {size} / plain torch.save + fsync"
+        bench.add("1", what, value, "x", target=1.0, samples=samples)
+    if "2" in rows:
+        value = ratio(samples["mount"], samples["by hand"])
+        what = f"torch.save {size} / tmp + fsync + sha256 + xattr + rename + dir fsync"
+        bench.add("2", what, value, "x", target=0.5, samples=_only(samples, "mount", "by hand"))
+
+
+def loads(bench: Bench, _rows: set[str]) -> None:
+    """Row 3: torch.load of a cached file, verified before, and verified by this very open."""
+    torch, size = _torch(), bench.sizes.save_bytes
+    ours, plain = bench.served / "load.pt", bench.plain / "load.pt"
+    state = _state(size)
+    for path in (ours, plain):
+        torch.save(state, str(path))
+    del state
+    below = Mount(bench.served).below() / ours.name
+
+    def unverified() -> None:
+        below.chmod(0o600)  # moves the ctime, which makes the next open verify again
+        torch.load(str(ours))
+
+    samples = bench.compare(
+        {
+            "mount": timed(lambda: torch.load(str(ours))),
+            _PLAIN: timed(lambda: torch.load(str(plain))),
+            "first": timed(unverified),
+        }
+    )
+    ours.unlink()
+    plain.unlink()
+    value = ratio(samples["mount"], samples[_PLAIN])
+    what = f"torch.load {size_text(size)}, warm, verified before / plain"
+    bench.add("3", what, value, "x", target=1.05, samples=samples)
+    pairs = zip(samples["first"], samples[_PLAIN], strict=True)
+    speed = estimate([size / max(first - plain, 1e-9) / 1e9 for first, plain in pairs])
+    what = "first verified load of a cached file: size / extra time"
+    bench.add("3", what, speed, "GB/s", target=4.0, at_least=True)
+
+
+def small_writes(bench: Bench, _rows: set[str]) -> None:
+    """Row 4: many writes, without the close."""
+    data = random.Random(4).randbytes(_WRITE_BYTES)
+
+    def subject(path: Path) -> Subject:
+        def run() -> float:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            try:
+                return timed(lambda: [os.write(fd, data) for _ in range(bench.sizes.writes)])()
+            finally:
+                os.close(fd)
+                path.unlink()
+
+        return run
+
+    pair = {"mount": subject(bench.served / "w.bin"), _PLAIN: subject(bench.plain / "w.bin")}
+    samples = bench.compare(pair)
+    what = f"{bench.sizes.writes} writes of 64 KiB / natively"
+    bench.add("4", what, ratio(samples["mount"], samples[_PLAIN]), "x", target=1.2, samples=samples)
+
+
+def memory(bench: Bench, _rows: set[str]) -> None:
+    """Row 6: peak memory of the daemon, which is all the processes that there are."""
+    mount = Mount(bench.served)
+
+    def peak() -> Estimate:
+        mebibytes = mount.status()["memory_peak_bytes"] / 1e6
+        return Estimate(mebibytes, mebibytes, mebibytes)
+
+    bench.add("6", "peak memory after the rows above", peak(), "MB", target=150.0)
+    data, left = random.Random(6).randbytes(8 << 20), bench.sizes.memory_bytes
+    path = bench.served / "large.bin"
+    with path.open("wb", buffering=0) as file:
+        while left > 0:
+            left -= file.write(data[:left])
+    path.unlink()
+    bench.step()
+    what = f"peak memory after a file of {size_text(bench.sizes.memory_bytes)}"
+    bench.add("6", what, peak(), "MB", target=150.0)
+
+
+def small_files(bench: Bench, _rows: set[str]) -> None:
+    """Row 7: files of 1 kB, a batch a round; each is durable when its close returns."""
+    data, count = random.Random(7).randbytes(1000), bench.sizes.small_files
+    (bench.served / "small").mkdir()
+
+    def ours(number: int) -> None:
+        fd = os.open(bench.served / "small" / str(number), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.write(fd, data)
+        os.close(fd)
+
+    def theirs(number: int) -> None:
+        path = bench.plain / str(number)
+        fd = os.open(path.with_suffix(".tmp"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.write(fd, data)
+        _finish_by_hand(fd, path, data)
+
+    def batch(one: Callable[[int], None], folder: Path) -> Subject:
+        def work() -> None:
+            for number in range(count):
+                one(number)
+
+        def clear() -> None:
+            for number in range(count):
+                (folder / str(number)).unlink()
+
+        return timed(work, clear)
+
+    samples = bench.compare(
+        {"mount": batch(ours, bench.served / "small"), _PLAIN: batch(theirs, bench.plain)}
+    )
+    value = ratio(samples["mount"], samples[_PLAIN])
+    alone = estimate(samples["mount"]).median / count * 1e3
+    what = f"create + write 1 kB + close / the same by hand ({alone:.2f} ms a file)"
+    bench.add("7", what, value, "x", target=1.5, samples=samples)
+
+
+def many_files(bench: Bench, _rows: set[str]) -> None:
+    """Row 8: how soon a large directory is served, and how fast it is verified."""
+    folder = bench.folder / "many"
+    for number in range(bench.sizes.many_files):
+        below = folder / str(number // 1000)
+        if number % 1000 == 0:
+            below.mkdir(parents=True)
+        (below / str(number)).write_bytes(b"x")
+    os.sync()
+    mount = Mount(folder)
+    times = []
+    with contextlib.ExitStack() as ending:
+        ending.push(mount.__exit__)
+        for number in range(bench.sizes.mounts):
+            if number:
+                mount.stop()
+            times.append(timed(mount.start)())
+            bench.step()
+    what = f"mount of {bench.sizes.many_files:,} files, the command's start included"
+    bench.add("8", what, estimate(times), "s", target=1.0, samples={"mount": times})
+    _verify_speed(bench)
+
+
+def _verify_speed(bench: Bench) -> None:
+    folder, count = bench.folder / "verified", 8
+    with Mount(folder):
+        for number in range(count):
+            data = random.Random(number).randbytes(bench.sizes.save_bytes // count)
+            (folder / f"{number}.bin").write_bytes(data)
+    paths = sorted(folder.glob("*.bin"))
+
+    def verify() -> None:
+        fs = OsFs()
+        root = osfs.open_directory(str(folder))
+        layout = Layout.existing(fs, root, str(folder))
+        assert layout is not None
+        names = [path for path, _ in walk(fs, root)]
+        good = [f.condition is Condition.OK for f in examine_all(layout, names, osfs.cpu_count())]
+        assert len(good) == count and all(good)
+        layout.close()
+        os.close(root)
+
+    for cached in (True, False):
+        ready = (lambda: None) if cached else (lambda: _drop_cached(paths))
+        pair = {"verify": timed(verify, ready), _PLAIN: timed(lambda: _b3sum(paths), ready)}
+        samples = bench.compare(pair, control=False)
+        speed = bench.sizes.save_bytes / estimate(samples["verify"]).median / 1e9
+        what = f"verify / b3sum, {'cached' if cached else 'from disk'} ({speed:.2f} GB/s)"
+        value = ratio(samples["verify"], samples[_PLAIN])
+        bench.add("8", what, value, "x", target=1.1, samples=samples)
+
+
+def paper(bench: Bench, _rows: set[str]) -> None:
+    """Overhead of the atomic modes over unsafe, all three through mounts."""
+    torch, modes = _torch(), ("unsafe", *_PAPER)
+    with contextlib.ExitStack() as ending:
+        for mode in modes:
+            ending.enter_context(Mount(bench.folder / mode, "--mode", mode))
+        for size in bench.sizes.paper_bytes:
+            state = _state(size)
+
+            def subject(mode: str, state: object = state) -> Subject:
+                path = bench.folder / mode / "save.pt"
+                return timed(lambda: torch.save(state, str(path)), path.unlink)
+
+            samples = bench.compare({mode: subject(mode) for mode in modes})
+            for mode, (low, high) in _PAPER.items():
+                value = ratio(samples[mode], samples["unsafe"]).map(100, -100)
+                what = f"{mode} over unsafe, torch.save {size / 1e6:g} MB"
+                beside = f"paper +{low} to +{high}%"
+                both = _only(samples, "unsafe", mode)
+                bench.add("paper", what, value, "%", beside=beside, samples=both)
+
+
+ROWS: dict[str, Callable[[Bench, set[str]], None]] = {
+    "1": saves,
+    "2": saves,
+    "3": loads,
+    "4": small_writes,
+    "7": small_files,
+    "6": memory,
+    "8": many_files,
+    "paper": paper,
+}
+ON_THE_MOUNT = {"1", "2", "3", "4", "6", "7"}
+
+
+# --- what the rows are made of -------------------------------------------------------------------
+
+
+def bench_mount(bench: Bench) -> Mount:
+    return Mount(bench.served)
+
+
+def _torch() -> Any:
+    try:
+        return importlib.import_module("torch")
+    except ImportError as error:
+        raise UsageError(f"this row needs torch: pip install 'ckptfs[torch]' ({error})") from None
+
+
+def _state(size_bytes: int) -> dict[str, object]:
+    """A state dict of random data: zeros would flatter whoever compresses or leaves holes."""
+    torch = _torch()
+    torch.manual_seed(1)
+    words = max(1, size_bytes // 16 // 8)
+    return {f"layer.{i}": torch.empty(words, dtype=torch.int64).random_() for i in range(16)}
+
+
+def _fsync(path: Path, flags: int = os.O_RDONLY) -> None:
+    fd = os.open(path, flags)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _save_by_hand(state: object, path: Path) -> None:
+    """What careful training code does today."""
+    draft = path.with_suffix(".tmp")
+    _torch().save(state, str(draft))
+    _fsync(draft)
+    digest = hashlib.sha256()
+    with draft.open("rb") as file:
+        while data := file.read(4 << 20):
+            digest.update(data)
+    fd = os.open(draft, os.O_RDONLY)
+    _finish_by_hand(fd, path, digest.hexdigest().encode())
+
+
+def _finish_by_hand(fd: int, path: Path, digest_or_data: bytes) -> None:
+    """From the bytes to a durable, recorded name."""
+    os.setxattr(fd, "user.sha256", hashlib.sha256(digest_or_data).hexdigest().encode())
+    os.fsync(fd)
+    os.close(fd)
+    path.with_suffix(".tmp").rename(path)
+    _fsync(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _b3sum(paths: list[Path]) -> None:
+    if shutil.which("b3sum"):
+        subprocess.run(["b3sum", *paths], check=True, stdout=subprocess.DEVNULL)
+        return
+    blake3 = importlib.import_module("blake3").blake3
+    for path in paths:
+        blake3(max_threads=blake3.AUTO).update_mmap(path).digest()
+
+
+def _drop_cached(paths: list[Path]) -> None:
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
+
+def _only(samples: Samples, *names: str) -> Samples:
+    return {name: samples[name] for name in names}

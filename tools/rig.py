@@ -1,0 +1,118 @@
+"""Mounts to measure on, and measuring by turns.
+
+Each subject runs once per round, in an order that is turned round every time, so that a disk that
+is slow for a while is slow for all of them. A mount always ends with its block: taken away by
+force if it does not end by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ckptfs.errors import CannotServe
+
+Subject = Callable[[], float]  # does the work once and returns the seconds that count
+Samples = dict[str, list[float]]
+
+_COMMAND_LIMIT_S = 120.0
+
+
+def alternate(
+    subjects: Mapping[str, Subject], rounds: int, step: Callable[[], None] = lambda: None
+) -> Samples:
+    """Measure every subject once per round. One round more goes first, to warm up, uncounted."""
+    samples: Samples = {name: [] for name in subjects}
+    for number in range(rounds + 1):
+        names: Iterable[str] = subjects if number % 2 else reversed(list(subjects))
+        for name in names:
+            os.sync()  # what one subject left dirty must not be billed to the next
+            seconds = subjects[name]()
+            if number:
+                samples[name].append(seconds)
+        step()
+    return samples
+
+
+def timed(work: Callable[[], object], after: Callable[[], object] = lambda: None) -> Subject:
+    """The seconds of ``work``; ``after`` clears up and does not count."""
+
+    def subject() -> float:
+        began = time.perf_counter()
+        work()
+        seconds = time.perf_counter() - began
+        after()
+        return seconds
+
+    return subject
+
+
+class Mount:
+    """One directory served over itself, started and ended by the commands that users have."""
+
+    def __init__(self, path: Path, *options: str) -> None:
+        self.path, self.options = path, options
+
+    def start(self) -> Mount:
+        self.path.mkdir(exist_ok=True)
+        log = self.path.with_suffix(".log")
+        done = self._ckptfs("mount", str(self.path), "--log", str(log), *self.options)
+        if done.returncode != 0:
+            raise CannotServe(done.stderr.strip() or f"{self.path}: could not be mounted")
+        return self
+
+    def stop(self) -> None:
+        done = self._ckptfs("umount", str(self.path))
+        if done.returncode != 0:
+            raise CannotServe(done.stderr.strip())
+
+    def __enter__(self) -> Mount:
+        try:
+            return self.start()
+        except BaseException:
+            self._take_away()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.stop()
+        finally:
+            self._take_away()
+
+    def status(self) -> dict[str, Any]:
+        return dict(json.loads((self.path / ".ckptfs/status.json").read_text()))
+
+    def below(self) -> Path:
+        """The directory under the mount."""
+        status = self.status()
+        return Path(f"/proc/{status['pid']}/fd/{status['root_fd']}")
+
+    def _ckptfs(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "ckptfs", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_LIMIT_S)
+
+    def _take_away(self) -> None:
+        """Nothing is left, whatever state it is in: aborting the connection frees who waits."""
+        while (device := mounted_device(self.path)) is not None:
+            with contextlib.suppress(OSError):
+                abort = Path("/sys/fs/fuse/connections", device.partition(":")[2], "abort")
+                abort.write_text("1")
+            if subprocess.run(["umount", "-l", str(self.path)], check=False).returncode != 0:
+                return
+
+
+def mounted_device(path: Path) -> str | None:
+    """``major:minor`` of the ckptfs mount at ``path``; None if there is none. Cannot hang."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        for line in mounts:
+            fields = line.split()
+            if fields[4] == str(path) and "fuse.ckptfs" in fields:
+                return fields[2]
+    return None
