@@ -15,7 +15,7 @@ from ckptfs import osfs
 from ckptfs.mount.base import Slow, T, stale
 from ckptfs.mount.files import Files
 from ckptfs.mount.nodes import Directory, File, Node, Virtual, identity
-from ckptfs.mount.versions import Handle
+from ckptfs.mount.versions import Handle, Version
 
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 
@@ -89,17 +89,25 @@ class Attributes(Files):
         version = node.version
         if handle is not None:
             os.ftruncate(handle.fd, change.size)
-        elif version is not None and version.active:
-            os.ftruncate(version.staged.fd, change.size)
+        elif version is not None and self._truncate_version(version, change.size):
+            pass
         elif self.store.in_place(node.path()):
             other = self._open_in_place(node, os.O_RDWR)
             os.ftruncate(other.fd, change.size)
             self.release(other.id)
-        elif self._file_status(node).st_size != change.size:
+        elif self.getattr(node.id, None).st_size != change.size:
             self._truncate_committed(node, node.parent, change.size)
             raise stale()  # the path stands for the new version now
         self._set_metadata(node, handle, change)
         return self.getattr(node.id, handle.id if handle else None)
+
+    def _truncate_version(self, version: Version, size: int) -> bool:
+        """Whether the version was still there to be cut."""
+        with version.staged.lock:
+            if version.ended or not version.active:
+                return False
+            os.ftruncate(version.staged.fd, size)
+            return True
 
     def _truncate_committed(self, node: File, parent: Directory, size: int) -> None:
         """truncate(2) of a committed file: a whole transaction of its own."""
@@ -131,7 +139,7 @@ class Attributes(Files):
                 os.utime(path, ns=change.times(status.st_atime_ns, status.st_mtime_ns))
 
     def _is_symlink(self, node: File) -> bool:
-        return stat.S_ISLNK(self._file_status(node).st_mode)
+        return stat.S_ISLNK(node.kind)
 
     def _set_symlink(self, node: File, change: Change) -> None:
         assert node.parent is not None

@@ -6,16 +6,24 @@ ESTALE once, looks the path up again, and opens the node that the lookup then gi
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import stat
 from typing import NoReturn
 
 from ckptfs import osfs
-from ckptfs.mount import writers
 from ckptfs.mount.base import Base, Entry, Slow, exists, own, stale
 from ckptfs.mount.locks import LockSet
 from ckptfs.mount.nodes import STATUS_ID, Directory, File, Virtual, identity
 from ckptfs.mount.versions import Caller, Handle, Version
+
+
+class Replaced(OSError):
+    """Another version stands under the name since the kernel looked it up."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ESTALE, "look again")
 
 
 class Files(Base):
@@ -51,15 +59,39 @@ class Files(Base):
             if version is not None and version.active:
                 return self._handle(node, os.dup(version.staged.fd), flags)
         if not self.store.options.verify_opens or self.store.guard.known_good(parent.fd, node.name):
-            return self._open_committed(node, flags)
+            with contextlib.suppress(Replaced):
+                return self._open_committed(node, flags)
 
         def verified() -> Handle:
-            live = self.versions.sealed_here(node.ident)
-            if self.store.verify_open(node.path(), parent.fd, node.name, live=live):
-                raise stale()  # rolled back: the name stands for another inode now
-            return self._open_committed(node, flags)
+            while True:
+                status = os.stat(node.name, dir_fd=parent.fd, follow_symlinks=False)
+                live = self.versions.sealed_here(identity(status))
+                if self.store.verify_open(node.path(), parent.fd, node.name, live=live):
+                    node.rotten = identity(status) == node.ident
+                    raise stale()  # rolled back: the name stands for another inode now
+                with contextlib.suppress(Replaced):
+                    return self._open_current(node, parent, status, flags)
 
         return Slow(verified)
+
+    def _open_current(
+        self, node: File, parent: Directory, verified: os.stat_result, flags: int
+    ) -> Handle:
+        """Open what stands under the name now, on the node of the version that the kernel looked
+        up: it looks again only once, and versions can follow each other faster than that."""
+        fd = os.open(node.name, os.O_RDONLY | osfs.NOFOLLOW, dir_fd=parent.fd)
+        status = os.fstat(fd)
+        with self.lock:
+            if identity(status) != identity(verified) or not stat.S_ISREG(status.st_mode):
+                os.close(fd)
+                raise Replaced
+            if node.rotten:
+                os.close(fd)
+                raise stale()
+            for other in node.handles:  # a node has one file as long as it is open at all
+                os.dup2(other.fd, fd, inheritable=False)
+                break
+            return self._handle(node, fd, flags)
 
     def _open_committed(self, node: File, flags: int) -> Handle:
         assert node.parent is not None
@@ -67,7 +99,7 @@ class Files(Base):
         fd = os.open(node.name, access | osfs.NOFOLLOW, dir_fd=node.parent.fd)
         if identity(os.fstat(fd)) != node.ident:
             os.close(fd)
-            raise stale()
+            raise Replaced
         return self._handle(node, fd, flags)
 
     def _open_in_place(self, node: File, flags: int) -> Handle:
@@ -90,6 +122,8 @@ class Files(Base):
                 return self._write_handle(node, version, flags, caller)
             expecting = self._expecting(parent, node.name, caller)
             if expecting is not None:  # /proc/self/fd/N: no LOOKUP came between the two OPENs
+                if version is not None and version.active:
+                    return Slow(lambda: self._open_itself(node, version, expecting, flags, caller))
                 return self._write_handle(node, expecting, flags, caller)
             if truncate and not self._due(parent, node.name):
                 self._start(parent, node.name, caller, truncate=True)
@@ -103,6 +137,19 @@ class Files(Base):
                         self._start(parent, node.name, caller, truncate=truncate)
 
         return Slow(start)
+
+    def _open_itself(
+        self, node: File, version: Version, needless: Version, flags: int, caller: Caller
+    ) -> Handle:
+        """A descriptor that is opened again by its link stands for the file that it has open."""
+        self.versions.dismiss(needless, caller)
+        with self.lock:
+            if version.ended:
+                raise stale()
+            handle = self._write_handle(node, version, flags, caller)
+            if flags & os.O_TRUNC:
+                os.ftruncate(handle.fd, 0)
+            return handle
 
     def _joins(self, version: Version, flags: int, caller: Caller) -> bool:
         if caller.pid in version.expected:

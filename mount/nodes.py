@@ -71,6 +71,7 @@ class File(Node):
         self.kind = stat.S_IFMT(status.st_mode)
         self.version: Version | None = None  # while it is staged or live
         self.handles: set[Handle] = set()
+        self.rotten = False  # rolled back: who holds it open keeps it, nobody else gets it
 
 
 class Virtual(Node):

@@ -205,20 +205,36 @@ class Versions:
             if process is not None:
                 version.members.add(process)
 
+    def dismiss(self, version: Version, caller: Caller) -> None:
+        """This caller does not come after all; drop the version if it was begun for it alone."""
+        with self.lock:
+            version.expected.pop(caller.pid, None)
+            self._arrived.notify_all()
+            if not version.handles and not version.expected:
+                version.closing = True
+        if version.closing:
+            self._drop(version)
+
     def _sweep(self) -> None:
         """Drop versions whose opener was sent to look again and never came."""
         old = time.monotonic() - _PENDING_S
         for version in self.all():
-            expected = version.expected.values()
-            if version.handles or not expected or max(expected) > old:
-                continue
             with self.lock:
+                expected = version.expected.values()
+                if version.handles or not expected or max(expected) > old:
+                    continue
                 version.expected.clear()
                 version.closing = True
-            with version.staged.lock:
-                if version.unpublished:
-                    self.store.committer.discard(version.staged)
-                self._end(version)
+            self._drop(version)
+
+    def _drop(self, version: Version) -> None:
+        with version.staged.lock, self.lock:
+            if version.handles:
+                return
+            if version.unpublished:
+                self._unplace(version)
+                self.store.committer.discard(version.staged)
+            self._end(version)
 
     # --- closing ---------------------------------------------------------------------------------
 
@@ -299,7 +315,7 @@ class Versions:
                 )
                 self._abort(version, "its writer was killed before it closed it")
                 raise version.failure
-            elif staged.state is State.SETTLED:
+            if staged.state is State.SETTLED:
                 self.store.reseal(staged)
             elif version.at is None:
                 if released and version.unpublished:

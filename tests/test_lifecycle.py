@@ -14,6 +14,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from mounts import PYTHON, Served, ckptfs, ending, python, served, shell
 
 from ckptfs.mount import writers
 
+# Looked for, not imported: that takes seconds, and only the children need it.
+needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="no torch")
 OLD, NEW = b"old " * 2000, b"new " * 3000
 HOLD = """
 import os, sys, time
@@ -361,9 +364,9 @@ with open(f"{directory}/last.pt", "rb") as file:
 """
 
 
+@needs_torch
 def test_sigterm_to_the_whole_group_commits_the_last_checkpoint(disk_dir: Path) -> None:
     """A scheduler signals the trainer and the daemon together. The trainer saves in answer."""
-    pytest.importorskip("torch")
     mount = Served(disk_dir)
     lead = "import os, sys; os.setpgid(0, 0); os.execv(sys.argv[1], sys.argv[1:])"
     mount.prefix = (PYTHON, "-c", lead)  # the daemon leads a group that the trainer joins
@@ -405,8 +408,8 @@ for n in range(100000):
     assert done.returncode == 0 and "5 ok" in done.stdout
 
 
+@needs_torch
 def test_c9_unmounted_the_directory_holds_plain_checkpoints(mount: Served) -> None:
-    pytest.importorskip("torch")
     saves_then_loads = """
 import os, sys, torch
 os.makedirs(sys.argv[1] + "/run/1")

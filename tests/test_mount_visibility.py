@@ -152,13 +152,23 @@ def test_descriptors_are_opened_again_by_their_link(tree: Tree, link: str) -> No
     tree.assert_clean()
 
 
-def test_standard_output_is_opened_by_its_name(tree: Tree) -> None:
-    mounts.shell("(echo a; echo b >> /dev/stdout; echo c | tee -a /dev/stdout) > f", tree.path)
-    assert tree.text("f") == "a\nb\nc\nc\n"
-    mounts.shell("python3 -c \"open('/dev/stdout', 'w').write('x')\" > f", tree.path)
-    assert tree.text("f") == "x"
+@pytest.mark.parametrize(
+    "script",
+    [
+        "(echo a; echo b >> /dev/stdout) > f",
+        "(echo a; echo b >> /dev/stdout; echo c | tee -a /dev/stdout) > f",
+        "exec 3> f; echo a >&3; echo b >> /dev/fd/3; exec 3>&-",
+        "python3 -c \"open('/dev/stdout', 'w').write('x')\" > f",
+        "(echo long; python3 -c \"open('/dev/stdout', 'w').write('x')\") > f",
+    ],
+)
+def test_standard_output_is_opened_by_its_name(tree: Tree, tmp_path: Path, script: str) -> None:
+    """The file itself is opened again: what comes out is what a plain directory gives."""
+    mounts.shell(script, tree.path)
+    mounts.shell(script, tmp_path)
+    assert tree.text("f") == (tmp_path / "f").read_text()
     tree.settle()
-    tree.assert_clean()
+    tree.mount.wait_until(lambda: tree.conditions() == {"f": "ok"})
 
 
 # --- written in place ----------------------------------------------------------------------------
@@ -204,7 +214,7 @@ def test_a_committed_file_that_becomes_in_place_loses_its_record(tree: Tree) -> 
     assert tree.record("f.log") is None
 
 
-# --- whose file it is ------------------------------------------------------------------------------
+# --- whose file it is ----------------------------------------------------------------------------
 
 
 def test_a_new_version_keeps_owner_mode_and_xattrs_of_the_old_one(tree: Tree) -> None:
@@ -248,7 +258,7 @@ def test_a_setgid_directory_gives_its_group(tree: Tree) -> None:
     assert (tree.path / "d").stat().st_mode & stat.S_ISGID
 
 
-# --- what belongs to ckptfs --------------------------------------------------------------------------
+# --- what belongs to ckptfs ----------------------------------------------------------------------
 
 
 def test_the_control_directory_is_hidden_and_cannot_be_touched(tree: Tree) -> None:
@@ -286,7 +296,7 @@ def test_the_record_can_be_read_by_its_name_alone(tree: Tree) -> None:
     tree.assert_clean()
 
 
-# --- directories -----------------------------------------------------------------------------------
+# --- directories ---------------------------------------------------------------------------------
 
 
 def test_working_directories_stay_valid_over_commits_in_them(tree: Tree) -> None:
@@ -305,7 +315,7 @@ def test_working_directories_stay_valid_over_commits_in_them(tree: Tree) -> None
     assert tree.text("moved/b/g") == "x"
 
 
-# --- whole trees -------------------------------------------------------------------------------------
+# --- whole trees ---------------------------------------------------------------------------------
 
 
 def _make_source(at: Path) -> None:

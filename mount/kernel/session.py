@@ -284,9 +284,7 @@ class Session:
         key, _, value = bytes(body[wire.SETXATTR_IN.size :]).partition(b"\0")
         return self.ops.setxattr(nodeid, os.fsdecode(key), value[:size], flags)
 
-    def _removexattr(
-        self, nodeid: int, caller: Caller, body: memoryview
-    ) -> Slow[None] | None:
+    def _removexattr(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None] | None:
         return self.ops.removexattr(nodeid, _names(body)[0])
 
     # --- files -----------------------------------------------------------------------------------
@@ -413,8 +411,8 @@ def _names(body: memoryview) -> list[str]:
 
 def _entry(entry: Entry) -> bytes:
     """Files are never cached: a path shows another version to its writer, and from each publish
-    on. Directories change through the kernel alone; to ask for each of them on every path walk
-    took as long as a fifth of a small file's commit."""
+    on. Directories are made, renamed and removed through the kernel alone, so it need not ask for
+    each of them on every path walk (60 to 80 µs a request)."""
     seconds = _DIRECTORY_CACHED_S if isinstance(entry.node, Directory) else 0
     head = wire.ENTRY_OUT.pack(entry.node.id, 0, seconds, 0, 0, 0)
     return head + wire.attr(entry.status)
