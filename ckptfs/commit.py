@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 from ckptfs import format as fmt
 from ckptfs import history, osfs, structure
-from ckptfs.digest import digest_file
+from ckptfs.digest import CHUNK_BYTES, Before, digest_file
 from ckptfs.errors import BrokenStructure, CkptfsError, RecordDamaged, StoreReadOnly
 from ckptfs.format import Record
 from ckptfs.layout import Layout
@@ -30,6 +30,7 @@ from ckptfs.structure import Structure, Verdict
 
 Fingerprint = tuple[int, int]  # size in bytes, mtime in ns: moves with every write the kernel sees
 _SEAL_ATTEMPTS = 2
+_WRITEBACK_AHEAD_BYTES = 64 << 20
 
 
 @dataclass
@@ -146,11 +147,24 @@ class Committer:
             raise staged.writeback_error
         before = self.fingerprint(staged.fd)
         size = before[0]
-        self.fs.start_writeback(staged.fd, 0, 0)
         value = digest_file(
-            self.fs, staged.fd, size, self.checksum, lambda at, n: self.fs.clean(staged.fd, at, n)
+            self.fs, staged.fd, size, self.checksum, self._cleaning(staged.fd, size)
         )
         staged.digested = before, value, self.judge(staged.path, staged.fd, size)
+
+    def _cleaning(self, fd: int, size: int) -> Before:
+        """Clean each chunk before it is read, with writeback of the next ones under way: handing
+        the whole file to the disk first would keep the hash waiting for as long as that takes."""
+        started = CHUNK_BYTES  # the first chunk is written by its own cleaning
+
+        def clean(offset: int, length: int) -> None:
+            nonlocal started
+            while started < min(size, offset + _WRITEBACK_AHEAD_BYTES):
+                self.fs.start_writeback(fd, started, CHUNK_BYTES)
+                started += CHUNK_BYTES
+            self.fs.clean(fd, offset, length)
+
+        return clean
 
     def judge(self, path: str, fd: int, size: int) -> Structure:
         if not self.validate:
