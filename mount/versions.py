@@ -55,7 +55,6 @@ class Handle:
     flags: int
     opener: int | None  # its process
     version: Version | None = None  # what it writes; None for readers and in-place files
-    owns_fd: bool = True
     relayed: bool = False  # on another node than its version's: only the daemon can carry it
     flushed: bool = False  # closed by the process that opened it
     listing: list[tuple[str, int, int]] = field(default_factory=list)  # of a directory
