@@ -315,7 +315,10 @@ class Writeback:
                 return
             staged, done = found
             try:
-                size = self.fs.stat(staged.fd).st_size
+                # Not the tail: a writer that appends to a page under writeback waits for it, and
+                # with it for all that was handed to the disk before (stable pages).
+                size = self.fs.stat(staged.fd).st_size - _WRITEBACK_STEP_BYTES
+                size -= size % _WRITEBACK_STEP_BYTES
                 if size < done + _WRITEBACK_STEP_BYTES:
                     return
                 fd = osfs.duplicate(staged.fd)
