@@ -206,3 +206,15 @@ def torch_user(torch_process: object, tree: object) -> Iterator[object]:
     torch_process.do(f"os.chdir({str(tree.path)!r})")  # type: ignore[attr-defined]
     yield torch_process
     torch_process.do("os.chdir('/')")  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def unsafe_mount(
+    tmp_path_factory: pytest.TempPathFactory, shared_mount: object
+) -> Iterator[object]:
+    """The control: written in place, so what the other tests rule out happens."""
+    from trees import Shared
+
+    shared = Shared(tmp_path_factory.mktemp("unsafe"), "--mode", "unsafe")
+    yield shared
+    shared.end()

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import mounts
@@ -40,16 +39,6 @@ def program(code: str, cwd: Path) -> int:
         capture_output=True,
     )
     return done.returncode
-
-
-@pytest.fixture(scope="module")
-def unsafe_mount(
-    tmp_path_factory: pytest.TempPathFactory, shared_mount: Shared
-) -> Iterator[Shared]:
-    """The control: written in place, so what the other tests rule out happens."""
-    shared = Shared(tmp_path_factory.mktemp("unsafe"), "--mode", "unsafe")
-    yield shared
-    shared.end()
 
 
 # --- shells --------------------------------------------------------------------------------------

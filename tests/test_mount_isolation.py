@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import mounts
@@ -15,16 +14,6 @@ from trees import Shared, Tree
 SIZE = 100_000
 _OPEN = "import mmap; f = open('f', 'rb'); m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)"
 _HELD = "(m[:].decode(), os.pread(f.fileno(), 1 << 20, 0).decode(), os.fstat(f.fileno()).st_size)"
-
-
-@pytest.fixture(scope="module")
-def unsafe_mount(
-    tmp_path_factory: pytest.TempPathFactory, shared_mount: Shared
-) -> Iterator[Shared]:
-    """The control: written in place."""
-    shared = Shared(tmp_path_factory.mktemp("unsafe"), "--mode", "unsafe")
-    yield shared
-    shared.end()
 
 
 # --- C7 ------------------------------------------------------------------------------------------
