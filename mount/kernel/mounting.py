@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterator
 
 from ckptfs.errors import CannotServe
 
@@ -95,14 +96,19 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
         raise OSError(code, done.stderr.strip() or os.strerror(code), mountpoint)
 
 
+def mounts() -> Iterator[list[str]]:
+    """The fields of each line of this process's mount table."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        for line in table:
+            yield line.split()
+
+
 def mounted_type(mountpoint: str) -> str | None:
     """The filesystem type of the topmost mount at exactly this path; never touches the mount."""
     found = None
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            fields = line.split()
-            if _unescaped(fields[4]) == mountpoint:
-                found = fields[fields.index("-") + 1]
+    for fields in mounts():
+        if _unescaped(fields[4]) == mountpoint:
+            found = fields[fields.index("-") + 1]
     return found
 
 

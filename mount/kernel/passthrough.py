@@ -18,6 +18,7 @@ from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.layout import Layout
 from ckptfs.mount.kernel import wire
+from ckptfs.mount.kernel.mounting import mounts
 from ckptfs.mount.versions import Handle
 
 _FINAL = frozenset({errno.EPERM, errno.EACCES, errno.ENOTTY, errno.EOPNOTSUPP, errno.ELOOP})
@@ -89,9 +90,6 @@ class Passthrough:
 def _on_overlay(fd: int) -> bool:
     device = os.fstat(fd).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            fields = line.split()
-            if fields[2] == wanted:
-                return fields[fields.index("-") + 1] == "overlay"
-    return False
+    return any(
+        fields[2] == wanted and fields[fields.index("-") + 1] == "overlay" for fields in mounts()
+    )
