@@ -4,9 +4,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+MOUNT_TESTS := $(wildcard tests/test_mount*.py) tests/test_lifecycle.py \
+    tests/test_killed_writers.py tests/test_bad_input.py
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: demo test lint types pytest packages bench clean
+.PHONY: demo test test-frameworks lint types pytest portable packages bench clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/ckptfs demo
@@ -28,6 +30,15 @@ types: $(VENV)/dev.installed
 pytest: $(VENV)/dev.installed
 	$(BIN)/pytest $(TESTS)
 
+# The trainers of Hugging Face, Lightning, Orbax… killed in their saves; their packages take 1 GB.
+test-frameworks: packages $(VENV)/frameworks.installed
+	$(BIN)/pytest -m frameworks $(TESTS)
+
+# All tests of mounts, through libfuse; `make pytest` has a selection of them.
+portable: packages $(VENV)/dev.installed
+	$(BIN)/pytest --binding fusepy $(MOUNT_TESTS)
+	$(BIN)/pytest --binding refuse $(MOUNT_TESTS)
+
 bench: $(VENV)/dev.installed
 	$(BIN)/python -m ckptfs.tools.bench .
 
@@ -43,6 +54,10 @@ $(VENV)/demo.installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/dev.installed: $(VENV)/bin/python pyproject.toml
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/frameworks.installed: $(VENV)/dev.installed
+	$(PIP) --editable '.[dev,frameworks]'
 	@touch $@
 
 clean:

@@ -14,19 +14,22 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ckptfs import __version__, history, osfs
 from ckptfs.digest import ALGORITHMS
-from ckptfs.errors import CannotServe, CkptfsError, NotMounted, UsageError
+from ckptfs.errors import CannotServe, CkptfsError, UsageError
 from ckptfs.format import Record
 from ckptfs.layout import Layout
 from ckptfs.osfs import OsFs
 from ckptfs.protocol import Mode
 from ckptfs.store import Options
 from ckptfs.verify import BAD, Condition, Finding, examine_all, walk
+
+if TYPE_CHECKING:
+    from ckptfs.mount.daemon import MountOptions
 
 _USAGE = 16
 _NEED_ATTENTION = 4
@@ -36,8 +39,30 @@ def main() -> None:
     """The ``ckptfs`` command."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
+    if "-o" in sys.argv[3:4] and sys.argv[1] not in commands.commands:
+        mount_helper()  # `ckptfs DIR MOUNTPOINT -o OPTIONS`: how mount.fuse calls a filesystem
+    else:
+        _run(lambda: commands.main(standalone_mode=False))
+
+
+def mount_helper() -> None:
+    """``mount.fuse.ckptfs``, as mount(8) calls it; see ``ckptfs.mount.helper``."""
+    _run(lambda: _as_helper(sys.argv[1:]))
+
+
+def _as_helper(arguments: list[str]) -> None:
+    from ckptfs.mount import helper
+
+    options = [option for option in mount.params if isinstance(option, click.Option)]
+    names = {name.lstrip("-"): option.is_flag for option in options for name in option.opts}
+    translated = helper.command_line(arguments, names)
+    if translated is not None:
+        commands.main(["mount", *translated], standalone_mode=False)
+
+
+def _run(work: Callable[[], object]) -> None:
     try:
-        commands.main(standalone_mode=False)
+        work()
     except click.exceptions.Abort:
         _fail("interrupted", 130)
     except click.UsageError as error:
@@ -109,6 +134,13 @@ def _absolute(path: str) -> str:
     help="Also write these in place, without transactions.",
 )
 @click.option("--salvage-bytes", type=click.IntRange(0), default=16 << 30, show_default=True)
+@click.option(
+    "--binding",
+    type=click.Choice(["kernel", "fusepy", "refuse"]),
+    envvar="CKPTFS_BINDING",
+    show_envvar=True,
+    help="How FUSE is spoken: to the kernel (the default on Linux), or through libfuse 2.",
+)
 @click.option("--no-passthrough", is_flag=True, help="Relay data through the daemon.")
 @click.option("--allow-other", is_flag=True, help="Let other users in (root's mounts do).")
 @click.option("--foreground", is_flag=True, help="Stay, and log to the terminal.")
@@ -123,8 +155,14 @@ def _absolute(path: str) -> str:
 )
 def mount(directory: str, mountpoint: str | None, **given: Any) -> None:
     """Serve DIRECTORY over itself, or at MOUNTPOINT. Returns once it is served."""
-    from ckptfs.mount.daemon import MountOptions
     from ckptfs.mount.daemon import mount as start
+
+    start(_mount_options(directory, mountpoint, given))
+
+
+def _mount_options(directory: str, mountpoint: str | None, given: dict[str, Any]) -> MountOptions:
+    from ckptfs.mount.daemon import MountOptions
+    from ckptfs.mount.sessions import choose
 
     served = _absolute(directory)
     options = Options(
@@ -136,18 +174,35 @@ def mount(directory: str, mountpoint: str | None, **given: Any) -> None:
         in_place=tuple(given["in_place"]),
         salvage_bytes=given["salvage_bytes"],
     )
-    start(
-        MountOptions(
-            directory=served,
-            mountpoint=_absolute(mountpoint) if mountpoint else served,
-            store=options,
-            passthrough=not given["no_passthrough"],
-            allow_other=given["allow_other"],
-            foreground=given["foreground"],
-            log_file=osfs.real_path(given["log_file"]) if given["log_file"] else "",
-            stop_timeout_s=given["stop_timeout"],
-        )
+    return MountOptions(
+        directory=served,
+        mountpoint=_absolute(mountpoint) if mountpoint else served,
+        store=options,
+        binding=choose(given.get("binding") or ""),
+        passthrough=not given["no_passthrough"],
+        allow_other=given.get("allow_other", False),
+        foreground=given.get("foreground", False),
+        log_file=osfs.real_path(given["log_file"]) if given["log_file"] else "",
+        stop_timeout_s=given["stop_timeout"],
     )
+
+
+@commands.command(options_metavar="[OPTIONS] --")
+@click.argument("directory")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(directory: str, command: tuple[str, ...], **given: Any) -> None:
+    """Run COMMAND with DIRECTORY served, to it and its children alone.
+
+    Needs neither root nor fusermount3. Ends with COMMAND's exit status, 128 + n if signal n ended
+    it; 127 if there is no such command.
+    """
+    from ckptfs.mount.run import run as start
+
+    sys.exit(start(_mount_options(directory, None, given), command))
+
+
+_NOT_OF_RUN = {"directory", "mountpoint", "allow_other", "foreground", "help"}
+run.params += [option for option in mount.params if option.name not in _NOT_OF_RUN]
 
 
 @commands.command()
@@ -167,10 +222,13 @@ def status(directory: str, as_json: bool, check: bool) -> None:
     """What serves DIRECTORY, how, and what happened."""
     found = _status(_absolute(directory))
     if found is None:
+        from ckptfs.mount import inspect
+
+        why = inspect.not_mounted(_absolute(directory))
         if check:
-            click.echo(f"{directory}: not mounted")
-            sys.exit(NotMounted.exit_code)
-        raise NotMounted(f"{directory}: not mounted; serve it with `ckptfs mount {directory}`")
+            click.echo(str(why))
+            sys.exit(why.exit_code)
+        raise why
     if as_json:
         click.echo(json.dumps(found, indent=1))
     else:
@@ -191,9 +249,9 @@ def _status(directory: str) -> dict[str, Any] | None:
 
 
 def _status_lines(found: dict[str, Any]) -> Iterator[str]:
-    data = "passthrough" if found["passthrough"] else "relayed by the daemon"
+    data = "passthrough" if found["passthrough"] else f"relay ({found['binding']})"
     if found["passthrough_refusal"]:
-        data += f" ({found['passthrough_refusal']})"
+        data += f": {found['passthrough_refusal']}"
     yield f"{found['directory']} at {found['mountpoint']}: serving, process {found['pid']}"
     yield f"  mode      {found['mode']}, {found['checksum']}, {found['keep']} earlier kept"
     yield f"  data      {data}"
@@ -228,12 +286,18 @@ class _Below:
         self.fs = OsFs()
         self.where = _absolute(directory)
         found = _status(self.where)
+        if found and not inspect.is_here(found):
+            raise CannotServe(
+                f"{directory}: served from another pid namespace (a container): run this there"
+            )
         path = inspect.below(found) if found else self.where
         try:
             self.root = osfs.open_directory(path)
         except OSError as error:
             dead = "; its daemon is gone, `ckptfs mount` or `ckptfs umount` clears it"
-            hint = dead if error.errno == errno.ENOTCONN else ""
+            inside = "; run it outside of `ckptfs run`, which hides what is below the mount"
+            hints = {errno.ENOTCONN: dead, errno.EACCES: inside if found else ""}
+            hint = hints.get(error.errno or 0, "")
             raise CannotServe(f"{directory}: {error.strerror}{hint}") from None
         self.layout = Layout.existing(self.fs, self.root, self.where)
 

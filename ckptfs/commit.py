@@ -15,42 +15,24 @@ directory fsync makes the whole store read-only, since what is on disk is then u
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from ckptfs import format as fmt
 from ckptfs import history, osfs, structure
 from ckptfs.digest import CHUNK_BYTES, Before, digest_file
-from ckptfs.errors import BrokenStructure, CkptfsError, RecordDamaged, StoreReadOnly
+from ckptfs.errors import BrokenStructure, CkptfsError, RecordDamaged
 from ckptfs.format import Record
+from ckptfs.growth import Alone, Growth, nobody_else
 from ckptfs.layout import Layout
-from ckptfs.protocol import VISIBLE, Event, Mode, State, advance
+from ckptfs.ordering import Ordering
+from ckptfs.protocol import VISIBLE, Event, Mode, State
+from ckptfs.staged import Fingerprint, Staged
 from ckptfs.structure import Structure, Verdict
 
-Fingerprint = tuple[int, int]  # size in bytes, mtime in ns: moves with every write the kernel sees
 _SEAL_ATTEMPTS = 2
+DIGESTED_TWICE_BYTES = 1 << 20
 _WRITEBACK_AHEAD_BYTES = 64 << 20
-
-
-@dataclass
-class Staged:
-    """One version on its way. ``fd`` is open for reading and writing until ``close``."""
-
-    txid: str
-    fd: int
-    path: str  # for messages and salvage, not for resolving
-    as_opened: Fingerprint
-    state: State = State.OPEN
-    sealed: Fingerprint | None = None
-    record: Record | None = None
-    digested: tuple[Fingerprint, str, Structure] | None = None
-    # the first error that background writeback saw; final, as an fsync's would be
-    writeback_error: OSError | None = None
-    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
-
-    def advance(self, event: Event) -> None:
-        self.state = advance(self.state, event)
 
 
 @dataclass(frozen=True)
@@ -62,19 +44,16 @@ class Replaced:
     verdict: Verdict
 
 
-class Committer:
+class Committer(Ordering):
     """The commit protocol over one store."""
 
     def __init__(
         self, layout: Layout, mode: Mode, checksum: str, keep: int, validate: bool
     ) -> None:
-        self.layout, self.fs = layout, layout.fs
-        self.mode, self.checksum, self.keep, self.validate = mode, checksum, keep, validate
-        self.poisoned: str | None = None
-        self._paths = _KeyedLocks()
-        self._dirty: dict[tuple[int, int], int] = {}
-        self._dirty_lock = threading.Lock()
-        self._dir_syncs = threading.Lock()
+        super().__init__(layout.fs, mode)
+        self.layout = layout
+        self.checksum, self.keep, self.validate = checksum, keep, validate
+        self.growth = Growth(layout)
 
     # --- stage ---------------------------------------------------------------------------------
 
@@ -97,22 +76,17 @@ class Committer:
         with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as current:
             self.fs.copy_metadata(current, staged.fd, skip=fmt.XATTR)
 
-    def copy_content(self, staged: Staged, source: int) -> None:
-        """Start from the bytes of ``source``, sharing its blocks where the filesystem can."""
-        self.fs.copy(source, staged.fd, self.fs.stat(source).st_size)
-        staged.as_opened = self.fingerprint(staged.fd)
-
     def fingerprint(self, fd: int) -> Fingerprint:
-        status = self.fs.stat(fd)
-        return status.st_size, status.st_mtime_ns
+        return self.growth.fingerprint(fd)
 
     def changed(self, staged: Staged) -> bool:
         """Whether it was written since its seal or, before that, since it was opened."""
-        return self.fingerprint(staged.fd) != (staged.sealed or staged.as_opened)
+        moved = self.fingerprint(staged.fd) != (staged.sealed or staged.as_opened)
+        return moved or (staged.touched and staged.state is State.OPEN)
 
     # --- commit --------------------------------------------------------------------------------
 
-    def commit(self, staged: Staged, at: int, name: str) -> Record:
+    def commit(self, staged: Staged, at: int, name: str, alone: Alone = nobody_else) -> Record:
         """Seal, keep, publish, settle. Durable on return as the mode says.
 
         Raises what failed; the version is then in salvage and the old one in place, unless the
@@ -125,16 +99,52 @@ class Committer:
                 self.digest(staged)
                 with self.path_lock(at, name):
                     replaced = self.replaced_by(at, name)
-                    record = self.seal(staged, replaced)
-                    self.keep_replaced(replaced, at, name)
-                    self.publish(staged, at, name)
-                    self.settle(staged, at)
-                    self.prune(replaced)
+                    record = self._extend(staged, replaced, at, name, alone)
+                    if record is None:
+                        record = self.seal(staged, replaced)
+                        self.keep_replaced(replaced, at, name)
+                        self.publish(staged, at, name)
+                        self.settle(staged, at)
+                        self.prune(replaced)
+                self.growth.remember(staged, self.checksum)
+                staged.base = None
             except BaseException as error:
+                if self.growth.torn:
+                    self.poisoned = "a file that was extended could not be cut back"
                 if staged.state not in VISIBLE and staged.state is not State.ABORTED:
                     self.abort(staged, str(error) or type(error).__name__)
                 raise
         return record
+
+    def _extend(
+        self, staged: Staged, replaced: Replaced | None, at: int, name: str, alone: Alone
+    ) -> Record | None:
+        """Commit what was only added to by adding it to the committed file; see ``growth``. None
+        where that cannot be: the version is whole then, and replaces what stands there."""
+        base = staged.base
+        if base is None or base.filled:
+            return None
+        if replaced is not None and self.growth.in_place(staged, at, name):
+            with alone(base.inode) as is_alone:
+                if is_alone:
+                    assert staged.digested is not None
+                    _, value, judged = staged.digested
+                    self._require_sound(staged, judged, replaced)
+
+                    def record_of(now: Fingerprint) -> Record:
+                        staged.advance(Event.SEALED)
+                        return self.new_record((now, value, judged), replaced)
+
+                    staged.record = self.growth.extend(staged, at, name, record_of)
+                    staged.advance(Event.PUBLISH)
+                    staged.advance(Event.SETTLE)
+                    return staged.record
+        self.growth.fill(staged)
+        if staged.digested is not None and base.intact:
+            staged.digested = self.fingerprint(staged.fd), *staged.digested[1:]
+        else:
+            staged.digested = None
+        return None
 
     def digest(self, staged: Staged) -> None:
         """Clean the pages, digest them and judge the structure.
@@ -142,23 +152,27 @@ class Committer:
         The pages are cleaned first because a store through mmap to a dirty page moves no mtime;
         to a clean one it does, and the seal sees it. ``clean`` waits for the data chunk by chunk,
         so hashing overlaps the writeback; the fsync that makes it durable comes with the record.
+        A small version is digested once more after that instead: waiting for the disk costs more.
         """
         if staged.writeback_error is not None:
             raise staged.writeback_error
         before = self.fingerprint(staged.fd)
         size = before[0]
-        value = digest_file(
-            self.fs, staged.fd, size, self.checksum, self._cleaning(staged.fd, size)
-        )
-        staged.digested = before, value, self.judge(staged.path, staged.fd, size)
+        # What fills a hole is copied before it is durable, and nobody can map it.
+        dirty = staged.has_hole or size <= DIGESTED_TWICE_BYTES
+        clean = None if dirty else self._cleaning(staged.fd, size)
+        staged.hasher = self.growth.hash(staged, size, self.checksum, clean)
+        value = f"{self.checksum}:{staged.hasher.hexdigest()}"
+        staged.digested = before, value, self.judge_staged(staged)
 
     def _cleaning(self, fd: int, size: int) -> Before:
         """Clean each chunk before it is read, with writeback of the next ones under way: handing
         the whole file to the disk first would keep the hash waiting for as long as that takes."""
-        started = CHUNK_BYTES  # the first chunk is written by its own cleaning
+        started = 0
 
         def clean(offset: int, length: int) -> None:
             nonlocal started
+            started = max(started, offset + CHUNK_BYTES)  # a chunk is written by its own cleaning
             while started < min(size, offset + _WRITEBACK_AHEAD_BYTES):
                 self.fs.start_writeback(fd, started, CHUNK_BYTES)
                 started += CHUNK_BYTES
@@ -166,11 +180,18 @@ class Committer:
 
         return clean
 
-    def judge(self, path: str, fd: int, size: int) -> Structure:
+    def judge(self, path: str, size: int, read: Callable[[int, int], bytes]) -> Structure:
         if not self.validate:
             return Structure(Verdict.UNKNOWN, "")
-        name = path.rpartition("/")[2]
-        return structure.check(name, size, lambda offset, n: self.fs.read(fd, n, offset))
+        return structure.check(path.rpartition("/")[2], size, read)
+
+    def judge_staged(self, staged: Staged) -> Structure:
+        size = self.fs.stat(staged.fd).st_size
+        return self.judge(staged.path, size, lambda offset, n: self.growth.read(staged, n, offset))
+
+    def judge_open(self, path: str, fd: int) -> Structure:
+        size = self.fs.stat(fd).st_size
+        return self.judge(path, size, lambda offset, n: self.fs.read(fd, n, offset))
 
     def replaced_by(self, at: int, name: str) -> Replaced | None:
         """What stands at the target. A damaged record counts as none: the bytes are kept."""
@@ -183,7 +204,7 @@ class Committer:
             except RecordDamaged:
                 record = None
             if record is None:
-                verdict = self.judge(name, fd, status.st_size).verdict
+                verdict = self.judge_open(name, fd).verdict
                 return Replaced(None, fmt.new_lineage(), verdict)
             # The lineage stays with the other hard link: histories of two paths must not mix.
             shared = self._has_other_name(status, record)
@@ -216,30 +237,48 @@ class Committer:
             if staged.digested is None:
                 self.digest(staged)
             assert staged.digested is not None
-            before, value, judged = staged.digested
-            if judged.verdict is Verdict.BROKEN and replaced is not None:
-                self._refuse_broken(staged, judged, replaced)
-            record = Record(
-                digest=value,
-                size_bytes=before[0],
-                mtime_ns=before[1],
-                lineage=replaced.lineage if replaced else fmt.new_lineage(),
-                generation=self.layout.next_generation(),
-                committed_ns=self.fs.now_ns(),
-                mode=self.mode,
-                structure=judged.verdict.value,
-            )
+            before, _, judged = staged.digested
+            self._require_sound(staged, judged, replaced)
+            record = self.new_record(staged.digested, replaced)
             self.layout.write_record(staged.fd, record)
             self.fs.fsync(staged.fd)
             staged.sealed, staged.record = before, record
-            if self.fingerprint(staged.fd) == before:
+            if self._held_still(staged, before):
                 break
             staged.digested = None  # written meanwhile: once more; after that it is live
         staged.advance(Event.SEALED)
         return record
 
-    def _refuse_broken(self, staged: Staged, judged: Structure, replaced: Replaced) -> None:
-        if replaced.verdict is Verdict.SOUND:
+    def _held_still(self, staged: Staged, digested_at: Fingerprint) -> bool:
+        """Whether the bytes are those that were digested. From the fsync on a store shows in the
+        mtime; before it, a store to a dirty page showed in nothing but the bytes."""
+        if self.fingerprint(staged.fd) != digested_at:
+            return False
+        size = digested_at[0]
+        if size > DIGESTED_TWICE_BYTES:
+            return True
+        assert staged.hasher is not None
+        again = self.growth.hash(staged, size, self.checksum, None)
+        return again.hexdigest() == staged.hasher.hexdigest()
+
+    def new_record(
+        self, digested: tuple[Fingerprint, str, Structure], replaced: Replaced | None
+    ) -> Record:
+        (size, mtime), value, judged = digested
+        return Record(
+            digest=value,
+            size_bytes=size,
+            mtime_ns=mtime,
+            lineage=replaced.lineage if replaced else fmt.new_lineage(),
+            generation=self.layout.next_generation(),
+            committed_ns=self.fs.now_ns(),
+            mode=self.mode,
+            structure=judged.verdict.value,
+        )
+
+    def _require_sound(self, staged: Staged, judged: Structure, replaced: Replaced | None) -> None:
+        over_sound = replaced is not None and replaced.verdict is Verdict.SOUND
+        if judged.verdict is Verdict.BROKEN and over_sound:
             raise BrokenStructure(
                 f"{staged.path}: the new version is not whole ({judged.reason}); "
                 "the sound one stays, the new bytes are in salvage"
@@ -275,24 +314,41 @@ class Committer:
             with contextlib.suppress(OSError):  # the next commit prunes again
                 history.prune(self.layout, replaced.lineage, self.keep)
 
-    def reseal(self, staged: Staged) -> None:
-        """A live version changed after its publish: give it a new record, durable on return."""
+    def expose(self, staged: Staged, at: int, name: str) -> None:
+        """Give up the transaction: the version stands under its name as it is, without a record,
+        and is written in place. What it replaces is kept."""
+        with staged.lock, self.path_lock(at, name):
+            self.require_writable()
+            replaced = self.replaced_by(at, name)
+            self.growth.fill(staged)
+            self.layout.remove_record(staged.fd)
+            self.keep_replaced(replaced, at, name)
+            self.sync_changed_dirs()
+            self.fs.rename(self.layout.stage, staged.txid, at, name)
+            staged.advance(Event.EXPOSE)
+            self.note_changed_dir(at)
+            self.prune(replaced)
+
+    def reseal(self, staged: Staged) -> bool:
+        """If a live version changed after its publish, give it a new record, durable on return,
+        and return True."""
         with staged.lock:
             if staged.state is not State.SETTLED or not self.changed(staged):
-                return
+                return False
             assert staged.record is not None
             staged.digested = None
             try:
-                self.digest(staged)
-                assert staged.digested is not None
                 # The bytes first: a record that a power cut kept without them would call them rot.
                 self.fs.fsync(staged.fd)
+                self.digest(staged)
+                assert staged.digested is not None
                 staged.record = self.rerecord(staged.fd, staged.record, staged.digested)
             except OSError as error:
                 staged.writeback_error = error
                 raise
             staged.advance(Event.RESEAL)
             staged.sealed = staged.digested[0]
+            return True
 
     def reseal_committed(self, at: int, name: str) -> None:
         """The same for a version without a writer: a store through an old mapping moves the
@@ -304,7 +360,7 @@ class Committer:
                 return
             self.fs.fsync(fd)
             value = digest_file(self.fs, fd, before[0], record.algorithm)
-            self.rerecord(fd, record, (before, value, self.judge(name, fd, before[0])))
+            self.rerecord(fd, record, (before, value, self.judge_open(name, fd)))
 
     def rerecord(
         self, fd: int, record: Record, digested: tuple[Fingerprint, str, Structure]
@@ -338,15 +394,22 @@ class Committer:
         """Never publish this version: its bytes go to salvage, whose entry is returned."""
         with staged.lock:
             staged.advance(Event.ABORT)
-            if self.fs.stat(staged.fd).st_size == 0:
+            story: dict[str, object] = {"path": staged.path, "reason": reason}
+            missing = 0
+            if staged.base is not None and staged.has_hole:
+                missing = story["bytes_missing_at_start"] = staged.base.size
+            if self.fs.stat(staged.fd).st_size == missing:
                 self._remove(staged)
                 return None
-            story: dict[str, object] = {"path": staged.path, "reason": reason}
             with contextlib.suppress(OSError):  # recovery at the next mount does it
                 return self.layout.put_aside(
                     self.layout.stage, staged.txid, self.layout.salvage, story
                 )
             return None
+
+    def remove_name(self, staged: Staged) -> None:
+        """Its own user deleted it: it lives on, without a link, while it is open."""
+        self._remove(staged)
 
     def discard(self, staged: Staged) -> None:
         """Drop a version that its own user deleted, or that never changed."""
@@ -357,53 +420,6 @@ class Committer:
     def _remove(self, staged: Staged) -> None:
         with contextlib.suppress(OSError):
             self.fs.unlink(self.layout.stage, staged.txid)
-
-    # --- directories ---------------------------------------------------------------------------
-
-    def note_changed_dir(self, at: int) -> None:
-        """A name was made in or removed from ``at``: durable before the next publish."""
-        if not self.mode.syncs_directories:
-            return
-        try:
-            status = self.fs.stat(at)
-            key = (status.st_dev, status.st_ino)
-            with self._dirty_lock:
-                if key not in self._dirty:
-                    self._dirty[key] = self.fs.open(at, ".", osfs.DIRECTORY)
-        except OSError:  # no descriptor left to keep it by; the change is made, so do not fail it
-            self.sync_dir(at)
-
-    def sync_changed_dirs(self) -> None:
-        """btrfs may persist directory B before A, so order needs an fsync of each. A publish
-        waits here for the directories that another one is syncing; who notes one does not."""
-        with self._dir_syncs:
-            with self._dirty_lock:
-                dirty, self._dirty = self._dirty, {}
-            for fd in dirty.values():
-                try:
-                    self.sync_dir(fd)
-                finally:
-                    self.fs.close(fd)
-
-    def sync_dir(self, fd: int) -> None:
-        """fsync a directory if the mode does; a failure makes the store read-only."""
-        if not self.mode.syncs_directories:
-            return
-        try:
-            self.fs.fsync_dir(fd)
-        except OSError as error:
-            self.poisoned = f"directory fsync failed: {error.strerror}"
-            raise
-
-    def require_writable(self) -> None:
-        if self.poisoned is not None:
-            raise StoreReadOnly(f"the store is read-only: {self.poisoned}; check the disk, remount")
-
-    @contextlib.contextmanager
-    def path_lock(self, at: int, name: str) -> Iterator[None]:
-        status = self.fs.stat(at)
-        with self._paths.held((status.st_dev, status.st_ino, name)):
-            yield
 
     # --- a rename by the user is a commit of its target -------------------------------------------
 
@@ -460,6 +476,19 @@ class Committer:
                 raise
             return record.lineage if record.lineage != lineage else None
 
+    def exchange(self, at: int, name: str, to: int, target: str) -> None:
+        """Swap two names. Both versions stay and keep their lineage, so history has nothing to
+        keep. Durable on return as the mode says."""
+        self.require_writable()
+        with contextlib.ExitStack() as stack:
+            for place in sorted({(at, name), (to, target)}):
+                stack.enter_context(self.path_lock(*place))
+            self.sync_changed_dirs()
+            self.fs.exchange(at, name, to, target)
+            self.sync_dir(to)
+            if at != to:
+                self.sync_dir(at)
+
     def unlink(self, at: int, name: str) -> None:
         """Delete a name and, with the last one, its history. Durable before the next publish."""
         self.require_writable()
@@ -503,27 +532,3 @@ class Committer:
         with osfs.opened(self.fs, self.layout.history, record.lineage, osfs.DIRECTORY) as folder:
             self.fs.unlink(folder, str(record.generation))
             self.sync_dir(folder)
-
-
-class _KeyedLocks:
-    """A lock per key, gone when nobody holds it."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._locks: dict[object, tuple[threading.RLock, int]] = {}
-
-    @contextlib.contextmanager
-    def held(self, key: object) -> Iterator[None]:
-        with self._guard:
-            lock, users = self._locks.get(key, (threading.RLock(), 0))
-            self._locks[key] = lock, users + 1
-        try:
-            with lock:
-                yield
-        finally:
-            with self._guard:
-                lock, users = self._locks[key]
-                if users == 1:
-                    del self._locks[key]
-                else:
-                    self._locks[key] = lock, users - 1

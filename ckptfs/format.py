@@ -33,6 +33,8 @@ SALVAGE = "salvage"
 QUARANTINE = "quarantine"
 SIDECAR = "sidecar"  # records of files whose filesystem has no room for the xattr
 COUNTER = "generation"
+GROWS = ".grows"  # in stage: a link to the committed file that is being extended
+NOTE = ".json"  # beside what lies in salvage and quarantine
 SUBDIRECTORIES = (STAGE, HISTORY, SALVAGE, QUARANTINE, SIDECAR)
 
 _MAGIC = f"ckptfs/{LAYOUT_VERSION}"

@@ -196,14 +196,17 @@ class Layout:
     # --- salvage and quarantine ----------------------------------------------------------------
 
     def put_aside(self, at: int, name: str, folder: int, story: dict[str, object]) -> str:
-        """Move a file to salvage or quarantine with a note beside it. Returns its new name."""
+        """Move a file to salvage or quarantine with a note beside it, if there is room for one.
+        Returns its new name."""
         aside = fmt.new_txid()
         note = json.dumps({**story, "time_ns": self.fs.now_ns()}).encode() + b"\n"
-        fd = self.fs.open(folder, f"{aside}.json", osfs.O_WRONLY | osfs.O_CREAT | osfs.O_EXCL)
+        make = osfs.O_WRONLY | osfs.O_CREAT | osfs.O_EXCL
         try:
-            self.fs.write(fd, note, 0)
-        finally:
-            self.fs.close(fd)
+            with osfs.opened(self.fs, folder, f"{aside}{fmt.NOTE}", make) as fd:
+                self.fs.write(fd, note, 0)
+        except OSError:  # a full disk: the file must not stay in stage for it
+            with contextlib.suppress(OSError):
+                self.fs.unlink(folder, f"{aside}{fmt.NOTE}")
         self.fs.rename(at, name, folder, aside)
         return aside
 
@@ -211,14 +214,17 @@ class Layout:
         """What lies in salvage or quarantine, oldest first: the notes, each with ``id``."""
         found: list[dict[str, object]] = []
         for name in self.fs.listdir(folder):
-            if not name.endswith(".json"):
+            if name.endswith(fmt.NOTE):
                 continue
             with contextlib.suppress(FileNotFoundError):  # another thread may let it go
-                story = _parse(_read_small(self.fs, folder, name))
-                story["id"] = name.removesuffix(".json")
-                story["size"] = self.fs.lstat(folder, str(story["id"])).st_size
+                status = self.fs.lstat(folder, name)
+                story: dict[str, object] = {"reason": "no note", "time_ns": status.st_mtime_ns}
+                with contextlib.suppress(FileNotFoundError):
+                    story |= _parse(_read_small(self.fs, folder, f"{name}{fmt.NOTE}"))
+                story["id"] = name
+                story["size"] = min(status.st_size, status.st_blocks * 512)  # it may have a hole
                 found.append(story)
-        return sorted(found, key=lambda story: str(story.get("time_ns", "")))
+        return sorted(found, key=lambda story: str(story["time_ns"]))
 
 
 @contextlib.contextmanager

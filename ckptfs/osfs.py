@@ -5,6 +5,8 @@ from directory descriptors and never through a symlink. Every method raises ``OS
 else. Durability is stated per method; what is not stated is not durable. Thread-safe.
 
 Platform quirks, each with its cause:
+- btrfs lists a directory as it was when the descriptor was opened, or last rewound, so directories
+  are opened anew for every listing.
 - macOS: ``fsync`` stops at the drive's cache, ``F_FULLFSYNC`` does not.
 - ``sync_file_range`` cleans pages only where the file's own mapping holds them (ext4, XFS, btrfs,
   f2fs); on overlayfs and others it succeeds and does nothing, so there ``clean`` is an fsync.
@@ -34,6 +36,9 @@ DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | NOFOLLOW
 NEVER_XATTR = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP})
 NO_XATTR = NEVER_XATTR | {errno.ENOSPC, errno.E2BIG, errno.EPERM}  # or not for this file
 _NO_DATA = frozenset({errno.ENODATA, getattr(errno, "ENOATTR", errno.ENODATA)})
+_GRANTS = frozenset({"system.posix_acl_access", "security.capability"})
+_NOATIME, _NO_ACCESS = getattr(os, "O_NOATIME", 0), getattr(os, "O_PATH", 0)
+_ALL_BITS = 0o7777
 _COPY_CHUNK = 4 << 20
 
 Status = os.stat_result
@@ -42,7 +47,9 @@ Status = os.stat_result
 class FileSystem(Protocol):
     """What the commit code needs of a filesystem. ``at`` is an open directory."""
 
-    def open(self, at: int, name: str, flags: int, mode: int = 0o600) -> int: ...
+    def open(self, at: int, name: str, flags: int, mode: int = 0o600) -> int:
+        """Reading by it moves no access time, where that is to be had: nobody has asked for it."""
+
     def open_direct(self, at: int, name: str) -> int:
         """Open for reading past the page cache; where there is no such way, past the pages that
         could be dropped. Read with ``readinto`` and aligned buffers."""
@@ -56,8 +63,18 @@ class FileSystem(Protocol):
     def readinto(self, fd: int, buffer: bytearray | mmap.mmap, offset: int) -> int: ...
     def write(self, fd: int, data: bytes, offset: int) -> int: ...
     def truncate(self, fd: int, size: int) -> None: ...
-    def copy(self, source: int, target: int, size: int) -> None:
-        """Make ``target`` hold the first ``size`` bytes of ``source``, sharing blocks if it can."""
+    def clone(self, source: int, target: int) -> None:
+        """Make ``target`` hold what ``source`` does by sharing its blocks; else raises OSError."""
+
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Make ``target``, which has nothing there yet, hold these bytes of ``source``. Holes stay
+        holes."""
+
+    def copy_times(self, source: int, target: int) -> None:
+        """Give ``target`` the access and modification time of ``source``."""
+
+    def redirect(self, fd: int, to: int) -> None:
+        """Let ``fd`` stand for the open file of ``to``; whoever uses it meanwhile gets either."""
 
     def start_writeback(self, fd: int, offset: int, size: int) -> None:
         """Begin writing dirty pages out (size 0: to the end). Nothing is durable on return."""
@@ -76,6 +93,9 @@ class FileSystem(Protocol):
         """Everything on the filesystem of ``fd`` is durable on return."""
 
     def rename(self, at: int, name: str, to: int, target: str) -> None: ...
+    def exchange(self, at: int, name: str, to: int, target: str) -> None:
+        """Swap two names in one step. Linux."""
+
     def link(self, at: int, name: str, to: int, target: str) -> None: ...
     def unlink(self, at: int, name: str) -> None: ...
     def mkdir(self, at: int, name: str, mode: int) -> None: ...
@@ -85,7 +105,8 @@ class FileSystem(Protocol):
     def setxattr(self, fd: int, key: str, value: bytes) -> None: ...
     def removexattr(self, fd: int, key: str) -> None: ...
     def copy_metadata(self, source: int, target: int, skip: str) -> None:
-        """Give ``target`` the owner, mode, ACL, label and xattrs of ``source``, less ``skip``."""
+        """Give ``target`` the owner, mode, ACL, label and xattrs of ``source``, less ``skip``;
+        it grants nobody more than ``source`` does."""
 
     def now_ns(self) -> int: ...
 
@@ -93,7 +114,31 @@ class FileSystem(Protocol):
 _libc = ctypes.CDLL(None, use_errno=True)
 _SYNC_WAIT_BEFORE, _SYNC_WRITE, _SYNC_WAIT_AFTER = 1, 2, 4
 _FICLONE = 0x40049409
+_RENAME_EXCHANGE = 2
+_AT_FDCWD, _AT_SYMLINK_NOFOLLOW = -100, 0x100
+UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2  # in tv_nsec
+NOW = -(1 << 63)  # a time
 _CLEANS = frozenset({0xEF53, 0x58465342, 0x9123683E, 0xF2F52010})  # ext4, XFS, btrfs, f2fs
+
+
+def _data_ranges(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where data lies. All of a file that has its blocks: what was preallocated stays so."""
+    status = os.fstat(fd)
+    if status.st_blocks * 512 >= status.st_size:
+        yield start, end
+        return
+    at = start
+    while at < end:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no more of it
+                return
+            raise
+        if at < end:
+            stop = min(os.lseek(fd, at, os.SEEK_HOLE), end)
+            yield at, stop
+            at = stop
 
 
 class OsFs:
@@ -103,6 +148,9 @@ class OsFs:
         self._cleans: dict[int, bool] = {}  # st_dev -> whether sync_file_range can be trusted
 
     def open(self, at: int, name: str, flags: int, mode: int = 0o600) -> int:
+        if not flags & (os.O_DIRECTORY | _NO_ACCESS):
+            with contextlib.suppress(PermissionError):  # for the owner alone
+                return os.open(name, flags | NOFOLLOW | _NOATIME, mode, dir_fd=at)
         return os.open(name, flags | NOFOLLOW, mode, dir_fd=at)
 
     def open_direct(self, at: int, name: str) -> int:
@@ -119,7 +167,8 @@ class OsFs:
     now_ns = staticmethod(time.time_ns)
 
     def listdir(self, fd: int) -> list[str]:
-        return os.listdir(fd)
+        with opened(self, fd, ".", DIRECTORY) as anew:
+            return os.listdir(anew)
 
     def lstat(self, at: int, name: str) -> Status:
         return os.stat(name, dir_fd=at, follow_symlinks=False)
@@ -133,20 +182,32 @@ class OsFs:
     def write(self, fd: int, data: bytes, offset: int) -> int:
         return os.pwrite(fd, data, offset)
 
-    def copy(self, source: int, target: int, size: int) -> None:
-        if sys.platform == "linux" and size == os.fstat(source).st_size:
-            with contextlib.suppress(OSError):
-                fcntl.ioctl(target, _FICLONE, source)
-                return
-        done = 0
-        while done < size:
-            data = os.pread(source, min(_COPY_CHUNK, size - done), done)
-            if not data:
-                raise OSError(errno.EIO, "the source shrank while it was copied")
-            view = memoryview(data)
-            while view:
-                written = os.pwrite(target, view, done)
-                done, view = done + written, view[written:]
+    def clone(self, source: int, target: int) -> None:
+        if sys.platform != "linux":
+            raise OSError(errno.EOPNOTSUPP, "no clones")
+        fcntl.ioctl(target, _FICLONE, source)
+
+    def copy_times(self, source: int, target: int) -> None:
+        status = os.fstat(source)
+        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        for at, stop in _data_ranges(source, start, end):
+            while at < stop:
+                data = os.pread(source, min(_COPY_CHUNK, stop - at), at)
+                if not data:
+                    break
+                view = memoryview(data)
+                while view:
+                    written = os.pwrite(target, view, at)
+                    at, view = at + written, view[written:]
+        if os.fstat(source).st_size < end:
+            raise OSError(errno.EIO, "the source shrank while it was copied")
+        if os.fstat(target).st_size < end:
+            os.ftruncate(target, end)
+
+    def redirect(self, fd: int, to: int) -> None:
+        os.dup2(to, fd, inheritable=False)
 
     def start_writeback(self, fd: int, offset: int, size: int) -> None:
         if self._can_clean(fd):
@@ -175,12 +236,15 @@ class OsFs:
     def sync_all(self, fd: int) -> None:
         if sys.platform != "linux":
             os.sync()
-        elif _libc.syncfs(fd) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+        else:
+            check(_libc.syncfs(fd))
 
     def rename(self, at: int, name: str, to: int, target: str) -> None:
         os.rename(name, target, src_dir_fd=at, dst_dir_fd=to)
+
+    def exchange(self, at: int, name: str, to: int, target: str) -> None:
+        names = os.fsencode(name), os.fsencode(target)
+        check(_libc.renameat2(at, names[0], to, names[1], _RENAME_EXCHANGE))
 
     def link(self, at: int, name: str, to: int, target: str) -> None:
         os.link(name, target, src_dir_fd=at, dst_dir_fd=to, follow_symlinks=False)
@@ -222,22 +286,43 @@ class OsFs:
 
     def copy_metadata(self, source: int, target: int, skip: str) -> None:
         old, new = os.fstat(source), os.fstat(target)
+        mode = stat_module.S_IMODE(old.st_mode)
         if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
-            with contextlib.suppress(PermissionError):  # unprivileged: the writer owns it then
-                os.fchown(target, old.st_uid, old.st_gid)
-        if old.st_mode != new.st_mode:
-            os.fchmod(target, stat_module.S_IMODE(old.st_mode))
-        if sys.platform != "linux":
-            return
-        with contextlib.suppress(OSError):
-            for key in os.listxattr(source):
-                if key != skip:
+            mode &= _give(target, old)
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):
+                keys = set(os.listxattr(source))
+                for key in _GRANTS & set(os.listxattr(target)) - keys:
+                    os.removexattr(target, key)
+                for key in keys - {skip}:
                     with contextlib.suppress(OSError):
                         os.setxattr(target, key, os.getxattr(source, key))
+        if mode != stat_module.S_IMODE(os.fstat(target).st_mode):
+            os.fchmod(target, mode)
+
+
+def _give(target: int, old: Status) -> int:
+    """Give ``target`` its owner and group as far as the process may; the mode bits it may keep.
+    Without rights the writer owns it, and what was meant for another group is for nobody."""
+    try:
+        os.fchown(target, old.st_uid, old.st_gid)
+        return _ALL_BITS
+    except PermissionError:
+        pass
+    try:
+        os.fchown(target, -1, old.st_gid)
+        return _ALL_BITS & ~(stat_module.S_ISUID | stat_module.S_ISGID)
+    except PermissionError:
+        return _ALL_BITS & ~(stat_module.S_ISUID | stat_module.S_ISGID | stat_module.S_IRWXG)
 
 
 def _sync_file_range(fd: int, offset: int, size: int, flags: int) -> None:
-    if _libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(size), flags) != 0:
+    check(_libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(size), flags))
+
+
+def check(result: int) -> None:
+    """Raise the error that a call through ctypes has left in errno."""
+    if result != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 
@@ -274,6 +359,37 @@ def open_below(fs: FileSystem, root: int, path: str) -> int:
             fs.close(at)
         at = below
     return at
+
+
+def allocate(fd: int, mode: int, offset: int, size: int) -> None:
+    """fallocate(2) with its modes. Linux."""
+    check(_libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(size)))
+
+
+def set_times(
+    path: str, atime_ns: int | None, mtime_ns: int | None, *, at: int | None = None
+) -> None:
+    """utimensat(2); ``NOW`` is the kernel's clock, None keeps. A name in the directory ``at`` is
+    not followed if it is a symlink. Linux."""
+    times = (ctypes.c_long * 4)(*_timespec(atime_ns), *_timespec(mtime_ns))
+    where, flags = (_AT_FDCWD, 0) if at is None else (at, _AT_SYMLINK_NOFOLLOW)
+    check(_libc.utimensat(where, os.fsencode(path), times, flags))
+
+
+def touch(fd: int) -> None:
+    """Move mtime and ctime to the present, as a change would; the atime stays. Linux."""
+    check(_libc.futimens(fd, (ctypes.c_long * 4)(*_timespec(None), *_timespec(NOW))))
+
+
+def touch_status(fd: int) -> None:
+    """Move the ctime to the present, as a rename does."""
+    os.fchmod(fd, stat_module.S_IMODE(os.fstat(fd).st_mode))
+
+
+def _timespec(ns: int | None) -> tuple[int, int]:
+    if ns is None or ns == NOW:
+        return 0, UTIME_OMIT if ns is None else UTIME_NOW
+    return ns // 10**9, ns % 10**9
 
 
 def duplicate(fd: int) -> int:

@@ -36,6 +36,7 @@ class State(enum.Enum):
     SEALED = "sealed"  # data and record durable, not visible
     PUBLISHED = "published"  # visible under its name
     SETTLED = "settled"  # and its name is durable
+    IN_PLACE = "in place"  # stands under its name without a record: several write it under a lock
     ABORTED = "aborted"  # never published; the bytes are in salvage
 
 
@@ -46,6 +47,7 @@ class Event(enum.Enum):
     PUBLISH = "publish"
     SETTLE = "settle"
     RESEAL = "reseal"  # changed after its publish: a live version gets a new record
+    EXPOSE = "expose"  # gives up being a transaction
     ABORT = "abort"
 
 
@@ -56,13 +58,14 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.SEALED, Event.PUBLISH): State.PUBLISHED,
     (State.PUBLISHED, Event.SETTLE): State.SETTLED,
     (State.SETTLED, Event.RESEAL): State.SETTLED,
+    (State.OPEN, Event.EXPOSE): State.IN_PLACE,
     (State.OPEN, Event.ABORT): State.ABORTED,
     (State.SEALING, Event.ABORT): State.ABORTED,
     (State.SEALED, Event.ABORT): State.ABORTED,
 }
 
-VISIBLE = frozenset({State.PUBLISHED, State.SETTLED})
-FINAL = frozenset({State.SETTLED, State.ABORTED})
+VISIBLE = frozenset({State.PUBLISHED, State.SETTLED, State.IN_PLACE})
+FINAL = frozenset({State.SETTLED, State.IN_PLACE, State.ABORTED})
 
 
 def advance(state: State, event: Event) -> State:

@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ckptfs import format as fmt
-from ckptfs import osfs
-from ckptfs.commit import Committer, Staged
+from ckptfs import growth, osfs
+from ckptfs.commit import Committer
 from ckptfs.errors import CannotServe, Rotten
 from ckptfs.format import Record
+from ckptfs.growth import Alone, nobody_else
 from ckptfs.layout import Layout
 from ckptfs.osfs import FileSystem, OsFs
 from ckptfs.protocol import Mode
+from ckptfs.staged import Staged
 from ckptfs.verify import Finding, Guard
 
 IN_PLACE = (
@@ -31,10 +33,6 @@ IN_PLACE = (
     *("*.db", "*.sqlite*", "*.mdb", "*-journal", "*-wal", "*-shm"),
 )
 _RECENT_EVENTS = 100
-_WRITEBACK_STEP_BYTES = 8 << 20
-# What is written within one interval is left to the close: there is little to hide of so short a
-# write, and submitting it slowed the writer (4,096 writes of 64 KiB took 1.5 times as long).
-_WRITEBACK_INTERVAL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -102,6 +100,9 @@ class Store:
         many versions were salvaged."""
         salvaged = 0
         for name in self.fs.listdir(self.layout.stage):
+            if name.endswith(fmt.GROWS):
+                growth.recover(self.layout, name)
+                continue
             status = self.fs.lstat(self.layout.stage, name)
             # A version with a second name was published, or is on its way to quarantine.
             if "." in name or status.st_size == 0 or status.st_nlink > 1:
@@ -113,8 +114,9 @@ class Store:
                 "path": fmt.path_of_note(note),
                 "reason": "unfinished when the daemon or the machine stopped",
             }
-            self.layout.put_aside(self.layout.stage, name, self.layout.salvage, story)
-            salvaged += 1
+            with contextlib.suppress(OSError):  # no room for its name: the next mount tries again
+                self.layout.put_aside(self.layout.stage, name, self.layout.salvage, story)
+                salvaged += 1
         self.bound_salvage()
         self.fs.sync_all(self.root)
         return salvaged
@@ -127,7 +129,7 @@ class Store:
             if total <= self.options.salvage_bytes:
                 return
             total -= int(str(entry["size"]))
-            for name in (str(entry["id"]), f"{entry['id']}.json"):
+            for name in (str(entry["id"]), f"{entry['id']}{fmt.NOTE}"):
                 with contextlib.suppress(FileNotFoundError):
                     self.fs.unlink(self.layout.salvage, name)
 
@@ -157,10 +159,20 @@ class Store:
                 return True
         return False
 
-    def stage(self, path: str, at: int, name: str, *, exists: bool, truncate: bool) -> Staged:
+    def stage(
+        self,
+        path: str,
+        at: int,
+        name: str,
+        *,
+        exists: bool,
+        truncate: bool,
+        lazily: bool = False,
+    ) -> Staged:
         """Start a version of ``at/name``: empty, or from the verified committed bytes.
 
         ``exists`` says that a committed version stands there; the new one inherits its metadata.
+        ``lazily``: of a long one the bytes may be missing at first; see :class:`Growth`.
         Nothing is durable on return. Raises OSError (no room, no permission) and Rotten.
         """
         if exists and not truncate:
@@ -170,18 +182,22 @@ class Store:
             if exists:
                 self.committer.inherit(staged, at, name)
                 if not truncate:
-                    with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as source:
-                        self.committer.copy_content(staged, source)
+                    self.committer.growth.start(staged, at, name, lazily=lazily)
         except BaseException:
             self.committer.discard(staged)
-            self.fs.close(staged.fd)
+            self._close(staged)
             raise
         return staged
 
-    def commit(self, staged: Staged, at: int, name: str) -> Record:
+    def _close(self, staged: Staged) -> None:
+        self.fs.close(staged.fd)
+        if staged.base is not None:
+            staged.base.close()
+
+    def commit(self, staged: Staged, at: int, name: str, alone: Alone = nobody_else) -> Record:
         """See :meth:`Committer.commit`; counted, and remembered as verified."""
         try:
-            record = self.committer.commit(staged, at, name)
+            record = self.committer.commit(staged, at, name, alone)
         except BaseException as error:
             self.note("aborted", staged.path, str(error))
             raise
@@ -196,10 +212,12 @@ class Store:
         self.note("aborted", staged.path, f"{reason}; salvage {entry}" if entry else reason)
         self.bound_salvage()
 
-    def reseal(self, staged: Staged) -> None:
-        """Record a live version anew after it was written in place."""
-        self.committer.reseal(staged)
+    def reseal(self, staged: Staged) -> bool:
+        """Record a live version anew if it was written since its seal, and say whether it was."""
+        if not self.committer.reseal(staged):
+            return False
         self.guard.remember(staged.fd)
+        return True
 
     def verify_open(self, path: str, at: int, name: str, *, live: bool = False) -> Finding | None:
         """Ensure that an open of ``at/name`` reads good bytes; see :meth:`Guard.ensure`.
@@ -233,20 +251,28 @@ class Store:
 
     def put(self, path: str, data: bytes) -> Record:
         """Install ``data`` at ``path``. Durable on return as the mode says (C1, C2)."""
+        return self._write(path, data, truncate=True)
+
+    def append(self, path: str, data: bytes) -> Record:
+        """Add ``data`` to what stands at ``path``, if anything. Durable on return as :meth:`put`;
+        a long file grows in place, so nobody should be reading it (C7)."""
+        return self._write(path, data, truncate=False)
+
+    def _write(self, path: str, data: bytes, *, truncate: bool) -> Record:
         with self._place(path) as (at, name):
             exists = name in self.fs.listdir(at)
-            staged = self.stage(path, at, name, exists=exists, truncate=True)
+            staged = self.stage(path, at, name, exists=exists, truncate=truncate, lazily=True)
             try:
-                offset = 0
+                start = offset = self.fs.stat(staged.fd).st_size
                 try:
-                    while offset < len(data):
-                        offset += self.fs.write(staged.fd, data[offset:], offset)
+                    while offset < start + len(data):
+                        offset += self.fs.write(staged.fd, data[offset - start :], offset)
                 except BaseException as error:
                     self.abort(staged, str(error))
                     raise
                 return self.commit(staged, at, name)
             finally:
-                self.fs.close(staged.fd)
+                self._close(staged)
 
     def get(self, path: str) -> bytes:
         """The verified bytes at ``path`` (C5). Raises Rotten, FileNotFoundError."""
@@ -270,67 +296,3 @@ def _read_whole(fs: FileSystem, fd: int, size: int) -> bytes:
     while len(content) < size and (data := fs.read(fd, size - len(content), len(content))):
         content += data
     return bytes(content)
-
-
-class Writeback:
-    """Writes staged versions out behind their writers, so that little is left at close."""
-
-    def __init__(self, fs: FileSystem, interval_s: float = _WRITEBACK_INTERVAL_S) -> None:
-        self.fs, self._interval_s = fs, interval_s
-        self._staged: dict[str, tuple[Staged, int]] = {}
-        self._guard = threading.Lock()
-        self._wake = threading.Event()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="ckptfs-writeback", daemon=True)
-        self._thread.start()
-
-    def add(self, staged: Staged) -> None:
-        with self._guard:
-            self._staged[staged.txid] = staged, 0
-            self._wake.set()
-
-    def remove(self, staged: Staged) -> None:
-        """After return the thread no longer touches the version's descriptor."""
-        with self._guard:
-            self._staged.pop(staged.txid, None)
-
-    def stop(self) -> None:
-        self._stopping = True
-        self._wake.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping:
-            if not self._staged:
-                self._wake.wait()
-            self._wake.clear()
-            for txid in list(self._staged):
-                self._step(txid)
-            threading.Event().wait(self._interval_s)
-
-    def _step(self, txid: str) -> None:
-        with self._guard:
-            found = self._staged.get(txid)
-            if found is None:
-                return
-            staged, done = found
-            try:
-                # Not the tail: a writer that appends to a page under writeback waits for it, and
-                # with it for all that was handed to the disk before (stable pages).
-                size = self.fs.stat(staged.fd).st_size - _WRITEBACK_STEP_BYTES
-                size -= size % _WRITEBACK_STEP_BYTES
-                if size < done + _WRITEBACK_STEP_BYTES:
-                    return
-                fd = osfs.duplicate(staged.fd)
-            except OSError as error:
-                staged.writeback_error = error
-                return
-        try:
-            self.fs.start_writeback(fd, done, size - done)
-        except OSError as error:
-            staged.writeback_error = error
-        finally:
-            self.fs.close(fd)
-        with self._guard:
-            if txid in self._staged:
-                self._staged[txid] = staged, size

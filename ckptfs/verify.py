@@ -133,6 +133,8 @@ class Guard:
         if self.known_good(at, name):
             return None
         stamp = _stamp(self.fs.lstat(at, name))
+        if stamp[0] in self.committer.growth.torn:
+            raise Rotten(f"{path}: half extended, and could not be cut back; remount to repair it")
         finding = examine(self.layout, at, name)
         if finding.condition not in (Condition.DAMAGED, Condition.RECORD_DAMAGED):
             self._remember(stamp)
@@ -162,10 +164,21 @@ class Guard:
             # By way of stage: history lets go of the good version only once it is settled.
             draft = fmt.new_txid()
             self.fs.link(folder, str(source.generation), self.layout.stage, draft)
+            self._inherit(at, name, draft)
             self.fs.rename(self.layout.stage, draft, at, name)
             self.committer.sync_dir(at)
             with contextlib.suppress(OSError):
                 self.fs.unlink(folder, str(source.generation))
+
+    def _inherit(self, at: int, name: str, draft: str) -> None:
+        """Who may read a file may have changed since that generation: owner, mode and ACL are
+        those of the version that it replaces."""
+        with (
+            osfs.opened(self.fs, at, name, osfs.O_RDONLY) as rotten,
+            osfs.opened(self.fs, self.layout.stage, draft, osfs.O_RDONLY) as good,
+        ):
+            self.fs.copy_metadata(rotten, good, skip=fmt.XATTR)
+            self.fs.fsync(good)
 
     def _newest_good(self, rotten: Record) -> Record | None:
         """The newest good generation before the rotten one. Later ones can be there where two
@@ -228,6 +241,6 @@ def examine_path(layout: Layout, path: str) -> Finding:
 
 
 def examine_all(layout: Layout, paths: list[str], jobs: int) -> Iterator[Finding]:
-    """Examine in parallel, in the order given. Memory: 8 MiB a job."""
+    """Examine in parallel, in the order given. Memory: 8 MiB a job at most."""
     with ThreadPoolExecutor(jobs, thread_name_prefix="ckptfs-verify") as pool:
         yield from pool.map(lambda path: examine_path(layout, path), paths)

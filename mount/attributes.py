@@ -7,33 +7,38 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptfs import format as fmt
 from ckptfs import osfs
-from ckptfs.mount.base import Slow, T, stale
+from ckptfs.mount.base import Slow, T, lstat, stale
 from ckptfs.mount.files import Files
 from ckptfs.mount.nodes import Directory, File, Node, Virtual, identity
-from ckptfs.mount.versions import Handle, Version
+from ckptfs.mount.versions import Caller, Handle, Version
 
-_SET_ID = stat.S_ISUID | stat.S_ISGID
+_SELINUX = "security.selinux"
 
 
 @dataclass(frozen=True)
 class Change:
-    """What a SETATTR asks for; None keeps. ``times`` maps the old pair to the new one."""
+    """What a SETATTR asks for; None keeps. A time may be ``osfs.NOW``."""
 
     size: int | None = None
     mode: int | None = None
     uid: int | None = None
     gid: int | None = None
-    times: Callable[[int, int], tuple[int, int]] | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
     drop_set_id: bool = False
 
     @property
+    def sets_times(self) -> bool:
+        return self.atime_ns is not None or self.mtime_ns is not None
+
+    @property
     def metadata(self) -> bool:
-        asked = (self.mode, self.uid, self.gid, self.times)
+        asked = (self.mode, self.uid, self.gid, self.atime_ns, self.mtime_ns)
         return self.drop_set_id or any(value is not None for value in asked)
 
 
@@ -48,21 +53,32 @@ class Attributes(Files):
             raise PermissionError(errno.EPERM, "this name belongs to ckptfs")
         if isinstance(node, Directory):
             yield f"/proc/self/fd/{node.fd}"
+            self.caches.drop_attributes(node.id)
             return
         assert isinstance(node, File) and node.parent is not None
         with self.lock:  # a descriptor of our own: the version's is closed once it has ended
             version = node.version if node.version is not None and node.version.active else None
-            if version is not None or handle is not None:
-                fd = os.dup(version.staged.fd if version else handle.fd)  # type: ignore[union-attr]
+            handle = handle or next(iter(node.handles), None)  # its name may be gone
+            if version is not None:
+                fd = os.dup(version.staged.fd)
+            elif handle is not None:
+                fd = os.dup(handle.fd)
+            elif node.fd >= 0:
+                fd = os.dup(node.fd)
             else:
                 fd = os.open(node.name, os.O_PATH | osfs.NOFOLLOW, dir_fd=node.parent.fd)
         try:
             if identity(os.fstat(fd)) != node.ident:
                 raise stale()
-            with self.versions.metadata_change(node.parent, node.name, version):
+            with contextlib.ExitStack() as stack:
+                # opening a FIFO to look at its record would wait for its writer
+                if node.kind == stat.S_IFREG and (version is not None or _stands(node)):
+                    change = self.metadata.metadata_change(node.parent, node.name, version)
+                    stack.enter_context(change)
                 yield f"/proc/self/fd/{fd}"
         finally:
             os.close(fd)
+            self.caches.drop_attributes(node.id)  # an xattr moves the ctime
 
     def setattr(
         self, nodeid: int, handle_id: int | None, change: Change
@@ -73,14 +89,26 @@ class Attributes(Files):
             return Slow(lambda: self._truncate(node, handle, change))
 
         def change_metadata() -> os.stat_result:
+            for version in self._being_written(node):
+                self._set_metadata(version, None, change)
             self._set_metadata(node, handle, change)
             return self.getattr(nodeid, handle_id)
 
         return self._in_turn(node, change_metadata)
 
+    def _being_written(self, node: Node) -> list[File]:
+        """The versions that will replace this committed one: what somebody else than their
+        writers changes of its metadata must not be lost with it."""
+        if not isinstance(node, File) or node.parent is None or node.version is not None:
+            return []
+        with self.lock:
+            versions = list(self.versions.at(node.parent, node.name))
+        return [version.node for version in versions] if versions and _stands(node) else []
+
     def _in_turn(self, node: Node, work: Callable[[], T]) -> T | Slow[T]:
         """A change of a version that has a writer waits for a commit that is under way."""
-        return Slow(work) if isinstance(node, File) and node.version is not None else work()
+        has_writer = isinstance(node, File) and node.version is not None
+        return Slow(work) if has_writer or self._being_written(node) else work()
 
     def _truncate(self, node: Node, handle: Handle | None, change: Change) -> os.stat_result:
         if not isinstance(node, File) or node.parent is None:
@@ -88,16 +116,18 @@ class Attributes(Files):
         assert change.size is not None
         version = node.version
         if handle is not None:
-            os.ftruncate(handle.fd, change.size)
+            self.cut(handle, change.size)
         elif version is not None and self._truncate_version(version, change.size):
             pass
-        elif self.store.in_place(node.path()):
+        elif self.in_place(node.parent, node.name):
             other = self._open_in_place(node, os.O_RDWR)
             os.ftruncate(other.fd, change.size)
             self.release(other.id)
         elif self.getattr(node.id, None).st_size != change.size:
             self._truncate_committed(node, node.parent, change.size)
             raise stale()  # the path stands for the new version now
+        elif change.mtime_ns is None:  # no byte changes, but the time does
+            change = replace(change, mtime_ns=osfs.NOW)
         self._set_metadata(node, handle, change)
         return self.getattr(node.id, handle.id if handle else None)
 
@@ -106,6 +136,7 @@ class Attributes(Files):
         with version.staged.lock:
             if version.ended or not version.active:
                 return False
+            self.store.committer.growth.change(version.staged, size)
             os.ftruncate(version.staged.fd, size)
             return True
 
@@ -118,6 +149,7 @@ class Attributes(Files):
         try:
             os.ftruncate(staged.fd, size)
             store.commit(staged, parent.fd, node.name)
+            self.caches.drop_attributes(parent.id)
         finally:
             os.close(staged.fd)
 
@@ -128,15 +160,12 @@ class Attributes(Files):
             self._set_symlink(node, change)
             return
         with self._changing(node, handle) as path:
-            if change.uid is not None or change.gid is not None:
-                os.chown(path, _or_keep(change.uid), _or_keep(change.gid))
+            if change.drop_set_id or change.uid is not None or change.gid is not None:
+                os.chown(path, _or_keep(change.uid), _or_keep(change.gid))  # clears set-id bits
             if change.mode is not None:
                 os.chmod(path, change.mode & 0o7777)
-            if change.drop_set_id:
-                os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) & ~_SET_ID)
-            if change.times is not None:
-                status = os.stat(path)
-                os.utime(path, ns=change.times(status.st_atime_ns, status.st_mtime_ns))
+            if change.sets_times:
+                osfs.set_times(path, change.atime_ns, change.mtime_ns)
 
     def _is_symlink(self, node: File) -> bool:
         return stat.S_ISLNK(node.kind)
@@ -144,69 +173,77 @@ class Attributes(Files):
     def _set_symlink(self, node: File, change: Change) -> None:
         assert node.parent is not None
         where: dict[str, Any] = {"dir_fd": node.parent.fd, "follow_symlinks": False}
-        if change.uid is not None or change.gid is not None:
+        if change.drop_set_id or change.uid is not None or change.gid is not None:
             os.chown(node.name, _or_keep(change.uid), _or_keep(change.gid), **where)
-        if change.times is not None:
-            status = os.stat(node.name, **where)
-            os.utime(node.name, ns=change.times(status.st_atime_ns, status.st_mtime_ns), **where)
+        if change.sets_times:
+            osfs.set_times(node.name, change.atime_ns, change.mtime_ns, at=node.parent.fd)
 
     # --- extended attributes ---------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _inode(self, node: Node) -> Iterator[str | int]:
-        """What names the node's inode, for calls that only look: a descriptor where one is open
-        (the kernel asks for an xattr before the first write to every file), else a path."""
+    def _inode(self, node: Node) -> str | int:
+        """What names the node's inode, for calls that only look and follow no link. The kernel
+        asks for an xattr before the first write to every file, ``ls -l`` for two of each."""
         if isinstance(node, Virtual):
             raise OSError(errno.EOPNOTSUPP, "no extended attributes")
         if isinstance(node, Directory):
-            yield node.fd
-            return
+            return node.fd
         assert isinstance(node, File) and node.parent is not None
-        with self.lock:  # the version does not end in here
-            if node.version is not None and node.version.active:
-                yield node.version.staged.fd
-                return
-        fd = os.open(node.name, os.O_PATH | osfs.NOFOLLOW, dir_fd=node.parent.fd)
-        try:
-            if stat.S_ISLNK(os.fstat(fd).st_mode):
-                raise OSError(errno.EOPNOTSUPP, "no extended attributes on symlinks")
-            yield f"/proc/self/fd/{fd}"
-        finally:
-            os.close(fd)
+        if node.version is not None and node.version.active:
+            return node.version.staged.fd
+        for handle in node.handles:  # its name may be gone
+            return handle.fd
+        status = lstat(node.parent.fd, node.name)
+        if status is not None and identity(status) == node.ident:
+            return f"/proc/self/fd/{node.parent.fd}/{node.name}"
+        raise stale()
 
     def getxattr(self, nodeid: int, key: str) -> bytes:
-        with self._inode(self.nodes.get(nodeid)) as inode:
-            return os.getxattr(inode, key)
+        try:
+            with self.lock:  # no version or handle ends in here
+                inode = self._inode(self.nodes.get(nodeid))
+                return os.getxattr(inode, key, follow_symlinks=not isinstance(inode, str))
+        except OSError as error:
+            # Where SELinux runs it answers for its labels itself. ``ls`` would ask for one of
+            # each file, if it were not told that there are none at all.
+            if error.errno == errno.ENODATA and key == _SELINUX:
+                raise OSError(errno.EOPNOTSUPP, "no labels") from None
+            raise
 
-    def listxattr(self, nodeid: int) -> list[str]:
-        """Ours is hidden: shutil.copy2 would carry it along."""
-        with self._inode(self.nodes.get(nodeid)) as inode:
-            return [key for key in os.listxattr(inode) if key != fmt.XATTR]
+    def listxattr(self, nodeid: int, caller: Caller) -> list[str]:
+        """Ours is hidden: shutil.copy2 would carry it along. trusted.* is for root to see."""
+        with self.lock:
+            inode = self._inode(self.nodes.get(nodeid))
+            keys = os.listxattr(inode, follow_symlinks=not isinstance(inode, str))
+        keys = [key for key in keys if key != fmt.XATTR]
+        return [key for key in keys if caller.uid == 0 or not key.startswith("trusted.")]
 
     def setxattr(self, nodeid: int, key: str, value: bytes, flags: int) -> Slow[None] | None:
-        self._refuse_ours(key)
-        node = self.nodes.get(nodeid)
-
-        def set_xattr() -> None:
-            with self._changing(node) as path:
-                os.setxattr(path, key, value, flags)
-
-        return self._in_turn(node, set_xattr)
+        return self._change_xattr(nodeid, key, lambda path: os.setxattr(path, key, value, flags))
 
     def removexattr(self, nodeid: int, key: str) -> Slow[None] | None:
-        self._refuse_ours(key)
-        node = self.nodes.get(nodeid)
+        return self._change_xattr(nodeid, key, lambda path: os.removexattr(path, key))
 
-        def remove_xattr() -> None:
-            with self._changing(node) as path:
-                os.removexattr(path, key)
-
-        return self._in_turn(node, remove_xattr)
-
-    def _refuse_ours(self, key: str) -> None:
+    def _change_xattr(
+        self, nodeid: int, key: str, change: Callable[[str], None]
+    ) -> Slow[None] | None:
         if key == fmt.XATTR:
             raise PermissionError(errno.EPERM, "the record is written by commits alone")
+        node = self.nodes.get(nodeid)
+
+        def change_all() -> None:
+            for inode in (*self._being_written(node), node):
+                with self._changing(inode) as path:
+                    change(path)
+
+        return self._in_turn(node, change_all)
 
 
 def _or_keep(value: int | None) -> int:
     return -1 if value is None else value
+
+
+def _stands(node: File) -> bool:
+    """Whether its name still, or already, is that of this very inode on disk."""
+    assert node.parent is not None
+    status = lstat(node.parent.fd, node.name)
+    return status is not None and identity(status) == node.ident

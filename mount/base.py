@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
@@ -13,7 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from ckptfs import format as fmt
+from ckptfs import osfs
+from ckptfs.mount import acl
 from ckptfs.mount.locks import Locks
+from ckptfs.mount.metadata import Metadata
 from ckptfs.mount.nodes import (
     CONTROL_ID,
     ROOT_ID,
@@ -25,7 +29,7 @@ from ckptfs.mount.nodes import (
     Virtual,
     identity,
 )
-from ckptfs.mount.versions import Caller, Handle, Versions
+from ckptfs.mount.versions import Caller, Handle, Version, Versions
 from ckptfs.store import Store
 
 T = TypeVar("T")
@@ -40,8 +44,32 @@ class Slow(Generic[T]):
 
 @dataclass(frozen=True)
 class Entry:
+    """A name, its node, and whether a binding may remember that and the attributes."""
+
     node: Node
     status: os.stat_result
+    name_lasts: bool
+    status_lasts: bool
+
+
+class Caches:
+    """What a binding remembers of names and attributes, to be told of changes that do not come
+    through it. This one remembers nothing."""
+
+    def drop_attributes(self, nodeid: int) -> None:
+        """They are asked for again once this returns. Never waits for a request."""
+
+    def drop_name(self, parent_id: int, name: str) -> None:
+        """The name is looked up again, soon after this returns."""
+
+
+@dataclass(frozen=True)
+class New:
+    """Who makes an inode, and with which mode. The umask counts where no default ACL does."""
+
+    caller: Caller
+    mode: int
+    umask: int
 
 
 def stale() -> OSError:
@@ -57,11 +85,25 @@ class Base:
         self.nodes = NodeTable(store.root)
         self.versions = Versions(store, self.nodes)
         self.lock = self.versions.lock
-        self.handles: dict[int, Handle] = {}
+        self.handles = self.versions.handles
+        self.metadata = Metadata(store)
         self.locks = Locks()
+        self.caches = Caches()
+        self.versions.sealed = self._sealed
         self._ids = itertools.count(1)
         self._status = status
         self._mounted_ns = time.time_ns()
+
+    def _sealed(self, version: Version) -> None:
+        self.caches.drop_attributes(version.node.id)
+        if version.at is None:
+            return
+        parent, name = version.at
+        self.caches.drop_attributes(parent.id)
+        with self.lock:
+            extended = self.nodes.find(parent, name, os.fstat(version.staged.fd))
+        if extended is not None and extended is not version.node:
+            self.caches.drop_attributes(extended.id)
 
     def lookup(self, parent_id: int, name: str, caller: Caller) -> Entry:
         with self.lock:
@@ -85,7 +127,24 @@ class Base:
 
     def _entry(self, node: Node, status: os.stat_result) -> Entry:
         node.lookups += 1
-        return Entry(node, status)
+        return Entry(node, status, self._name_lasts(node), self.status_lasts(node, status))
+
+    def _name_lasts(self, node: Node) -> bool:
+        """While a version is staged, its path is another file to its writer than to others. A
+        directory is one node for all callers; nobody moves a name but by a request."""
+        if isinstance(node, File) and node.parent is not None:
+            return not self.versions.at(node.parent, node.name)
+        return isinstance(node, Directory)
+
+    def status_lasts(self, node: Node, status: os.stat_result) -> bool:
+        """Not of a directory that a publish is going to change, nor of a file that changes behind
+        its node: by another of its names, or by a mapping."""
+        if isinstance(node, Directory):
+            return not self.versions.any_below(node)
+        if not isinstance(node, File):
+            return False
+        mappable = any(handle.flags & os.O_ACCMODE == os.O_RDWR for handle in node.handles)
+        return status.st_nlink == 1 and not mappable
 
     def _virtual(self, parent_id: int, name: str) -> Node | None:
         if parent_id == ROOT_ID and name == fmt.CONTROL:
@@ -105,8 +164,15 @@ class Base:
         fields = (mode, node.id, 0, 1, os.getuid(), os.getgid(), size, 0, 0, 0)
         return os.stat_result(fields, times)
 
-    def status_json(self) -> bytes:
-        return json.dumps(self._status(), indent=1).encode() + b"\n"
+    def status_json(self, caller: Caller | None = None) -> bytes:
+        """Names of files are for root, the daemon's user and the directory's owner: others may
+        not be allowed to look where those files lie."""
+        status = self._status()
+        trusted = (0, os.geteuid(), os.fstat(self.store.root).st_uid)
+        if caller is not None and caller.uid not in trusted:
+            status["writing"] = ["?" for _ in status["writing"]]
+            status["events"] = [{**event, "path": "?", "detail": ""} for event in status["events"]]
+        return json.dumps(status, indent=1).encode() + b"\n"
 
     def forget(self, nodeid: int, lookups: int) -> None:
         with self.lock:
@@ -136,6 +202,8 @@ class Base:
                 return status
         for handle in node.handles:
             return os.fstat(handle.fd)
+        if node.fd >= 0:
+            return os.fstat(node.fd)
         # Replaced since its lookup, on the way to an open: the kernel looks again only once, and
         # that is for OPEN to ask for.
         if status is not None and stat.S_IFMT(status.st_mode) == node.kind:
@@ -156,7 +224,18 @@ class Base:
             self.handles[handle.id] = handle
             if isinstance(node, File):
                 node.handles.add(handle)
+        if flags & os.O_ACCMODE == os.O_RDWR:
+            self.caches.drop_attributes(node.id)  # a mapping may change them from here on
         return handle
+
+    def in_place(self, parent: Directory, name: str) -> bool:
+        """Whether the path is written in place: by its pattern, or because of its locks."""
+        return self.locks.shared(parent.ident, name) or self.store.in_place(parent.child_path(name))
+
+    def _touch(self, parent: Directory) -> None:
+        """A staged name came or went: readdir shows it, so the directory's times move."""
+        with contextlib.suppress(OSError):
+            osfs.touch(parent.fd)
 
     def _check_device(self, parent: Directory) -> None:
         if parent.ident[0] != self.nodes.root.ident[0]:
@@ -191,9 +270,29 @@ def owner(parent: Directory, caller: Caller) -> tuple[int, int]:
     return caller.uid, above.st_gid if above.st_mode & stat.S_ISGID else caller.gid
 
 
-def own(fd: int, parent: Directory, mode: int, caller: Caller, *, directory: bool = False) -> None:
-    """Owner and mode of a new inode, before anybody can see it."""
-    os.fchown(fd, *owner(parent, caller))
-    if directory and os.fstat(parent.fd).st_mode & stat.S_ISGID:
+def own(inode: str | int, parent: Directory, new: New) -> None:
+    """Owner, mode and ACL of a new inode, before anybody can see it. ``inode`` is a descriptor, or
+    a path below /proc of what was made under its own name and has inherited its ACL already."""
+    uid, gid = owner(parent, new.caller)
+    os.chown(inode, uid, gid)
+    mode, default = new.mode & 0o7777, default_acl(parent)
+    if default is None:
+        mode &= ~new.umask
+    elif isinstance(inode, int):
+        os.setxattr(inode, acl.ACCESS, acl.inherit(default, mode))
+    if default is not None:  # the rest is what chown took away, or the ACL does not hold
+        mode = mode & 0o7000 | os.stat(inode).st_mode & 0o777
+    status = os.stat(inode)
+    if stat.S_ISDIR(status.st_mode) and os.fstat(parent.fd).st_mode & stat.S_ISGID:
         mode |= stat.S_ISGID
-    os.fchmod(fd, mode & 0o7777)
+    if mode != stat.S_IMODE(status.st_mode):
+        os.chmod(inode, mode)
+
+
+def default_acl(parent: Directory) -> bytes | None:
+    try:
+        return os.getxattr(parent.fd, acl.DEFAULT)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return None
+        raise

@@ -23,17 +23,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import ckptfs
-from ckptfs.errors import AlreadyServed, CannotServe, CkptfsError, MountBusy, NotMounted
-from ckptfs.mount import inspect, writers
+from ckptfs.errors import AlreadyServed, CannotServe, CkptfsError, MountBusy
+from ckptfs.mount import inspect, sessions, writers
 from ckptfs.mount.kernel import mounting
-from ckptfs.mount.kernel.session import Session
+from ckptfs.mount.kernel.session import Session as KernelSession
 from ckptfs.mount.operations import Operations
+from ckptfs.mount.portable import PortableSession
 from ckptfs.store import Options, Store
 
 log = logging.getLogger("ckptfs.daemon")
 
 _LOG_BYTES, _LOG_FILES = 5 << 20, 3
 _POLL_S = 0.1
+_STOPPED_BY = {signal.SIGTERM, signal.SIGINT}
 _STAYS_BELOW = "keeps working below the mount, unprotected; restart it"
 
 
@@ -42,6 +44,7 @@ class MountOptions:
     directory: str  # absolute
     mountpoint: str  # absolute; the same as ``directory`` to serve it over itself
     store: Options = field(default_factory=Options)
+    binding: str = sessions.KERNEL
     passthrough: bool = True
     allow_other: bool = False
     foreground: bool = False
@@ -52,11 +55,11 @@ class MountOptions:
 def mount(options: MountOptions) -> None:
     """Serve ``options.directory``. Returns once it is served, or in the foreground once it is no
     longer. Raises CannotServe, AlreadyServed and kin, with nothing mounted."""
-    _check(options)
+    check(options)
     users_below = _users_below(options)
     if options.foreground:
-        _log_to(None)
-        _Daemon(options, users_below).serve(lambda warnings: None)
+        log_to(None)
+        Daemon(options, users_below).serve(lambda warnings: None)
         return
     read_end, write_end = os.pipe()
     child = os.fork()
@@ -87,7 +90,8 @@ def _users_below(options: MountOptions) -> list[inspect.Holder]:
     return inspect.holders(options.directory)
 
 
-def _check(options: MountOptions) -> None:
+def check(options: MountOptions) -> None:
+    """Whether there is what to serve, and nobody serves it. Clears a dead mount of our own."""
     for path, what in ((options.directory, "directory"), (options.mountpoint, "mountpoint")):
         if inspect.is_dead(path):
             mounting.unmount(path, lazy=True)
@@ -126,11 +130,11 @@ def _detached(options: MountOptions, users_below: list[inspect.Holder], pipe: in
     try:
         os.setsid()
         os.chdir("/")
-        _log_to(options.log_file or default_log(options.mountpoint))
+        log_to(options.log_file or default_log(options.mountpoint))
         null = os.open(os.devnull, os.O_RDWR)
         for stream in range(3):
             os.dup2(null, stream)
-        _Daemon(options, users_below).serve(
+        Daemon(options, users_below).serve(
             lambda warnings: answer("\n".join(["serving", *warnings]))
         )
     except CkptfsError as error:
@@ -153,7 +157,7 @@ def default_log(mountpoint: str) -> str:
     return str(folder / f"{mountpoint.strip('/').replace('/', '-') or 'root'}.log")
 
 
-def _log_to(path: str | None) -> None:
+def log_to(path: str | None) -> None:
     handler: logging.Handler
     if path is None:
         handler = logging.StreamHandler(sys.stderr)
@@ -174,33 +178,47 @@ def _log_to(path: str | None) -> None:
     logging.getLogger("ckptfs").setLevel(logging.INFO)
 
 
-class _Daemon:
+class Daemon:
     def __init__(self, options: MountOptions, users_below: list[inspect.Holder]) -> None:
         self.options, self._users_below = options, users_below
         self._started_s = time.time()
-        self._stop = threading.Event()
-        self._ended = threading.Event()
+        self.ended = threading.Event()
 
     def serve(self, ready: Callable[[list[str]], None]) -> None:
         """Until the mount is gone. ``ready`` is told what the user should know once it serves."""
         options = self.options
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPED_BY)  # every thread inherits it
         _raise_descriptor_limit()
         mounting.drop_reserve_rights()
         self.store = Store.open(options.directory, options.store, options.mountpoint)
+        root = os.fstat(self.store.root)
+        self._root_id = [root.st_dev, root.st_ino]
         try:
             self.operations = Operations(self.store, self.status)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: self._stop.set())
-            device = mounting.mount(options.mountpoint, allow_other=options.allow_other)
-            self.session = Session(device, self.operations, passthrough=options.passthrough)
+            self.session = self._session()
             self.session.ready = lambda: ready(self._warnings())
-            stopper = threading.Thread(target=self._wait_for_stop, daemon=True)
+            stopper = threading.Thread(target=self.wait_for_end, daemon=True)
             stopper.start()
             log.info("serving %s at %s", options.directory, options.mountpoint)
             self.session.run()
             self._finish()
         finally:
             self.store.close()
+
+    def attach(self) -> int:
+        """Mount; the descriptor to serve."""
+        return mounting.mount(self.options.mountpoint, allow_other=self.options.allow_other)
+
+    def _session(self) -> sessions.Session:
+        options = self.options
+        if options.binding != sessions.KERNEL:
+            return PortableSession(
+                options.binding,
+                self.operations,
+                options.mountpoint,
+                allow_other=options.allow_other,
+            )
+        return KernelSession(self.attach(), self.operations, passthrough=options.passthrough)
 
     def _warnings(self) -> list[str]:
         warnings = [f"{holder} {_STAYS_BELOW}" for holder in self._users_below]
@@ -210,28 +228,30 @@ class _Daemon:
         return warnings
 
     def _finish(self) -> None:
-        self._ended.set()
+        self.ended.set()
         self.operations.versions.abort_all("the mount was taken away while it was being written")
-        self.operations.versions.writeback.stop()
+        self.operations.versions.stop()
         log.info("ended; %s", dict(self.store.counts))
 
     # --- ending ----------------------------------------------------------------------------------
 
-    def _wait_for_stop(self) -> None:
-        self._stop.wait()
+    def wait_for_end(self) -> None:
+        """In a thread of its own: take the mount away when it is time. A handler would run in the
+        main thread, which may be about to wait for a request."""
+        signal.sigwait(_STOPPED_BY)
         deadline = time.monotonic() + self.options.stop_timeout_s
         log.info("asked to stop; serving until nobody uses the mount")
         while time.monotonic() < deadline:
-            if not self.session.users() and self._unmounted():
+            if not self.session.openers.running() and self._unmounted():
                 return
-            if self._ended.wait(_POLL_S):
+            if self.ended.wait(_POLL_S):
                 return
         log.warning("still in use after %.0f s: taking the mount away", self.options.stop_timeout_s)
         try:
             mounting.unmount(self.options.mountpoint, lazy=True)
         except OSError as error:
             log.error("cannot unmount: %s", error)
-        if not self._ended.wait(1.0):  # somebody holds files open: end without them
+        if not self.ended.wait(1.0):  # somebody holds files open: end without them
             self._finish()
             os._exit(0)
 
@@ -248,11 +268,16 @@ class _Daemon:
         store, found = self.store, []
         if store.committer.poisoned:
             found.append(f"read-only: {store.committer.poisoned}")
-        if not writers.proc_is_ours():
+        if not writers.proc_is_ours() or self.session.openers.strangers:
             found.append(
-                "writers unknown, for /proc belongs to another pid namespace: killed ones cannot "
+                "writers unknown, for they live in another pid namespace: killed ones cannot "
                 "be told from finished ones (C6), and all see the committed files; run with "
                 "--pid=host"
+            )
+        if self.options.allow_other and os.geteuid() != 0:
+            found.append(
+                "other users' writers unknown, for only root may see how they ended: killed ones "
+                "cannot be told from finished ones (C6)"
             )
         if store.layout.uses_sidecars:
             found.append("records lie in sidecars: the filesystem has no room for xattrs")
@@ -261,10 +286,12 @@ class _Daemon:
     def status(self) -> dict[str, Any]:
         """What ``.ckptfs/status.json`` shows."""
         store, session, options = self.store, self.session, self.options
+        passthrough, refusal = session.passthrough_state()
         return {
             "version": ckptfs.__version__,
             "pid": writers.own_pid(),
             "root_fd": store.root,
+            "root_id": self._root_id,
             "directory": options.directory,
             "mountpoint": options.mountpoint,
             "started": self._started_s,
@@ -273,9 +300,9 @@ class _Daemon:
             "keep": options.store.keep,
             "verify": "open" if options.store.verify_opens else "off",
             "validate": "overwrite" if options.store.validate else "off",
-            "binding": "kernel",
-            "passthrough": session.passthrough.active,
-            "passthrough_refusal": session.passthrough.refusal,
+            "binding": options.binding,
+            "passthrough": passthrough,
+            "passthrough_refusal": refusal,
             "degraded": self._degraded(),
             "in_place": list(store.patterns),
             "writing": [v.staged.path for v in self.operations.versions.all()],
@@ -307,9 +334,10 @@ def umount(path: str) -> None:
     status = None
     with contextlib.suppress(TimeoutError):
         status = inspect.status_of(path)
+    here = status is not None and inspect.is_here(status)
     mountpoint = str(status["mountpoint"]) if status else path
     if not inspect.is_mounted(mountpoint):
-        raise NotMounted(f"{path}: not mounted")
+        raise inspect.not_mounted(path)
     if inspect.is_dead(mountpoint):
         mounting.unmount(mountpoint, lazy=True)
         return
@@ -320,5 +348,7 @@ def umount(path: str) -> None:
             raise
         users = ", ".join(str(holder) for holder in inspect.holders(mountpoint)) or "a process"
         raise MountBusy(f"{mountpoint}: in use by {users}; end it and try again") from None
-    while status is not None and writers.is_running(int(status["pid"])):
+    if status is not None and not here:
+        inspect.wait_released(str(status["directory"]))
+    while here and status is not None and writers.is_running(int(status["pid"])):
         time.sleep(_POLL_S / 5)

@@ -1,4 +1,4 @@
-"""Opening, creating, closing, and data where the kernel does not carry it.
+"""Opening, creating and closing.
 
 An open for writing gets a version of its own, hence a node of its own: the kernel is answered
 ESTALE once, looks the path up again, and opens the node that the lookup then gives (DESIGN §7).
@@ -13,9 +13,10 @@ import stat
 from typing import NoReturn
 
 from ckptfs import osfs
-from ckptfs.mount.base import Base, Entry, Slow, exists, own, stale
-from ckptfs.mount.locks import LockSet
+from ckptfs.mount.base import Entry, New, Slow, exists, own, stale
+from ckptfs.mount.locks import Lock, LockSet
 from ckptfs.mount.nodes import STATUS_ID, Directory, File, Virtual, identity
+from ckptfs.mount.relay import Relay
 from ckptfs.mount.versions import Caller, Handle, Version
 
 
@@ -26,29 +27,29 @@ class Replaced(OSError):
         super().__init__(errno.ESTALE, "look again")
 
 
-class Files(Base):
+class Files(Relay):
     """Open file descriptions."""
 
     def open(self, nodeid: int, flags: int, caller: Caller) -> Handle | Slow[Handle]:
         node = self.nodes.get(nodeid)
         if isinstance(node, Virtual):
-            return self._open_virtual(node, flags)
+            return self._open_virtual(node, flags, caller)
         if not isinstance(node, File) or node.parent is None:
             raise OSError(errno.EISDIR if isinstance(node, Directory) else errno.ENXIO, "no file")
         writing = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
         if not writing:
             return self._open_for_reading(node, node.parent, flags)
-        if self.store.in_place(node.path()):
+        if self.in_place(node.parent, node.name):
             return Slow(lambda: self._open_in_place(node, flags))
         return self._open_for_writing(node, node.parent, flags, caller)
 
-    def _open_virtual(self, node: Virtual, flags: int) -> Handle:
+    def _open_virtual(self, node: Virtual, flags: int, caller: Caller) -> Handle:
         if node.id != STATUS_ID:
             raise IsADirectoryError(errno.EISDIR, "a directory")
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise PermissionError(errno.EPERM, "read-only")
         fd = os.memfd_create("status.json")
-        os.write(fd, self.status_json())
+        os.write(fd, self.status_json(caller))
         handle = self._handle(node, fd, flags)
         handle.relayed = True
         return handle
@@ -57,7 +58,7 @@ class Files(Base):
         with self.lock:
             version = node.version
             if version is not None and version.active:
-                return self._handle(node, os.dup(version.staged.fd), flags)
+                return self._version_handle(node, version, flags)
         if not self.store.options.verify_opens or self.store.guard.known_good(parent.fd, node.name):
             with contextlib.suppress(Replaced):
                 return self._open_committed(node, flags)
@@ -65,12 +66,18 @@ class Files(Base):
         def verified() -> Handle:
             while True:
                 status = os.stat(node.name, dir_fd=parent.fd, follow_symlinks=False)
+                if identity(status)[:2] in self.versions.extending:
+                    with self.store.committer.path_lock(parent.fd, node.name):
+                        continue
                 live = self.versions.sealed_here(identity(status))
                 if self.store.verify_open(node.path(), parent.fd, node.name, live=live):
                     node.rotten = identity(status) == node.ident
+                    self.caches.drop_attributes(parent.id)
                     raise stale()  # rolled back: the name stands for another inode now
                 with contextlib.suppress(Replaced):
-                    return self._open_current(node, parent, status, flags)
+                    handle = self._open_current(node, parent, status, flags)
+                    self.caches.drop_attributes(node.id)  # edited below the mount, maybe
+                    return handle
 
         return Slow(verified)
 
@@ -82,7 +89,8 @@ class Files(Base):
         fd = os.open(node.name, os.O_RDONLY | osfs.NOFOLLOW, dir_fd=parent.fd)
         status = os.fstat(fd)
         with self.lock:
-            if identity(status) != identity(verified) or not stat.S_ISREG(status.st_mode):
+            same = identity(status) == identity(verified) and stat.S_ISREG(status.st_mode)
+            if not same or identity(status)[:2] in self.versions.extending:
                 os.close(fd)
                 raise Replaced
             if node.rotten:
@@ -91,16 +99,21 @@ class Files(Base):
             for other in node.handles:  # a node has one file as long as it is open at all
                 os.dup2(other.fd, fd, inheritable=False)
                 break
+            ident = identity(os.fstat(fd))
+            if ident != node.ident:  # whose inode number may come back as another version's
+                self.nodes.detach(node)
+                node.ident = ident
             return self._handle(node, fd, flags)
 
     def _open_committed(self, node: File, flags: int) -> Handle:
         assert node.parent is not None
         access = os.O_RDWR if flags & os.O_ACCMODE != os.O_RDONLY else os.O_RDONLY
         fd = os.open(node.name, access | osfs.NOFOLLOW, dir_fd=node.parent.fd)
-        if identity(os.fstat(fd)) != node.ident:
-            os.close(fd)
-            raise Replaced
-        return self._handle(node, fd, flags)
+        with self.lock:
+            if identity(os.fstat(fd)) != node.ident or node.ident[:2] in self.versions.extending:
+                os.close(fd)
+                raise Replaced
+            return self._handle(node, fd, flags)
 
     def _open_in_place(self, node: File, flags: int) -> Handle:
         assert node.parent is not None
@@ -122,6 +135,7 @@ class Files(Base):
                 return self._write_handle(node, version, flags, caller)
             expecting = self._expecting(parent, node.name, caller)
             if expecting is not None:  # /proc/self/fd/N: no LOOKUP came between the two OPENs
+                self.caches.drop_name(parent.id, node.name)
                 if version is not None and version.active:
                     return Slow(lambda: self._open_itself(node, version, expecting, flags, caller))
                 return self._write_handle(node, expecting, flags, caller)
@@ -147,9 +161,9 @@ class Files(Base):
             if version.ended:
                 raise stale()
             handle = self._write_handle(node, version, flags, caller)
-            if flags & os.O_TRUNC:
-                os.ftruncate(handle.fd, 0)
-            return handle
+        if flags & os.O_TRUNC:
+            self.cut(handle, 0)
+        return handle
 
     def _joins(self, version: Version, flags: int, caller: Caller) -> bool:
         if caller.pid in version.expected:
@@ -174,9 +188,10 @@ class Files(Base):
         """Make a version for this caller, or choose the youngest that it can join, and send it
         back to look the path up again."""
         with self.lock:
-            youngest = self.versions.at(parent, name)[-1:]
-            if youngest and youngest[0].joinable and not truncate:
-                self._send_back(youngest[0], caller)
+            for youngest in self.versions.at(parent, name)[-1:]:
+                # One that its opener has abandoned may be older than what was committed since.
+                if youngest.joinable and not truncate and not self.versions.abandoned(youngest):
+                    self._send_back(youngest, caller)
         version = self.versions.begin(
             parent, name, caller, exists=exists(parent.fd, name), truncate=truncate
         )
@@ -186,53 +201,59 @@ class Files(Base):
         self.versions.expect(version, caller)
         raise stale()
 
-    def _write_handle(self, node: File, version: Version, flags: int, caller: Caller) -> Handle:
+    def _version_handle(self, node: File, version: Version, flags: int) -> Handle:
+        base = version.staged.base  # before the descriptor: that may be the committed one next
         handle = self._handle(node, os.dup(version.staged.fd), flags)
+        handle.base = base
+        return handle
+
+    def _write_handle(self, node: File, version: Version, flags: int, caller: Caller) -> Handle:
+        handle = self._version_handle(node, version, flags)
         handle.relayed = node is not version.node
         self.versions.join(version, handle, caller)
         return handle
 
-    def create(
-        self, parent_id: int, name: str, flags: int, mode: int, caller: Caller
-    ) -> tuple[Entry, Handle]:
+    def create(self, parent_id: int, name: str, flags: int, new: New) -> tuple[Entry, Handle]:
         parent = self._writable_parent(parent_id, name)
-        path = parent.child_path(name)
         with self.lock:
             taken = exists(parent.fd, name) or bool(self.versions.at(parent, name))
             if taken and flags & os.O_EXCL:
                 raise FileExistsError(errno.EEXIST, "exists")
-            if self.store.in_place(path):
-                return self._create_in_place(parent, name, flags, mode, caller)
+            if self.in_place(parent, name):
+                return self._create_in_place(parent, name, flags, new)
             if taken:  # made by somebody else since the kernel looked
                 raise stale()
             self._check_device(parent)
-            version = self.versions.begin(parent, name, caller, exists=False, truncate=True)
-            own(version.staged.fd, parent, mode, caller)
-            entry = self._entry(version.node, os.fstat(version.staged.fd))
-            return entry, self._write_handle(version.node, version, flags, caller)
+            version = self.versions.begin(parent, name, new.caller, exists=False, truncate=True)
+            try:
+                own(version.staged.fd, parent, new)
+            except OSError as error:
+                refusal = error
+            else:
+                self._touch(parent)
+                handle = self._write_handle(version.node, version, flags, new.caller)
+                return self._entry(version.node, os.fstat(version.staged.fd)), handle
+        self.versions.dismiss(version, new.caller)
+        raise refusal
 
     def _create_in_place(
-        self, parent: Directory, name: str, flags: int, mode: int, caller: Caller
+        self, parent: Directory, name: str, flags: int, new: New
     ) -> tuple[Entry, Handle]:
-        keep = flags & (os.O_EXCL | os.O_TRUNC)
-        fd = os.open(name, os.O_RDWR | os.O_CREAT | keep | osfs.NOFOLLOW, 0o600, dir_fd=parent.fd)
-        own(fd, parent, mode, caller)
+        make = os.O_RDWR | os.O_CREAT | os.O_EXCL | osfs.NOFOLLOW
+        try:
+            fd = os.open(name, make, 0o600, dir_fd=parent.fd)
+        except FileExistsError:  # made by somebody else since the kernel looked: not ours to own
+            if flags & os.O_EXCL:
+                raise
+            raise stale() from None
+        own(fd, parent, new)
         self.store.committer.note_changed_dir(parent.fd)
         status = os.fstat(fd)
         node = self.nodes.committed(parent, name, status)
-        return self._entry(node, status), self._handle(node, fd, flags)
+        handle = self._handle(node, fd, flags)
+        return self._entry(node, status), handle
 
-    # --- data, where the kernel does not carry it ------------------------------------------------
-
-    def read(self, handle_id: int, size: int, offset: int) -> bytes:
-        return os.pread(self.handle(handle_id).fd, size, offset)
-
-    def write(self, handle_id: int, data: memoryview, offset: int) -> int:
-        handle = self.handle(handle_id)
-        if handle.flags & os.O_APPEND:
-            with self.lock:
-                return os.pwrite(handle.fd, data, os.fstat(handle.fd).st_size)
-        return os.pwrite(handle.fd, data, offset)
+    # --- closing and syncing ---------------------------------------------------------------------
 
     def flush(self, handle_id: int, caller: Caller) -> Slow[None] | None:
         work = self.versions.flush(self.handle(handle_id), caller)
@@ -269,33 +290,65 @@ class Files(Base):
         return Slow(sync)
 
     def fsync_dir(self, nodeid: int) -> Slow[None]:
+        """Every file of the directory that was closed before is committed on return."""
         directory = self.nodes.directory(nodeid)
 
         def sync() -> None:
+            with self.lock:
+                below = [v for v in self.versions.all() if v.at and v.at[0] is directory]
+            for version in below:
+                self.versions.wait_settled(version)
             self.store.committer.sync_changed_dirs()
             self.store.committer.sync_dir(directory.fd)
 
         return Slow(sync)
 
-    def fallocate(self, handle_id: int, mode: int, offset: int, length: int) -> None:
-        handle = self.handle(handle_id)
-        if mode:
-            raise OSError(errno.EOPNOTSUPP, "only plain allocation")
-        os.posix_fallocate(handle.fd, offset, length)
-
-    def seek(self, handle_id: int, offset: int, whence: int) -> int:
-        return os.lseek(self.handle(handle_id).fd, offset, whence)
+    def drop_set_id(self, handle: Handle) -> None:
+        """A write by somebody without the right to keep them clears the set-id bits."""
+        os.chown(handle.fd, -1, -1)  # an unchanged owner: the kernel clears them as for any chown
 
     # --- locks -----------------------------------------------------------------------------------
 
     def lock_set(self, handle_id: int) -> LockSet:
         """The locks of the path that the handle was opened by."""
         handle = self.handle(handle_id)
-        if handle.locks is None:
-            with self.lock:
-                parent = handle.node.parent
-                handle.locks = self.locks.of(parent.id if parent else 0, handle.node.name)
-        return handle.locks
+        if handle.locks is not None:
+            return handle.locks
+        with self.lock:
+            parent = handle.node.parent or self.nodes.root
+            return self.locks.of(parent.ident, handle.node.name)
+
+    def coordinates(
+        self, handle_id: int, caller: Caller, lock: Lock, *, waits: bool
+    ) -> Slow[None] | None:
+        """Ahead of a lock: the work that makes its path one that is written in place, if another
+        process has locked a version of it that is not committed. A reader that does not get the
+        lock changes nothing: HDF5 locks every file that it writes or reads, alone."""
+        handle, process = self.handle(handle_id), caller.process
+        locks = self.lock_set(handle_id)
+        with self.lock:
+            handle.locks, handle.locker = locks, process
+            writes = handle.flags & os.O_ACCMODE != os.O_RDONLY
+            if not writes and not waits and self.locks.test(locks, lock) is not None:
+                return None
+            versions = {
+                other.version
+                for other in self.handles.values()
+                if other.locks is locks
+                and other.version is not None
+                and other.version.joinable
+                and (process is None or other.locker != process)
+            }
+        if not versions:
+            return None
+
+        def share() -> None:
+            for version in versions:
+                if version.at is not None:
+                    self.locks.share((version.at[0].ident, version.at[1]))
+                self.versions.write_in_place(version)
+
+        return Slow(share)
 
     def unlock_all(self, handle_id: int, owner: int, *, is_flock: bool) -> None:
         """A close ends the POSIX locks of its process, the last one the flock of the open file."""

@@ -10,15 +10,19 @@ import contextlib
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 from ckptfs import format as fmt
+from ckptfs import osfs
+from ckptfs.errors import NotMounted
 from ckptfs.mount.kernel.mounting import FS_TYPE, mounted_type
 
 _TIMEOUT_S = 5.0
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def is_dead(path: str) -> bool:
         return False
     try:
         with _limited():
-            os.stat(path)
+            os.statvfs(path)  # always asks the server, which stat does not
     except TimeoutError:
         return False
     except OSError:
@@ -78,9 +82,67 @@ def status_of(directory: str) -> dict[str, Any] | None:
     return None
 
 
+def not_mounted(path: str) -> NotMounted:
+    """Why there is no mount to be seen at ``path``."""
+    pid = _serving_elsewhere(path)
+    if pid is None:
+        return NotMounted(f"{path}: not mounted; serve it with `ckptfs mount {path}`")
+    return NotMounted(
+        f"{path}: served by process {pid} in a mount namespace of its own (`ckptfs run`, or a "
+        "container); here it is not mounted, and shows the committed files"
+    )
+
+
+def _serving_elsewhere(directory: str) -> int | None:
+    """The process that holds the lock of a directory, by the kernel's table: taking the lock to
+    see whether it is free could turn away a daemon that starts at this moment."""
+    path = f"{directory}/{fmt.CONTROL}/{fmt.LOCK}"
+    owner = _read_json(path) or {}
+    with contextlib.suppress(OSError, KeyError), open("/proc/locks", encoding="ascii") as table:
+        wanted = [str(owner["pid"]), str(os.stat(path).st_ino)]
+        for line in table:
+            fields = line.split()  # 1: FLOCK ADVISORY WRITE pid major:minor:inode start end
+            if fields[1] == "FLOCK" and [fields[4], fields[5].split(":")[-1]] == wanted:
+                return int(wanted[0])
+    return None
+
+
 def below(status: dict[str, Any]) -> str:
     """The served directory itself, below its mount, by the daemon's own descriptor."""
     return f"/proc/{status['pid']}/fd/{status['root_fd']}"
+
+
+def is_here(status: dict[str, Any]) -> bool:
+    """Whether the daemon's process id and descriptor mean here what they mean to it: in another
+    pid namespace they are somebody else's."""
+    try:
+        root = os.stat(below(status))
+    except PermissionError:  # another user's: then what everybody may know of it
+        return b"ckptfs" in _read(f"/proc/{status['pid']}/cmdline")
+    except OSError:
+        return False
+    return bool([root.st_dev, root.st_ino] == status["root_id"])
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def wait_released(directory: str) -> None:
+    """Return once no daemon holds the lock of a directory; for one that cannot be watched."""
+    try:
+        fd = os.open(f"{directory}/{fmt.CONTROL}/{fmt.LOCK}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        while not osfs.try_lock(fd):
+            time.sleep(_POLL_S)
+    finally:
+        os.close(fd)
 
 
 def _read_json(path: str) -> dict[str, Any] | None:

@@ -2,7 +2,9 @@
 
 The kernel would hold them per node, hence per version, and two processes that each opened the path
 for writing would both get "the" exclusive lock. A set follows its path through renames and leaves
-it with the name. Waiting locks are granted by whoever lets go; nobody blocks a thread meanwhile.
+it with the name. Where a second process takes a lock beside the writer of a version that is not
+committed, the path is *shared*: it is written in place from then on. Waiting locks are granted by
+whoever lets go; nobody blocks a thread meanwhile.
 Thread-safe; grants are called without the guard held.
 """
 
@@ -14,10 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from weakref import WeakValueDictionary
 
+from ckptfs.mount.nodes import Identity
+
 TO_THE_END = 0x7FFFFFFFFFFFFFFF
 
 Grant = Callable[[int], None]  # with 0, or the errno that ends the wait
-_Path = tuple[int, str]
+_Path = tuple[Identity, str]  # its directory, which the kernel may know by another node by now
 
 
 @dataclass(frozen=True)
@@ -72,24 +76,47 @@ class LockSet:
 class Locks:
     def __init__(self) -> None:
         self._sets: WeakValueDictionary[_Path, LockSet] = WeakValueDictionary()
+        self._shared: set[_Path] = set()  # paths that several processes wrote under a lock
         self._guard = threading.Lock()
 
-    def of(self, parent_id: int, name: str) -> LockSet:
+    def of(self, parent: Identity, name: str) -> LockSet:
         """The set of a path; it lives while somebody refers to it."""
         with self._guard:
-            found = self._sets.get((parent_id, name))
+            found = self._sets.get((parent, name))
             if found is None:
-                found = self._sets[parent_id, name] = LockSet()
+                found = self._sets[parent, name] = LockSet()
             return found
 
     def renamed(self, old: _Path, new: _Path | None) -> None:
         """The locks follow the file; with None it has lost its name."""
         with self._guard:
             moved = self._sets.pop(old, None)
+            shared = old in self._shared
+            self._shared -= {old, new}
             if new is not None:
+                self._shared |= {new} if shared else set()
                 self._sets.pop(new, None)
                 if moved is not None:
                     self._sets[new] = moved
+
+    def share(self, path: _Path) -> None:
+        with self._guard:
+            self._shared.add(path)
+
+    def shared(self, parent: Identity, name: str) -> bool:
+        """Whether the file of this path is written in place."""
+        with self._guard:
+            return (parent, name) in self._shared
+
+    def exchanged(self, one: _Path, other: _Path) -> None:
+        with self._guard:
+            moved = self._sets.pop(one, None), self._sets.pop(other, None)
+            for path, locks in zip((other, one), moved, strict=True):
+                if locks is not None:
+                    self._sets[path] = locks
+            shared = {one, other} & self._shared
+            self._shared -= shared
+            self._shared |= {other if path == one else one for path in shared}
 
     def test(self, locks: LockSet, lock: Lock) -> Lock | None:
         """The lock that stands in the way, if any."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -9,11 +10,11 @@ from collections.abc import Iterator
 
 from ckptfs import format as fmt
 from ckptfs import osfs
-from ckptfs.mount.base import Base, Entry, Slow, lstat, own, owner
-from ckptfs.mount.nodes import ROOT_ID, Directory, File, Node
+from ckptfs.mount.base import Base, Entry, New, Slow, lstat, own, owner
+from ckptfs.mount.nodes import ROOT_ID, Directory, File, Node, identity
 from ckptfs.mount.versions import Caller, Handle
 
-RENAME_NOREPLACE = 1
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 
 
 class Namespace(Base):
@@ -30,6 +31,12 @@ class Namespace(Base):
             raise NotADirectoryError(errno.ENOTDIR, "not a directory")
         return self._handle(node, -1, 0)
 
+    def listing_lasts(self, nodeid: int) -> bool:
+        """Whether a listing stays true while the attributes of the directory do. The name of a
+        staged version goes without them where its writer is killed."""
+        node = self.nodes.get(nodeid)
+        return isinstance(node, Directory) and not self.versions.any_below(node)
+
     def listing(self, handle_id: int, restart: bool) -> list[tuple[str, int, int]]:
         """``(name, inode, type)`` of every name, staged ones too; taken anew on ``restart``."""
         handle = self.handle(handle_id)
@@ -43,7 +50,10 @@ class Namespace(Base):
         if not isinstance(node, Directory):
             return
         seen = set()
-        with os.scandir(node.fd) as entries:
+        with (
+            osfs.opened(self.store.fs, node.fd, ".", osfs.DIRECTORY) as fd,
+            os.scandir(fd) as entries,
+        ):
             for entry in entries:
                 if node.id == ROOT_ID and entry.name == fmt.CONTROL:
                     continue
@@ -59,15 +69,18 @@ class Namespace(Base):
         with self.lock:
             self.handles.pop(handle_id, None)
 
-    def mkdir(self, parent_id: int, name: str, mode: int, caller: Caller) -> Entry:
+    def mkdir(self, parent_id: int, name: str, new: New) -> Entry:
         parent = self._writable_parent(parent_id, name)
         with self.lock:
             if self.versions.at(parent, name):
                 raise FileExistsError(errno.EEXIST, "exists")
-            os.mkdir(name, mode & 0o777, dir_fd=parent.fd)
-            with osfs.opened(self.store.fs, parent.fd, name, osfs.DIRECTORY) as fd:
-                own(fd, parent, mode, caller, directory=True)
+            os.mkdir(name, new.mode & 0o777, dir_fd=parent.fd)
+            self._own(parent, name, new)
             return self._made(parent, name)
+
+    def _own(self, parent: Directory, name: str, new: New) -> None:
+        with osfs.opened(self.store.fs, parent.fd, name, os.O_PATH) as fd:
+            own(f"/proc/self/fd/{fd}", parent, new)
 
     def symlink(self, parent_id: int, name: str, target: str, caller: Caller) -> Entry:
         parent = self._writable_parent(parent_id, name)
@@ -78,33 +91,46 @@ class Namespace(Base):
             os.chown(name, uid, gid, dir_fd=parent.fd, follow_symlinks=False)
             return self._made(parent, name)
 
-    def mknod(self, parent_id: int, name: str, mode: int, device: int, caller: Caller) -> Entry:
+    def mknod(self, parent_id: int, name: str, new: New, device: int) -> Entry:
         parent = self._writable_parent(parent_id, name)
         with self.lock:
             self._require_free(parent, name)
-            os.mknod(name, mode, device, dir_fd=parent.fd)
-            uid, gid = owner(parent, caller)
-            os.chown(name, uid, gid, dir_fd=parent.fd, follow_symlinks=False)
+            os.mknod(name, new.mode, device, dir_fd=parent.fd)
+            self._own(parent, name, new)
             return self._made(parent, name)
 
-    def link(self, nodeid: int, parent_id: int, name: str) -> Entry:
-        """A second name for a committed file. One that is being written has no link yet."""
+    def link(self, nodeid: int, parent_id: int, name: str) -> Entry | Slow[Entry]:
+        """A second name for a committed file. One that is being written has no link yet, of one
+        that was closed the commit comes first."""
         parent = self._writable_parent(parent_id, name)
+        node = self.nodes.get(nodeid)
+        if not isinstance(node, File) or node.parent is None:
+            raise PermissionError(errno.EPERM, "cannot be linked")
+        version = node.version
+        if version is None:
+            return self._link(node, node.parent, parent, name)
+        source = node.parent
+
+        def link() -> Entry:
+            self.versions.wait_settled(version)
+            return self._link(node, source, parent, name)
+
+        return Slow(link)
+
+    def _link(self, node: File, source: Directory, parent: Directory, name: str) -> Entry:
         with self.lock:
-            node = self.nodes.get(nodeid)
-            if not isinstance(node, File) or node.parent is None:
-                raise PermissionError(errno.EPERM, "cannot be linked")
             if node.version is not None and node.version.unpublished:
                 raise OSError(errno.EOPNOTSUPP, "not committed yet")
             self._require_free(parent, name)
-            with self.versions.unchanged_bytes(node.parent, node.name):
+            with self.metadata.unchanged_bytes(source, node.name):
                 os.link(
                     node.name,
                     name,
-                    src_dir_fd=node.parent.fd,
+                    src_dir_fd=source.fd,
                     dst_dir_fd=parent.fd,
                     follow_symlinks=False,
                 )
+            self.caches.drop_attributes(node.id)  # the new name is another node
             return self._made(parent, name)
 
     def _require_free(self, parent: Directory, name: str) -> None:
@@ -121,23 +147,40 @@ class Namespace(Base):
             with self.versions.held(parent, name):
                 with self.lock:
                     staged = list(self.versions.at(parent, name))
-                    for version in staged:
-                        self.versions.orphan(version)
-                    self.locks.renamed((parent.id, name), None)
                 try:
-                    self.store.committer.unlink(parent.fd, name)
+                    with self._losing_its_name(parent, name):
+                        self.store.committer.unlink(parent.fd, name)
                 except FileNotFoundError:
                     if not staged:
                         raise
+                    self._touch(parent)
+                with self.lock:
+                    for version in staged:
+                        self.versions.orphan(version)
+                    self.locks.renamed((parent.ident, name), None)
 
         return Slow(unlink)
+
+    @contextlib.contextmanager
+    def _losing_its_name(self, parent: Directory, name: str) -> Iterator[None]:
+        with self.lock:
+            status = lstat(parent.fd, name)
+            node = self.nodes.find(parent, name, status) if status else None
+            if not isinstance(node, File) or node.kind == stat.S_IFREG or node.fd >= 0:
+                node = None  # freeing a regular file can take long: not left to a FORGET
+        if node is None:
+            yield
+            return
+        with osfs.opened(self.store.fs, parent.fd, name, os.O_PATH) as fd:
+            yield
+            node.fd = os.dup(fd)
 
     def rmdir(self, parent_id: int, name: str) -> None:
         parent = self._writable_parent(parent_id, name)
         with self.lock:
             status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
             node = self.nodes.find(parent, name, status)
-            if isinstance(node, Directory) and any(self.versions.below(node)):
+            if isinstance(node, Directory) and self.versions.any_below(node):
                 raise OSError(errno.ENOTEMPTY, "files are being written in it")
             os.rmdir(name, dir_fd=parent.fd)
             if node is not None:
@@ -150,7 +193,7 @@ class Namespace(Base):
         """Committed files: a commit of the target. Open versions are carried along."""
         parent = self._writable_parent(parent_id, name)
         target = self._writable_parent(new_parent_id, new_name)
-        if flags & ~RENAME_NOREPLACE:
+        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
             raise OSError(errno.EINVAL, "not supported")
 
         if (parent, name) == (target, new_name):
@@ -158,7 +201,8 @@ class Namespace(Base):
 
         def rename() -> None:
             with self.versions.held(parent, name, (target, new_name)):
-                self._rename(parent, name, target, new_name, flags)
+                change = self._exchange if flags & RENAME_EXCHANGE else self._rename
+                change(parent, name, target, new_name, flags)
 
         return Slow(rename)
 
@@ -176,8 +220,15 @@ class Namespace(Base):
                 raise FileNotFoundError(errno.ENOENT, "no such file")
             if status is None and taken and stat.S_ISDIR(taken.st_mode):
                 raise IsADirectoryError(errno.EISDIR, "is a directory")
-        if status is not None:
-            self._rename_committed(parent, name, target, new_name, status)
+            there = self.nodes.find(target, new_name, taken) if taken else None
+            if isinstance(there, Directory) and self.versions.any_below(there):
+                raise OSError(errno.ENOTEMPTY, "files are being written in it")
+        if status is None:
+            self._touch(parent)
+            self._touch(target)
+        elif taken is None or identity(taken) != identity(status):  # else rename(2) does nothing
+            with self._losing_its_name(target, new_name):
+                self._rename_committed(parent, name, target, new_name, status)
         with self.lock:
             for version in replaced:
                 self.versions.orphan(version)
@@ -185,14 +236,54 @@ class Namespace(Base):
                 self.versions.move(version, target, new_name)
             if node is not None:
                 self.nodes.move(node, target, new_name)
-            self.locks.renamed((parent.id, name), (target.id, new_name))
+                self.caches.drop_attributes(node.id)  # its ctime has moved
+            self.locks.renamed((parent.ident, name), (target.ident, new_name))
+
+    def _exchange(
+        self, parent: Directory, name: str, target: Directory, new_name: str, flags: int
+    ) -> None:
+        """Committed files and staged versions of both names; of each name one may be missing."""
+        with self.lock:
+            places = (parent, name), (target, new_name)
+            staged = [list(self.versions.at(*place)) for place in places]
+            found = [lstat(folder.fd, entry) for folder, entry in places]
+            nodes = [
+                self.nodes.find(*p, s) if s else None for p, s in zip(places, found, strict=True)
+            ]
+        if not all(s or v for s, v in zip(found, staged, strict=True)):
+            raise FileNotFoundError(errno.ENOENT, "no such file")
+        committer = self.store.committer
+        if all(found):
+            with (
+                self.metadata.unchanged_bytes(parent, name),
+                self.metadata.unchanged_bytes(target, new_name),
+            ):
+                committer.exchange(parent.fd, name, target.fd, new_name)
+        elif found[0] is not None:
+            self._rename_committed(parent, name, target, new_name, found[0])
+        elif found[1] is not None:
+            self._rename_committed(target, new_name, parent, name, found[1])
+        else:
+            self._touch(parent)
+            self._touch(target)
+        with self.lock:
+            for versions, node, place in zip(staged, nodes, reversed(places), strict=True):
+                for version in versions:
+                    self.versions.move(version, *place)
+                if node is not None:
+                    self.nodes.move(node, *place)
+                    self.caches.drop_attributes(node.id)
+            self.locks.exchanged((parent.ident, name), (target.ident, new_name))
 
     def _rename_committed(
         self, parent: Directory, name: str, target: Directory, new_name: str, status: os.stat_result
     ) -> None:
         committer = self.store.committer
-        if stat.S_ISREG(status.st_mode):
-            with self.versions.unchanged_bytes(parent, name, (target, new_name)):
+        if not stat.S_ISDIR(status.st_mode):
+            is_file = stat.S_ISREG(status.st_mode)
+            unchanged = self.metadata.unchanged_bytes
+            quiet = unchanged(parent, name) if is_file else contextlib.nullcontext()
+            with quiet:
                 committer.rename(parent.fd, name, target.fd, new_name)
             return
         os.rename(name, new_name, src_dir_fd=parent.fd, dst_dir_fd=target.fd)

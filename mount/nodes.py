@@ -2,7 +2,10 @@
 
 One node per directory for all callers (swapping one breaks getcwd of whoever stands in it); one
 node per *version* of a file name, because the kernel allows one backing file per inode. A node
-lives while the kernel remembers it (``lookups``). Callers hold the lock of the operations.
+lives while the kernel remembers it (``lookups``), a version is to be committed under it, or a node
+below it lives: the kernel forgets directories of which a file is still being committed, and would
+get another number for them, under which nobody knew of the version. Callers hold the lock of the
+operations.
 """
 
 from __future__ import annotations
@@ -33,11 +36,18 @@ def identity(status: os.stat_result) -> Identity:
 
 
 class Node:
-    """``parent`` is None for the root and for what has lost its name."""
+    """``parent`` is None for the root and for what has lost its name. ``fd`` goes with the last
+    reference."""
+
+    fd = -1
 
     def __init__(self, nodeid: int, parent: Directory | None, name: str, ident: Identity) -> None:
         self.id, self.parent, self.name, self.ident = nodeid, parent, name, ident
         self.lookups = 0
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
 
     def path(self) -> str:
         """Relative to the root, for messages and patterns; never used to resolve."""
@@ -47,28 +57,27 @@ class Node:
 
 
 class Directory(Node):
-    """Holds its directory open; the descriptor goes with the last reference."""
+    """Holds its directory open."""
 
     def __init__(self, nodeid: int, parent: Directory | None, name: str, fd: int) -> None:
         super().__init__(nodeid, parent, name, identity(os.fstat(fd)))
         self.fd = fd
-
-    def __del__(self) -> None:
-        if hasattr(self, "fd"):
-            os.close(self.fd)
+        self.children = 0  # nodes in it that live
 
     def child_path(self, name: str) -> str:
         return name if self.id == ROOT_ID else f"{self.path()}/{name}"
 
 
 class File(Node):
-    """One version of a file name, or a symlink or special file."""
+    """One version of a file name, or a symlink or special file: such a one has ``fd`` (O_PATH)
+    once its name was removed, since whoever has it open has no handle."""
 
     def __init__(
         self, nodeid: int, parent: Directory | None, name: str, status: os.stat_result
     ) -> None:
         super().__init__(nodeid, parent, name, identity(status))
         self.kind = stat.S_IFMT(status.st_mode)
+        self.stands_for = 0  # the inode that it will replace, whose number it shows: vim looks
         self.version: Version | None = None  # while it is staged or live
         self.handles: set[Handle] = set()
         self.rotten = False  # rolled back: who holds it open keeps it, nobody else gets it
@@ -127,6 +136,7 @@ class NodeTable:
 
     def _add(self, node: Node) -> None:
         assert node.parent is not None
+        node.parent.children += 1
         self._by_id[node.id] = node
         self._by_key[node.parent.id, node.name, node.ident] = node
 
@@ -138,8 +148,12 @@ class NodeTable:
 
     def move(self, node: Node, parent: Directory, name: str) -> None:
         self._drop_key(node)
-        node.parent, node.name = parent, name
+        left, node.parent, node.name = node.parent, parent, name
+        parent.children += 1
         self._by_key[parent.id, name, node.ident] = node
+        if left is not None:
+            left.children -= 1
+            self.drop_if_forgotten(left)
 
     def find(self, parent: Directory, name: str, status: os.stat_result) -> Node | None:
         return self._by_key.get((parent.id, name, identity(status)))
@@ -156,6 +170,16 @@ class NodeTable:
         self.drop_if_forgotten(node)
 
     def drop_if_forgotten(self, node: Node) -> None:
-        if node.lookups <= 0 and not (isinstance(node, File) and (node.version or node.handles)):
-            self._drop_key(node)
-            self._by_id.pop(node.id, None)
+        at: Node | None = node
+        while at is not None and at.lookups <= 0 and not _in_use(at) and at.id in self._by_id:
+            self._drop_key(at)
+            del self._by_id[at.id]
+            if at.parent is not None:
+                at.parent.children -= 1
+            at = at.parent
+
+
+def _in_use(node: Node) -> bool:
+    if isinstance(node, File):
+        return bool(node.version or node.handles)
+    return isinstance(node, Directory) and node.children > 0

@@ -12,6 +12,7 @@ Commits run without it, under the version's own ``staged.lock``, which is always
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -20,18 +21,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ckptfs import osfs
-from ckptfs.commit import Staged
 from ckptfs.errors import CkptfsError, WriterKilled
 from ckptfs.mount import writers
 from ckptfs.mount.locks import LockSet
-from ckptfs.mount.nodes import Directory, File, Identity, Node, NodeTable
+from ckptfs.mount.nodes import Directory, File, Identity, Node, NodeTable, identity
 from ckptfs.mount.writers import Fate
 from ckptfs.protocol import VISIBLE, State
-from ckptfs.store import Store, Writeback
+from ckptfs.staged import Base, Inode, Staged
+from ckptfs.store import Store
 from ckptfs.structure import Verdict
+from ckptfs.writeback import Writeback
 
 _SEALS_REMEMBERED = 10_000
-_PENDING_S = 5.0  # an open that was sent to look again and never came back
+_PENDING_S = 60.0  # an open that was sent to look again and never came back
 _EXPECTED_S = 1.0  # how long a close waits for it
 
 
@@ -43,6 +45,11 @@ class Caller:
     gid: int
     pid: int
     request: int = 0  # its number, for what is answered or interrupted later
+
+    @functools.cached_property
+    def process(self) -> int | None:
+        """The process of the thread; None if it is unknown."""
+        return writers.thread_group(self.pid)
 
 
 @dataclass(eq=False)
@@ -59,6 +66,8 @@ class Handle:
     flushed: bool = False  # closed by the process that opened it
     listing: list[tuple[str, int, int]] = field(default_factory=list)  # of a directory
     locks: LockSet | None = None  # of the path it was opened by, once it asked for a lock
+    locker: int | None = None  # the process that asked
+    base: Base | None = None  # where the bytes are that ``fd`` may lack
 
 
 @dataclass(eq=False)
@@ -102,8 +111,12 @@ class Versions:
         self.lock = threading.RLock()
         self._arrived = threading.Condition(self.lock)
         self.writeback = Writeback(store.fs)
+        self.handles: dict[int, Handle] = {}
+        self.extending: set[Inode] = set()  # committed files that are growing: nobody opens them
         self._sealed_here: OrderedDict[Identity, None] = OrderedDict()
         self._by_path: dict[tuple[int, str], list[Version]] = {}
+        self.sealed: Callable[[Version], None] = lambda version: None  # published or recorded anew
+        self._sweeper: threading.Timer | None = None
 
     # --- tables ----------------------------------------------------------------------------------
 
@@ -116,6 +129,9 @@ class Versions:
             if parent_id == parent.id:
                 yield name, versions[-1]
 
+    def any_below(self, parent: Directory) -> bool:
+        return any(parent_id == parent.id for parent_id, _ in self._by_path)
+
     def all(self) -> list[Version]:
         with self.lock:
             return [version for versions in self._by_path.values() for version in versions]
@@ -126,9 +142,11 @@ class Versions:
         for version in reversed(versions):
             if version.public or caller.pid in version.expected:
                 return version
-        if caller.pid > 0:
+        if versions and caller.process is not None:
             for version in reversed(versions):
-                if writers.descends_from(caller.pid, frozenset(version.members)):
+                if writers.descends_from(caller.process, version.members):
+                    # It stays a descendant when a process between the two has ended.
+                    version.members.add(caller.process)
                     return version
         return None
 
@@ -152,11 +170,14 @@ class Versions:
         self._unplace(version)
         self._place(version, parent, name)
         self.nodes.move(version.node, parent, name)
+        with contextlib.suppress(OSError):
+            osfs.touch_status(version.staged.fd)
 
     def orphan(self, version: Version) -> None:
         """Its name was deleted or taken: it will never be published."""
         self._unplace(version)
         version.at = None
+        self.store.committer.remove_name(version.staged)
         self.nodes.detach(version.node)
 
     # --- opening ---------------------------------------------------------------------------------
@@ -165,12 +186,17 @@ class Versions:
         self, parent: Directory, name: str, caller: Caller, *, exists: bool, truncate: bool
     ) -> Version:
         """Start a version of ``parent/name``, to be opened by ``caller``. May copy and verify."""
-        self._sweep()
         path = parent.child_path(name)
-        staged = self.store.stage(path, parent.fd, name, exists=exists, truncate=truncate)
-        process = writers.thread_group(caller.pid)
+        staged = self.store.stage(
+            path, parent.fd, name, exists=exists, truncate=truncate, lazily=True
+        )
+        process = caller.process
         with self.lock:
             node = self.nodes.staged(parent, name, os.fstat(staged.fd))
+            if exists:
+                with contextlib.suppress(FileNotFoundError):
+                    found = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
+                    node.stands_for = found.st_ino
             version = Version(
                 staged,
                 node,
@@ -181,12 +207,13 @@ class Versions:
             )
             node.version = version
             self._place(version, parent, name)
-        self.writeback.add(staged)
+        if not staged.has_hole:  # else it will most likely be copied before it is on the disk
+            self.writeback.add(staged)
         return version
 
     def join(self, version: Version, handle: Handle, caller: Caller) -> None:
         """Add a write handle; the version is finished once every handle of it is closed."""
-        handle.opener = writers.thread_group(caller.pid)
+        handle.opener = caller.process
         if handle.opener is None:
             version.known = False
         else:
@@ -198,11 +225,12 @@ class Versions:
 
     def expect(self, version: Version, caller: Caller) -> None:
         """This caller is sent to look the path up again, and finds this version there."""
-        process = writers.thread_group(caller.pid)
+        process = caller.process
         with self.lock:
             version.expected[caller.pid] = time.monotonic()
             if process is not None:
                 version.members.add(process)
+            self._sweep_later()
 
     def dismiss(self, version: Version, caller: Caller) -> None:
         """This caller does not come after all; drop the version if it was begun for it alone."""
@@ -214,13 +242,29 @@ class Versions:
         if version.closing:
             self._drop(version)
 
-    def _sweep(self) -> None:
-        """Drop versions whose opener was sent to look again and never came."""
+    def abandoned(self, version: Version) -> bool:
+        """Whether nobody has it open and whoever was to open it has died on the way."""
+        return not version.handles and all(map(writers.is_gone, version.expected))
+
+    def _sweep_later(self) -> None:
+        if self._sweeper is None:
+            self._sweeper = threading.Timer(_EXPECTED_S, self.sweep)
+            self._sweeper.daemon = True
+            self._sweeper.start()
+
+    def sweep(self) -> None:
+        """Drop versions whose opener was sent to look again and never came. A thread of its own
+        does it: nobody who holds ``lock`` may take a ``staged.lock``."""
         old = time.monotonic() - _PENDING_S
+        with self.lock:
+            self._sweeper = None
         for version in self.all():
             with self.lock:
                 expected = version.expected.values()
-                if version.handles or not expected or max(expected) > old:
+                if version.handles or not expected:
+                    continue
+                if max(expected) > old and not self.abandoned(version):
+                    self._sweep_later()
                     continue
                 version.expected.clear()
                 version.closing = True
@@ -244,16 +288,32 @@ class Versions:
             return None
         process, fate = writers.fate(caller.pid)
         with self.lock:
+            if fate is Fate.UNKNOWN:
+                version.known = False
             if process is None or process != handle.opener:
                 return None  # a forked child, or unknown: its RELEASE decides
             if fate is Fate.KILLED and not handle.flushed:
                 version.killed = True
             if version.unpublished and not self.store.committer.changed(version.staged):
+                if handle.flags & os.O_ACCMODE == os.O_RDWR and fate is Fate.ALIVE:
+                    return lambda: self._close_mapped(version, handle, process)
                 return None  # a duplicate, as shells close it before they write: says nothing
             handle.flushed = True
             if not all(other.flushed for other in version.handles):
                 return None
         return lambda: self._close(version)
+
+    def _close_mapped(self, version: Version, handle: Handle, process: int) -> None:
+        """numpy.memmap("r+") closes the file that it has mapped ahead of the first store, of which
+        nothing tells: the version goes live now, or its flushed stores would end with a kill."""
+        if not writers.maps_for_writing(process, version.node.stands_for or version.node.ident[1]):
+            return
+        with version.staged.lock, self.lock:
+            version.staged.touched = True
+            handle.flushed = True
+            if not all(other.flushed for other in version.handles):
+                return
+        self._close(version)
 
     def _close(self, version: Version) -> None:
         changed = version.unpublished and self.store.committer.changed(version.staged)
@@ -315,7 +375,8 @@ class Versions:
                 self._abort(version, "its writer was killed before it closed it")
                 raise version.failure
             if staged.state is State.SETTLED:
-                self.store.reseal(staged)
+                if self.store.reseal(staged):
+                    self.sealed(version)
             elif version.at is None:
                 if released and version.unpublished:
                     self.store.committer.discard(staged)
@@ -336,8 +397,13 @@ class Versions:
             if not version.known and self._looks_broken(version):
                 self._abort(version, "its writer is unknown and the file is not whole")
                 return
-            self.store.commit(version.staged, parent.fd, name)
+            base = version.staged.base
+            self.store.commit(version.staged, parent.fd, name, self._alone)
+            if base is not None and not base.filled:
+                self._became_committed(version, base)
             self._remember_seal(version.node.ident)
+            version.node.stands_for = 0
+            self.sealed(version)
         except (OSError, CkptfsError) as error:
             version.failure = error
             raise
@@ -345,6 +411,48 @@ class Versions:
             self.writeback.remove(version.staged)
             with self.lock:
                 self._unplace(version)
+
+    @contextlib.contextmanager
+    def _alone(self, inode: Inode) -> Iterator[bool]:
+        """Whether nobody has the inode open through the mount; nobody gets it inside then (C7)."""
+        with self.lock:
+            # By descriptor: a node may have been opened with a later version than its own.
+            alone = not any(
+                each.fd >= 0 and identity(os.fstat(each.fd))[:2] == inode
+                for each in self.handles.values()
+            )
+            if alone:
+                self.extending.add(inode)
+        try:
+            yield alone
+        finally:
+            if alone:
+                with self.lock:
+                    self.extending.discard(inode)
+
+    def _became_committed(self, version: Version, base: Base) -> None:
+        """What it added is in the committed file, and so is who has the version open."""
+        with self.lock:
+            for handle in version.handles | version.node.handles:
+                self.store.fs.redirect(handle.fd, version.staged.fd)
+            base.filled = True
+            self.nodes.detach(version.node)
+            version.node.ident = identity(os.fstat(version.staged.fd))
+
+    def write_in_place(self, version: Version) -> None:
+        """Several processes write it under a lock, so each must see the others' bytes. Does
+        nothing once its commit has begun: who comes then sees what it commits."""
+        with version.staged.lock:
+            with self.lock:
+                if not version.joinable or version.at is None:
+                    return
+                parent, name = version.at
+            self.writeback.remove(version.staged)
+            self.store.committer.expose(version.staged, parent.fd, name)
+            with self.lock:
+                self._unplace(version)
+                for other in self.at(parent, name):  # truncated for the lock, not to be emptied
+                    other.fresh = False
 
     def _remember_seal(self, ident: Identity) -> None:
         with self.lock:
@@ -358,9 +466,7 @@ class Versions:
             return ident in self._sealed_here
 
     def _looks_broken(self, version: Version) -> bool:
-        staged = version.staged
-        size = os.fstat(staged.fd).st_size
-        judged = self.store.committer.judge(staged.path, staged.fd, size)
+        judged = self.store.committer.judge_staged(version.staged)
         return judged.verdict is Verdict.BROKEN
 
     def _abort(self, version: Version, reason: str) -> None:
@@ -415,59 +521,11 @@ class Versions:
             if not version.public:
                 self._abort(version, reason)
 
-    # --- changes that are not writes -------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def unchanged_bytes(
-        self, parent: Directory, name: str, moved_to: tuple[Directory, str] | None = None
-    ) -> Iterator[None]:
-        """What is done inside moves the ctime of a committed file but not its bytes: if they
-        were verified before, they are after."""
-        guard = self.store.guard
-        known = guard.known_good(parent.fd, name)
-        yield
-        if known:
-            to, new_name = moved_to or (parent, name)
-            with osfs.opened(self.store.fs, to.fd, new_name, osfs.O_RDONLY) as fd:
-                guard.remember(fd)
-
-    @contextlib.contextmanager
-    def metadata_change(
-        self, parent: Directory, name: str, version: Version | None
-    ) -> Iterator[None]:
-        """Change mode, owner, times or xattrs of a version without doubt falling on its bytes."""
-        if version is not None:
-            with version.staged.lock:
-                if not version.ended:
-                    same = not self.store.committer.changed(version.staged)
-                    yield
-                    self._keep_record(version.staged, same)
-                    return
-        agrees = self._agrees_with_record(parent, name)
-        with self.unchanged_bytes(parent, name):
-            yield
-            if agrees:
-                with osfs.opened(self.store.fs, parent.fd, name, osfs.O_RDONLY) as fd:
-                    record = self.store.layout.read_record(fd)
-                    if record is not None:
-                        self.store.committer.rerecord_times(fd, record)
-
-    def _keep_record(self, staged: Staged, unchanged: bool) -> None:
-        store = self.store
-        if unchanged and staged.state is State.SETTLED and staged.record is not None:
-            staged.record = store.committer.rerecord_times(staged.fd, staged.record)
-            staged.sealed = store.committer.fingerprint(staged.fd)
-            store.guard.remember(staged.fd)
-
-    def _agrees_with_record(self, parent: Directory, name: str) -> bool:
-        """Whether the committed file has a record, and its size and time are as recorded."""
-        store = self.store
-        try:
-            with osfs.opened(store.fs, parent.fd, name, osfs.O_RDONLY) as fd:
-                record = store.layout.read_record(fd)
-                return record is not None and store.committer.fingerprint(fd) == (
-                    record.size_bytes,
-                    record.mtime_ns,
-                )
-        except (OSError, CkptfsError):
-            return False
+    def stop(self) -> None:
+        """No thread of it is left on return."""
+        with self.lock:
+            sweeper = self._sweeper
+        if sweeper is not None:
+            sweeper.cancel()
+            sweeper.join()
+        self.writeback.stop()

@@ -18,9 +18,12 @@ from __future__ import annotations
 import enum
 import functools
 import os
+import threading
+from collections.abc import Set
 
 _PF_EXITING = 0x4
 _SIGNAL_MASK = 0x7F
+_MAPS_S = 0.2
 _DEPTH = 64  # generations of ancestors that are looked at
 
 
@@ -86,7 +89,21 @@ def fate(pid: int) -> tuple[int | None, Fate]:
     fields = _stat_fields(pid)
     if fields is None or not int(fields[6]) & _PF_EXITING:
         return process, Fate.ALIVE
-    return process, Fate.KILLED if int(fields[49]) & _SIGNAL_MASK else Fate.EXITING
+    if int(fields[49]) & _SIGNAL_MASK:
+        return process, Fate.KILLED
+    return (process, Fate.EXITING) if _shows_exit_code(pid) else (None, Fate.UNKNOWN)
+
+
+def _shows_exit_code(pid: int) -> bool:
+    """The kernel writes 0 for it to those who may not trace the process: a daemon without rights
+    sees its own user's processes only. This link asks for the same right."""
+    try:
+        os.readlink(f"/proc/{pid}/ns/user")
+    except PermissionError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _stat_fields(pid: int) -> list[bytes] | None:
@@ -95,9 +112,8 @@ def _stat_fields(pid: int) -> list[bytes] | None:
     return None if stat is None else stat[stat.rindex(b")") + 2 :].split()
 
 
-def descends_from(pid: int, ancestors: frozenset[int]) -> bool:
-    """Whether the process of thread ``pid`` is one of ``ancestors`` or descends from one."""
-    process = thread_group(pid)
+def descends_from(process: int | None, ancestors: Set[int]) -> bool:
+    """Whether ``process`` is one of ``ancestors`` or descends from one."""
     for _ in range(_DEPTH):
         if process is None or process in ancestors or process <= 1:
             return process in ancestors
@@ -106,6 +122,33 @@ def descends_from(pid: int, ancestors: frozenset[int]) -> bool:
     return False
 
 
+def maps_for_writing(process: int, inode: int) -> bool:
+    """Whether the process has a file of this inode number mapped, shared and writable.
+
+    Opening ``maps`` waits for the lock that execve holds, too, and page faults may be waited for:
+    a thread of its own looks, and a process that keeps it waiting is in execve, with no mappings.
+    """
+    found: list[bool] = []
+    reader = threading.Thread(target=lambda: found.append(_maps(process, inode)), daemon=True)
+    reader.start()
+    reader.join(_MAPS_S)
+    return bool(found and found[0])
+
+
+def _maps(process: int, inode: int) -> bool:
+    try:
+        with open(f"/proc/{process}/maps", "rb") as maps:
+            mappings = [line.split(None, 5) for line in maps]
+    except OSError:
+        return False
+    return any(int(m[4]) == inode and m[1][1:2] == b"w" and m[1][3:4] == b"s" for m in mappings)
+
+
 def is_running(pid: int) -> bool:
     status = _status(pid)
     return status is not None and b"\nState:\tZ" not in status and b"\nState:\tX" not in status
+
+
+def is_gone(pid: int) -> bool:
+    """Whether thread ``pid`` is known to have ended; one that cannot be seen is not."""
+    return pid > 0 and proc_is_ours() and not is_running(pid)

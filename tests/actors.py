@@ -13,7 +13,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +51,23 @@ class Failed(Exception):
 
 
 class Actor:
-    """One process; ``cwd`` is its working directory."""
+    """One process; ``cwd`` is its working directory, ``python`` what runs the interpreter."""
 
-    def __init__(self, cwd: Path) -> None:
+    def __init__(self, cwd: Path | None, python: Sequence[str] = (sys.executable,)) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _LOOP],
+            [*python, "-c", _LOOP],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=cwd,
             text=True,
         )
         self.pid = int(self._read())
+
+    def __enter__(self) -> Actor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     def _read(self) -> str:
         assert self._process.stdout is not None
@@ -103,6 +109,10 @@ class Actor:
             return failed.name or str(failed)
         return ""
 
+    def write(self, path: str, text: str) -> None:
+        """A whole version."""
+        self.do(f"f = open({path!r}, 'w'); f.write({text!r}); f.close()")
+
     def content(self, path: str) -> str | None:
         """What this process reads under ``path``; None where nothing is."""
         return self.value(f"open({path!r}).read() if os.path.lexists({path!r}) else None")
@@ -129,11 +139,5 @@ class Actor:
 @contextlib.contextmanager
 def actors(cwd: Path, count: int) -> Iterator[list[Actor]]:
     """``count`` processes that end with the block."""
-    started: list[Actor] = []
-    try:
-        for _ in range(count):
-            started.append(Actor(cwd))
-        yield started
-    finally:
-        for actor in started:
-            actor.end()
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(Actor(cwd)) for _ in range(count)]

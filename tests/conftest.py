@@ -23,6 +23,27 @@ _MAKE = {
 _PREFIX = "ckptfs-loop-"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--binding",
+        choices=["kernel", "fusepy", "refuse"],
+        default="kernel",
+        help="how the mounts of the tests speak FUSE",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ["CKPTFS_BINDING"] = config.getoption("--binding")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--binding") == "kernel":
+        return
+    for item in items:
+        for marker in item.iter_markers("kernel_only"):
+            item.add_marker(pytest.mark.skip(reason=marker.args[0]))
+
+
 @pytest.fixture
 def quick_dir(tmp_path: Path) -> Iterator[Path]:
     """A directory in memory if it takes user xattrs there (Linux 6.6), else on disk."""
@@ -161,25 +182,21 @@ def disk_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def mount(disk_dir: Path) -> Iterator[object]:
+def mount(disk_dir: Path, request: pytest.FixtureRequest) -> Iterator[object]:
     """A served directory with the default options, as users have it."""
     import mounts
 
-    with mounts.served(disk_dir) as served:
+    slow = request.node.get_closest_marker("frameworks")
+    with mounts.served(disk_dir, limit_s=mounts.TEST_LIMIT_S * (5 if slow else 1)) as served:
         yield served
 
 
 @pytest.fixture(scope="module")
 def shared_mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    import mounts
     import trees
 
-    reason = mounts.why_no_mounts()
-    if reason:
-        pytest.skip(f"cannot mount here: {reason}")
-    shared = trees.Shared(tmp_path_factory.mktemp("shared"))
-    yield shared
-    shared.end()
+    with trees.sharing(tmp_path_factory.mktemp("shared")) as shared:
+        yield shared
 
 
 @pytest.fixture
@@ -213,8 +230,61 @@ def unsafe_mount(
     tmp_path_factory: pytest.TempPathFactory, shared_mount: object
 ) -> Iterator[object]:
     """The control: written in place, so what the other tests rule out happens."""
-    from trees import Shared
+    import trees
 
-    shared = Shared(tmp_path_factory.mktemp("unsafe"), "--mode", "unsafe")
-    yield shared
-    shared.end()
+    with trees.sharing(tmp_path_factory.mktemp("unsafe"), "--mode", "unsafe") as shared:
+        yield shared
+
+
+@pytest.fixture(scope="session")
+def _lab() -> Iterator[object]:
+    import mounts
+    import users
+
+    reason = mounts.why_no_mounts()
+    if reason:
+        pytest.skip(f"cannot act as other users here: {reason}")
+    for tool in ("unshare", "nsenter", "setpriv"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    lab = users.Lab()
+    yield lab
+    lab.end()
+
+
+@pytest.fixture
+def lab(_lab: object) -> Iterator[object]:
+    """Ordinary users, where fusermount3 and /dev/fuse are as on a user's machine."""
+    if _lab.trouble:  # type: ignore[attr-defined]
+        pytest.skip(f"cannot act as other users here: {_lab.trouble}")  # type: ignore[attr-defined]
+    _lab.allow_other(False)  # type: ignore[attr-defined]
+    yield _lab
+
+
+# --- frameworks ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def framework(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """The framework of a program in ``frameworks/programs``, by its name. Importing one takes
+    longer than a test, so the tests of a module share it."""
+    from training import Framework
+
+    logs, started = tmp_path_factory.mktemp("frameworks"), {}
+
+    def get(name: str) -> Framework:
+        if name not in started:
+            started[name] = Framework(name, logs / f"{name}.log")
+        return started[name]
+
+    yield get
+    for process in started.values():
+        process.end()
+
+
+@pytest.fixture
+def plain_dir(tmp_path: Path) -> Path:
+    """The control: no ckptfs."""
+    directory = tmp_path / "plain"
+    directory.mkdir()
+    return directory

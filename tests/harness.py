@@ -25,14 +25,22 @@ def store_on(directory: Path, fs: Any = None, **options: Any) -> Store:
         raise
 
 
+def two_versions(store: Store) -> None:
+    store.put("a.pt", OLD)
+    store.put("a.pt", NEW)
+
+
 def rot(path: Path, offset: int = 0) -> None:
-    """Flip a bit and leave the times as they were: what a disk does, not what a program does."""
+    """Flip a bit, on the medium too, and leave size and times as they were: what a disk does, not
+    what a program does."""
     before = path.stat()
     with path.open("r+b") as file:
         file.seek(offset)
         byte = file.read(1)[0]
         file.seek(offset)
         file.write(bytes([byte ^ 1]))
+        file.flush()
+        os.fsync(file.fileno())
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 

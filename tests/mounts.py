@@ -24,6 +24,18 @@ CONNECTIONS = Path("/sys/fs/fuse/connections")
 TEST_LIMIT_S = 60.0
 CHILD_LIMIT_S = 30.0
 
+# Why a test is marked kernel_only: what libfuse's path API cannot do (docs/design.md).
+ONE_INODE = "libfuse has one inode for all versions of a path, so pages and sizes would mix"
+NO_NAME = "libfuse answers fstat of a deleted file with ENOENT: it has no path"
+NOT_THERE = "libfuse's path API does not have it"
+NO_CACHE = "through libfuse the kernel keeps no names and no attributes"
+OWN_LOCKS = "libfuse leaves locks to the kernel: the daemon does not hear of them"
+
+
+def binding() -> str:
+    """How the mounts of this run speak FUSE (``pytest --binding``)."""
+    return os.environ.get("CKPTFS_BINDING", "kernel")
+
 
 def why_no_mounts() -> str:
     """Why this machine cannot carry the mount tests; empty if it can."""
@@ -68,10 +80,16 @@ class Served:
         self.log = directory.parent / f"{directory.name}.log"
         self.pid = 0
         self.process: subprocess.Popen[bytes] | None = None
+        self.table = "/proc/self/mountinfo"
+
+    def ckptfs(
+        self, *words: object, limit_s: float = CHILD_LIMIT_S
+    ) -> subprocess.CompletedProcess[str]:
+        return ckptfs(*words, limit_s=limit_s)
 
     def start(self) -> Served:
         """Mount in the background, as a user does; returns once it serves."""
-        done = ckptfs("mount", self.path, "--log", self.log, *self.options)
+        done = self.ckptfs("mount", self.path, "--log", self.log, *self.options)
         assert done.returncode == 0, done.stderr
         self.pid = self.status()["pid"]
         return self
@@ -93,7 +111,7 @@ class Served:
         return self._mount_entry() is not None
 
     def _mount_entry(self) -> list[str] | None:
-        with open("/proc/self/mountinfo", errors="surrogateescape") as mounts:
+        with open(self.table, errors="surrogateescape") as mounts:
             for line in mounts:
                 fields = line.split()
                 if fields[4] == str(self.path) and "fuse.ckptfs" in fields:
@@ -101,7 +119,7 @@ class Served:
         return None
 
     def status(self) -> dict[str, Any]:
-        done = ckptfs("status", self.path, "--json")
+        done = self.ckptfs("status", self.path, "--json")
         assert done.returncode == 0, done.stderr
         return dict(json.loads(done.stdout))
 
@@ -118,7 +136,7 @@ class Served:
         return self.log.read_text() if self.log.exists() else ""
 
     def umount(self) -> None:
-        done = ckptfs("umount", self.path)
+        done = self.ckptfs("umount", self.path)
         assert done.returncode == 0, done.stderr
 
     def wait_until(self, condition: Any, limit_s: float = 10.0) -> None:
@@ -139,15 +157,18 @@ class Served:
         with contextlib.suppress(OSError):
             (CONNECTIONS / number / "abort").write_text("1")
 
+    def detach(self) -> int:
+        return subprocess.run(["umount", "-l", self.path], check=False).returncode
+
     def end(self) -> None:
         """Whatever state it is in: no mount, no process is left."""
         with contextlib.suppress(Exception):
             if self.mounted():
-                ckptfs("umount", self.path, limit_s=10)
+                self.ckptfs("umount", self.path, limit_s=10)
         if self.mounted():
             self.abort()
         while self.mounted():
-            if subprocess.run(["umount", "-l", self.path], check=False).returncode != 0:
+            if self.detach() != 0:
                 break
         for pid in {self.pid, self.process.pid if self.process else 0} - {0}:
             _kill(pid)

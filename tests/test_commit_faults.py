@@ -25,6 +25,7 @@ from harness import (
     open_descriptors,
     rot,
     store_on,
+    two_versions,
 )
 
 from ckptfs import verify
@@ -54,11 +55,6 @@ def overwrite(store: Store) -> None:
 def two_files(store: Store) -> None:
     store.put("a.pt", OLD)
     store.put("b.tmp", NEW)
-
-
-def two_versions(store: Store) -> None:
-    store.put("a.pt", OLD)
-    store.put("a.pt", NEW)
 
 
 SCENARIOS = {

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from harness import NEW, NEWER, OLD, condition
+from harness import NEW, NEWER, OLD, condition, two_versions
 
 from ckptfs import format as fmt
 from ckptfs import osfs
@@ -221,11 +221,6 @@ def interrupted(store: Store) -> None:
     staged = store.committer.stage("a.pt")
     store.fs.write(staged.fd, NEW, 0)
     store.fs.close(staged.fd)
-
-
-def two_versions(store: Store) -> None:
-    store.put("a.pt", OLD)
-    store.put("a.pt", NEW)
 
 
 SCENARIOS = {

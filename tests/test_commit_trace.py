@@ -37,6 +37,19 @@ def new_folder(store: Store) -> None:
     store.committer.note_changed_dir(store.root)
 
 
+def folder_and_two(store: Store) -> None:
+    old(store)
+    new_folder(store)
+    store.put("run/b.pt", NEW)
+    store.committer.note_changed_dir(store.layout.stage)
+
+
+def exchange(store: Store, name: str, below: str) -> None:
+    folder, target = below.split("/")
+    with osfs.opened(store.fs, store.root, folder, osfs.DIRECTORY) as to:
+        store.committer.exchange(store.root, name, to, target)
+
+
 def two_and_rot(store: Store) -> None:
     old(store)
     store.put("a.pt", NEW)
@@ -59,7 +72,13 @@ CASES: dict[str, tuple[Mode, Callable[[Store], None], Callable[[Store], object]]
         old_and_temporary,
         lambda store: store.rename("b.tmp", "a.pt"),
     ),
+    "dirsync-exchange": (
+        Mode.ATOMIC_DIRSYNC,
+        folder_and_two,
+        lambda store: exchange(store, "a.pt", "run/b.pt"),
+    ),
     "dirsync-roll-back": (Mode.ATOMIC_DIRSYNC, two_and_rot, lambda store: store.get("a.pt")),
+    "dirsync-large": (Mode.ATOMIC_DIRSYNC, nothing, lambda store: store.put("a.pt", NEW * 300)),
     "nodirsync-new": (Mode.ATOMIC_NODIRSYNC, nothing, lambda store: store.put("a.pt", NEW)),
     "nodirsync-overwrite": (Mode.ATOMIC_NODIRSYNC, old, lambda store: store.put("a.pt", NEW)),
 }
@@ -93,7 +112,9 @@ def order(case: str, *steps: str) -> bool:
     return all(step in lines for step in steps)
 
 
-@pytest.mark.parametrize("case", ["dirsync-new", "dirsync-overwrite", "nodirsync-overwrite"])
+@pytest.mark.parametrize(
+    "case", ["dirsync-new", "dirsync-large", "dirsync-overwrite", "nodirsync-overwrite"]
+)
 def test_C1_record_then_fsync_then_rename(case: str) -> None:
     rename = "rename stage/<tx> -> a.pt"
     assert order(case, "setxattr stage/<tx> record", "fsync stage/<tx>", rename)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
+from ckptfs import digest
 from ckptfs.digest import ALGORITHMS, CHUNK_BYTES, digest_file, same_digest
 from ckptfs.errors import RecordDamaged, UsageError
 from ckptfs.osfs import OsFs
@@ -46,9 +47,17 @@ def expected(path: Path, algorithm: str) -> str:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("others", [0, 1000])
 def test_C9_digests_equal_those_of_the_standard_tools(
-    algorithm: str, size: int, content: bytes, tmp_path: Path
+    others: int,
+    algorithm: str,
+    size: int,
+    content: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Alone with every core, or on one thread beside many others."""
+    monkeypatch.setattr(digest, "_running", others)
     fd = opened(tmp_path / "a", content[:size])
     assert digest_file(OsFs(), fd, size, algorithm) == (
         f"{algorithm}:{expected(tmp_path / 'a', algorithm)}"

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mounts import PYTHON, Served, ckptfs, ending, served
+from mounts import ONE_INODE, PYTHON, Served, ckptfs, ending, served
 from saver import BEFORE_OPEN, CLOSED, CLOSING, OPENED, PHASES, WRITING, WRITTEN
 
 if find_spec("torch") is None:  # looked for, not imported: only the children need it
@@ -256,6 +256,7 @@ def test_unknown_writers_publish_at_release_and_only_what_is_whole(
     assert ckptfs("log", namespaced.path).stdout.count("its writer is unknown") == len(KINDS)
 
 
+@pytest.mark.kernel_only(ONE_INODE)
 def test_unknown_writers_and_readers_see_the_committed_view(namespaced: Served) -> None:
     path = namespaced.path / "notes.bin"
     path.write_bytes(b"old")

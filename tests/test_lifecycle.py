@@ -92,7 +92,7 @@ def test_mount_leaves_the_terminal_and_writes_its_log_outside_the_tree(mount: Se
 def test_the_log_rotates(tmp_path: Path) -> None:
     program = (
         "import logging, sys; from ckptfs.mount import daemon\n"
-        "daemon._LOG_BYTES = 2000; daemon._log_to(sys.argv[1])\n"
+        "daemon._LOG_BYTES = 2000; daemon.log_to(sys.argv[1])\n"
         "[logging.getLogger('ckptfs.x').info('line %d \\udcff', n) for n in range(300)]\n"
     )
     python(program, tmp_path / "logs/daemon.log")

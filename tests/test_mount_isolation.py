@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import mounts
 import pytest
 from actors import Actor, actors
+from harness import rot
 from trees import Shared, Tree
 
 SIZE = 100_000
@@ -32,6 +31,7 @@ _REPLACEMENTS = {
 }
 
 
+@pytest.mark.kernel_only(mounts.ONE_INODE)
 @pytest.mark.parametrize("how", _REPLACEMENTS)
 def test_c7_a_reader_keeps_what_it_opened_and_mapped(tree: Tree, how: str) -> None:
     tree.seed("d/f", "o" * SIZE)
@@ -45,6 +45,7 @@ def test_c7_a_reader_keeps_what_it_opened_and_mapped(tree: Tree, how: str) -> No
     assert "damaged" not in tree.conditions().values()
 
 
+@pytest.mark.kernel_only(mounts.ONE_INODE)
 def test_c7_a_mapping_outlives_its_descriptor(tree: Tree) -> None:
     tree.seed("f", "o" * SIZE)
     with tree.actors(2) as (reader, writer):
@@ -64,6 +65,7 @@ def test_control_in_place_a_reader_loses_what_it_opened(unsafe_mount: Shared) ->
             assert reader.value("f.read()") == "new"
 
 
+@pytest.mark.kernel_only(mounts.ONE_INODE)
 def test_c7_torch_keeps_mapped_weights(tree: Tree, torch_user: Actor) -> None:
     torch_user.do("torch.save({'w': torch.full((50_000,), 1.0)}, 'm.pt')")
     torch_user.do("held = torch.load('m.pt', mmap=True)['w']")
@@ -120,6 +122,7 @@ def test_control_in_place_readers_in_a_loop_see_torn_files(unsafe_mount: Shared)
         assert _overwrite_under_readers(tree, 200)
 
 
+@pytest.mark.kernel_only(mounts.ONE_INODE)
 def test_c7_torch_saves_under_a_reader_that_loads(tree: Tree, torch_user: Actor) -> None:
     save = "torch.save({'step': n, 'w': torch.full((20_000,), float(n))}, 'm.pt')"
     torch_user.do(f"n = 0; {save}")
@@ -185,9 +188,7 @@ def test_c5_both_versions_rotten_is_an_error(tree: Tree) -> None:
     record = tree.record("f")
     assert record is not None
     (kept,) = (tree.mount.below / ".ckptfs/history" / record.lineage).iterdir()
-    before = kept.stat()
-    kept.write_bytes(b"xood one")
-    os.utime(kept, ns=(before.st_atime_ns, before.st_mtime_ns))
+    rot(kept)
     with tree.actors(1) as (reader,):
         assert reader.errno_of("open('f')") == "EIO"
 
@@ -223,16 +224,12 @@ def test_control_verify_off_serves_rot(disk_dir: Path) -> None:
     with mounts.served(disk_dir, "--verify", "off") as mount:
         for version in ("good one", "good two"):
             (disk_dir / "f").write_text(version)
-        below = mount.below / "f"
-        before = below.stat()
-        with open(below, "r+b") as file:
-            file.write(b"x")
-        os.utime(below, ns=(before.st_atime_ns, before.st_mtime_ns))
+        rot(mount.below / "f")
         with actors(disk_dir, 1) as (reader,):
-            assert reader.content("f") == "xood two"
+            assert reader.content("f") == "food two"
 
 
-def test_c5_survives_a_new_mount(disk_dir: Path, tmp_path: Path) -> None:
+def test_c5_survives_a_new_mount(disk_dir: Path) -> None:
     """What one mount remembers as verified, the next one verifies itself."""
     mount = mounts.Served(disk_dir)
     with mounts.ending(mount):
@@ -240,11 +237,7 @@ def test_c5_survives_a_new_mount(disk_dir: Path, tmp_path: Path) -> None:
         for version in ("good one", "good two"):
             (disk_dir / "f").write_text(version)
         mount.umount()
-        before = (disk_dir / "f").stat()
-        shutil.copy(disk_dir / "f", tmp_path / "f")
-        with open(disk_dir / "f", "r+b") as file:
-            file.write(b"x")
-        os.utime(disk_dir / "f", ns=(before.st_atime_ns, before.st_mtime_ns))
+        rot(disk_dir / "f")
         mount.start()
         with actors(disk_dir, 1) as (reader,):
             assert reader.content("f") == "good one"

@@ -7,12 +7,14 @@ keeps locks by inode; two processes that opened 'w' and locked would both have g
 from __future__ import annotations
 
 import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import mounts
 import pytest
+from actors import actors
 
 TRY = """
 import fcntl, sys
@@ -120,3 +122,181 @@ def test_a_lock_follows_a_rename(mount: mounts.Served) -> None:
         path.rename(mount.path / "b.db")
         assert mounts.python(TRY, "flock", "r+", mount.path / "b.db") == "locked\n"
         assert mounts.python(TRY, "flock", "w", path) == "got it\n"
+
+
+# --- processes that coordinate by a lock see each other's bytes ----------------------------------
+
+_COUNT = """
+import fcntl, sys
+path, times = sys.argv[1], int(sys.argv[2])
+for _ in range(times):
+    with open(path, "r+") as f:
+        fcntl.lockf(f, fcntl.LOCK_EX)
+        n = int(f.read())
+        f.seek(0)
+        f.write(f"{n + 1:08}")
+        f.flush()
+        fcntl.lockf(f, fcntl.LOCK_UN)
+"""
+_COUNT_HELD_OPEN = """
+import fcntl, os, sys
+path, times = sys.argv[1], int(sys.argv[2])
+fd = os.open(path, os.O_RDWR)
+for _ in range(times):
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    n = int(os.pread(fd, 8, 0))
+    os.pwrite(fd, b"%08d" % (n + 1), 0)
+    fcntl.flock(fd, fcntl.LOCK_UN)
+"""
+_COUNT_UNLOCKED = _COUNT.replace("fcntl.lockf", "(lambda *_: None)")
+
+
+def _in_parallel(code: str, count: int, *arguments: object) -> list[str]:
+    command = [sys.executable, "-c", code, *(str(argument) for argument in arguments)]
+    pipe = subprocess.PIPE
+    processes = [
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        for _ in range(count)
+    ]
+    outcomes = []
+    for process in processes:
+        out, err = process.communicate(timeout=mounts.CHILD_LIMIT_S)
+        assert process.returncode == 0, err
+        outcomes.append(out)
+    return outcomes
+
+
+@pytest.mark.parametrize("code", [_COUNT, _COUNT_HELD_OPEN], ids=["reopened", "held open"])
+def test_a_counter_under_a_lock_loses_nothing(mount: mounts.Served, code: str) -> None:
+    path = mount.path / "counter.pt"
+    path.write_text("00000000")
+    _in_parallel(code, 4, path, 100)
+    assert path.read_text() == "00000400"
+
+
+def test_control_a_counter_without_a_lock_loses_some(mount: mounts.Served) -> None:
+    path = mount.path / "counter.pt"
+    path.write_text("00000000")
+    for _ in range(5):
+        _in_parallel(_COUNT_UNLOCKED, 4, path, 100)
+        if path.read_text() != "00002000":
+            return
+    pytest.skip("they never met")
+
+
+@pytest.mark.kernel_only(mounts.OWN_LOCKS)
+def test_a_follower_reads_what_the_leader_wrote_under_its_lock(mount: mounts.Served) -> None:
+    """Leader election: the leader keeps the file open and locked for as long as it lives."""
+    path = mount.path / "leader"
+    path.write_text("the one before")
+    with actors(mount.path, 3) as (leader, follower, other):
+        elect = (
+            "import fcntl; f = open('leader', 'r+'); fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        )
+        leader.do(elect + "; f.truncate(0); f.write('first'); f.flush()")
+        assert follower.errno_of(elect) == "EAGAIN"
+        assert follower.content("leader") == other.content("leader") == "first"
+        leader.do("f.write(' again'); f.flush()")
+        assert other.content("leader") == "first again"
+        follower.do("f.close()")
+        leader.do("f.close()")
+        follower.do(elect + "; f.truncate(0); f.write('second'); f.flush()")
+        assert other.content("leader") == follower.content("leader") == "second"
+
+
+@pytest.mark.kernel_only(mounts.OWN_LOCKS)
+def test_a_lock_file_that_each_truncates_is_not_emptied_by_who_does_not_get_it(
+    mount: mounts.Served,
+) -> None:
+    with actors(mount.path, 2) as (holder, other):
+        take = (
+            "import fcntl; f = open('lockfile', 'w'); fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        )
+        holder.do(take + "; f.write('holder'); f.flush()")
+        assert other.errno_of(take) == "EAGAIN"
+        other.do("f.close()")
+        assert other.content("lockfile") == "holder"
+        holder.do("f.close()")
+        assert other.content("lockfile") == "holder"
+        other.do(take + "; f.write('other'); f.close()")
+        assert holder.content("lockfile") == "other"
+
+
+def test_asking_for_no_lock_makes_no_second_locker(mount: mounts.Served) -> None:
+    """Unlocking what is not locked, and F_GETLK, by one descriptor, and a lock by another."""
+    code = """
+import fcntl, struct
+open("m.pt", "w").write("old")
+a, b = open("m.pt", "r+"), open("m.pt", "r+")
+fcntl.flock(a, fcntl.LOCK_UN)
+fcntl.lockf(a, fcntl.LOCK_UN)
+fcntl.fcntl(a, fcntl.F_GETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))
+fcntl.lockf(b, fcntl.LOCK_EX)
+b.write("new"); b.flush()
+"""
+    mounts.python(code, cwd=mount.path)
+    assert mount.ckptfs("verify", mount.path).returncode == 0
+    assert os.getxattr(mount.below / "m.pt", "user.ckptfs")
+
+
+@KINDS
+def test_a_lock_of_one_process_alone_leaves_the_transaction(mount: mounts.Served, how: str) -> None:
+    """HDF5 locks every file that it opens; a reader that is refused changes nothing either."""
+    path = mount.path / "model.h5"
+    path.write_text("old")
+    call = "flock" if how == "flock" else "lockf"
+    with actors(mount.path, 2) as (writer, reader):
+        writer.do(f"import fcntl; f = open('model.h5', 'w+'); fcntl.{call}(f, fcntl.LOCK_EX)")
+        writer.do("f.write('new'); f.flush()")
+        refused = (
+            f"import fcntl; g = open('model.h5'); fcntl.{call}(g, fcntl.LOCK_SH | fcntl.LOCK_NB)"
+        )
+        assert reader.errno_of(refused) == "EAGAIN"
+        assert reader.content("model.h5") == "old"
+        writer.do("f.close()")
+        assert reader.content("model.h5") == "new"
+        reader.do(refused + "; g.close()")
+        writer.do("f = open('model.h5', 'w'); f.write('newer'); f.flush()")
+        assert reader.content("model.h5") == "new"
+        writer.kill()
+    mount.wait_until(lambda: not mount.status()["writing"])
+    assert path.read_text() == "new"
+    assert mounts.ckptfs("verify", mount.path).returncode == 0
+
+
+_STORE = """
+import datetime, sys
+import torch.distributed as dist
+path, rank, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+store = dist.FileStore(path, size)
+store.set_timeout(datetime.timedelta(seconds=20))
+store.set(f"from{rank}", str(rank) * 100)
+for other in range(size):
+    assert store.get(f"from{other}") == str(other).encode() * 100
+for _ in range(20):
+    store.add("count", 1)
+store.add("done", 1)
+while store.add("done", 0) < size:
+    pass
+assert store.add("count", 0) == 20 * size
+print("agreed")
+"""
+
+
+@pytest.mark.kernel_only(mounts.OWN_LOCKS)
+@pytest.mark.parametrize("size", [2, 4])
+def test_torch_processes_meet_in_a_file_store(mount: mounts.Served, size: int) -> None:
+    pytest.importorskip("torch")
+    pipe = subprocess.PIPE
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _STORE, mount.path / "store", str(rank), str(size)],
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    for process in processes:
+        out, err = process.communicate(timeout=mounts.TEST_LIMIT_S)
+        assert out == "agreed\n", err

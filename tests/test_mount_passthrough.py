@@ -1,5 +1,5 @@
 """The kernel carries the data itself: no READ or WRITE reaches the daemon. And where it does not
-(an old kernel, no rights, ``--no-passthrough``), every promise holds all the same."""
+(an old kernel, no rights, ``--no-passthrough``), mappings are whole all the same."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import mounts
 import pytest
 from actors import Actor
-from trees import Shared, Tree
+from trees import Shared, Tree, shared_by
 
 _MAP = """
 import mmap
@@ -25,13 +25,8 @@ def shared_mount(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Shared]:
     """Both ways, in place of the default mount of the other modules."""
-    reason = mounts.why_no_mounts()
-    if reason:
-        pytest.skip(f"cannot mount here: {reason}")
-    options = ["--no-passthrough"] if request.param == "relayed" else []
-    shared = Shared(tmp_path_factory.mktemp(request.param), *options)
-    yield shared
-    shared.end()
+    with shared_by(request.param, tmp_path_factory) as shared:
+        yield shared
 
 
 def _data_requests(tree: Tree) -> int:
@@ -56,6 +51,7 @@ def _is_relayed(tree: Tree) -> bool:
     return not asked
 
 
+@pytest.mark.kernel_only(mounts.ONE_INODE)
 def test_no_data_passes_the_daemon(tree: Tree, torch_user: Actor) -> None:
     """With the control: relayed, the same work sends requests."""
     relayed = _is_relayed(tree)
@@ -67,7 +63,7 @@ def test_no_data_passes_the_daemon(tree: Tree, torch_user: Actor) -> None:
     )
     torch_user.do(_MAP)
     with tree.actors(1) as (user,):
-        user.do("f = open('a.txt', 'w'); f.write('one'); f.close()")
+        user.write("a.txt", "one")
         user.do("f = open('a.txt', 'a'); f.write(' two'); f.close()")
         user.do("f = open('a.txt', 'r+'); f.write('ONE'); f.close()")
         assert user.content("a.txt") == "ONE two"
@@ -91,79 +87,19 @@ def test_safetensors_passes_nobody(tree: Tree, torch_user: Actor) -> None:
     tree.assert_clean()
 
 
-# --- the same promises both ways -----------------------------------------------------------------
-
-
-def test_c1_others_see_the_old_version_until_the_close(tree: Tree) -> None:
-    tree.seed("f", "old")
-    with tree.actors(2) as (writer, reader):
-        writer.do("f = open('f', 'w'); f.write('new'); f.flush()")
-        assert (writer.content("f"), reader.content("f")) == ("new", "old")
-        assert writer.value("os.stat('f').st_size") == 3
-        writer.do("f.close()")
-        assert reader.content("f") == "new"
-    tree.assert_clean()
-
-
-def test_large_writes_at_any_offset(tree: Tree) -> None:
-    with tree.actors(2) as (writer, reader):
-        writer.do("data = os.urandom(5_000_001); f = open('f', 'wb'); f.write(data); f.seek(7)")
-        writer.do("f.write(b'seven'); f.truncate(4_000_003); f.close()")
-        writer.do("data = data[:7] + b'seven' + data[12:4_000_003]")
-        assert writer.value("open('f', 'rb').read() == data")
-        digest = "__import__('hashlib').sha256({}).hexdigest()"
-        assert reader.value(digest.format("open('f', 'rb').read()")) == writer.value(
-            digest.format("data")
-        )
-    tree.assert_clean()
-
-
-def test_appends_of_two_processes_do_not_overwrite_each_other(tree: Tree) -> None:
-    with tree.actors(2) as (one, two):
-        one.do("f = open('f', 'ab', buffering=0); f.write(b'1')")
-        two.do("f = open('f', 'ab', buffering=0)")
-        for _ in range(20):
-            one.send("f.write(b'1' * 10)")
-            two.send("f.write(b'2' * 10)")
-            one.answer(), two.answer()
-        one.do("f.close()")
-        two.do("f.close()")
-    text = tree.text("f")
-    assert text is not None and (text.count("1"), text.count("2")) == (201, 200)
-    tree.settle()
-    tree.assert_clean()
-
-
-def test_an_emptied_file_is_empty_for_everybody_at_once(tree: Tree) -> None:
-    """Several threads read requests when data is relayed; a LOOKUP must not overtake the RELEASE
-    before it."""
-    with tree.actors(1) as (user,):
-        user.do(
-            "for n in range(60):\n"
-            "    f = open('f', 'w'); f.write('old'); f.close()\n"
-            "    os.close(os.open('f', os.O_WRONLY | os.O_TRUNC))\n"
-            "    assert os.stat('f').st_size == 0, n\n"
-        )
-
-
-def test_shell_redirections(tree: Tree) -> None:
-    script = "(echo a; /bin/echo b) > f; echo c >> f; cat f; : > g; cat g; wc -c < f"
-    assert mounts.shell(script, tree.path) == "a\nb\nc\n6\n"
-    tree.settle()
-    tree.assert_clean()
-
-
+@pytest.mark.kernel_only(mounts.ONE_INODE)
 def test_c7_held_and_mapped_bytes_stay(tree: Tree) -> None:
     tree.seed("f", "old!")
     with tree.actors(2) as (reader, writer):
         reader.do("import mmap; f = open('f'); m = mmap.mmap(f.fileno(), 4, prot=mmap.PROT_READ)")
         for version in ("one", "twoo", "three"):
-            writer.do(f"f = open('f', 'w'); f.write({version!r}); f.close()")
+            writer.write("f", version)
             assert reader.value("m[:].decode() + os.pread(f.fileno(), 9, 0).decode()") == "old!old!"
             assert reader.value("os.fstat(f.fileno()).st_size") == 4
             assert reader.content("f") == version
 
 
+@pytest.mark.kernel_only(mounts.ONE_INODE)
 def test_stores_through_a_mapping_reach_the_file(tree: Tree) -> None:
     tree.seed("f", "-" * 10_000)
     with tree.actors(2) as (writer, reader):
@@ -172,34 +108,4 @@ def test_stores_through_a_mapping_reach_the_file(tree: Tree) -> None:
         writer.do("m.flush(); m.close(); f.close()")
         assert reader.content("f") == "abc" + "-" * 9997
     tree.settle()
-    tree.assert_clean()
-
-
-def test_c5_rot_is_rolled_back(tree: Tree) -> None:
-    tree.seed("f", "good one", "good two")
-    tree.rot("f")
-    with tree.actors(2) as (writer, reader):
-        assert reader.content("f") == "good one"
-        writer.do("f = open('f', 'a'); f.write('-more'); f.close()")
-        assert reader.content("f") == "good one-more"
-    tree.assert_clean()
-
-
-def test_c6_a_killed_writer_publishes_nothing(tree: Tree) -> None:
-    tree.seed("f", "old")
-    with tree.actors(2) as (writer, reader):
-        writer.do("f = open('f', 'w'); f.write('half'); f.flush()")
-        writer.kill()
-        tree.settle()
-        assert reader.content("f") == "old"
-    assert tree.aside("salvage", "f") == [b"half"]
-
-
-def test_descriptors_are_opened_again_by_their_link(tree: Tree) -> None:
-    tree.seed("f", "old")
-    with tree.actors(2) as (writer, reader):
-        writer.do("f = open('f', 'w+'); f.write('one '); f.flush()")
-        writer.do("g = open(f'/proc/self/fd/{f.fileno()}', 'a'); g.write('two'); g.close()")
-        writer.do("f.close()")
-        assert reader.content("f") == "one two"
     tree.assert_clean()

@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from ckptfs.commit import Staged
 from ckptfs.errors import IllegalTransition
 from ckptfs.protocol import FINAL, TRANSITIONS, VISIBLE, Event, Mode, State, advance
+from ckptfs.staged import Staged
 
 PAIRS = list(itertools.product(State, Event))
 

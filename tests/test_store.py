@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 from ckptfs.errors import BrokenStructure
 from ckptfs.osfs import OsFs
 from ckptfs.protocol import Mode, State
-from ckptfs.store import Store, Writeback
+from ckptfs.store import Store
 from ckptfs.tools.faults import Call, FailAlways, Intercepted
 from ckptfs.verify import Condition
+from ckptfs.writeback import Writeback
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -373,6 +375,31 @@ def test_aborts_at_once_do_not_stumble_over_each_other(quick_dir: Path) -> None:
     store.close()
 
 
+def test_salvage_without_room_for_its_note_is_salvage_all_the_same(quick_dir: Path) -> None:
+    """A full disk: the bytes stayed in stage, unlisted and unbounded, and no mount was possible
+    until somebody else made room."""
+    store = store_on(quick_dir)
+    faults = FailAlways(OsFs(), "write", errno.ENOSPC)
+    for name in ("a.pt", "b.pt"):
+        staged = store.stage(name, store.root, name, exists=False, truncate=True)
+        store.fs.write(staged.fd, NEW, 0)
+        store.layout.fs = faults
+        if name == "a.pt":
+            store.abort(staged, "no space")
+        else:
+            assert store.recover() == 1  # what a crash left
+        store.fs.close(staged.fd)
+        store.layout.fs = OsFs()
+    assert faults.calls == 2
+    assert contents(control(quick_dir) / "stage") == []
+    assert salvage(quick_dir) == [NEW, NEW]
+    assert [note["size"] for note in store.layout.set_aside(store.layout.salvage)] == [len(NEW)] * 2
+    store.options = replace(store.options, salvage_bytes=0)
+    store.bound_salvage()
+    assert store.layout.set_aside(store.layout.salvage) == []
+    store.close()
+
+
 def test_salvage_that_cannot_be_written_leaves_the_bytes_in_stage(quick_dir: Path) -> None:
     store = store_on(quick_dir)
     staged = store.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
@@ -412,7 +439,7 @@ class Watched(Intercepted):
 
 @contextlib.contextmanager
 def writing_behind(fs: Watched) -> object:
-    writeback = Writeback(fs.fs, interval_s=0.001)
+    writeback = Writeback(fs.fs)
     try:
         yield writeback
     finally:

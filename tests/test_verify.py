@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 from conftest import Mounted
-from harness import NEW, NEWER, OLD, condition, contents, examine, rot, store_on, touch
+from harness import (
+    NEW,
+    NEWER,
+    OLD,
+    condition,
+    contents,
+    examine,
+    rot,
+    store_on,
+    touch,
+    two_versions,
+)
 
 from ckptfs import format as fmt
 from ckptfs import verify
@@ -26,10 +37,9 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 SIZES = [1, 4096, 5000, (4 << 20) + 12345]
 
 
-def two_versions(directory: Path, **options: object) -> Store:
+def store_of_two(directory: Path, **options: object) -> Store:
     store = store_on(directory, **options)
-    store.put("a.pt", OLD)
-    store.put("a.pt", NEW)
+    two_versions(store)
     return store
 
 
@@ -38,7 +48,7 @@ def quarantine(directory: Path) -> Path:
 
 
 def test_C5_a_rotten_file_is_rolled_back_and_quarantined(quick_dir: Path) -> None:
-    store = two_versions(quick_dir)
+    store = store_of_two(quick_dir)
     rot(quick_dir / "a.pt", 100)
     damaged = (quick_dir / "a.pt").read_bytes()
     assert condition(store, "a.pt") is Condition.DAMAGED
@@ -70,7 +80,7 @@ def test_C5_rollback_passes_over_rotten_generations(quick_dir: Path) -> None:
 def test_C5_without_a_good_generation_the_open_fails_and_the_file_stays(
     keep: int, quick_dir: Path
 ) -> None:
-    store = two_versions(quick_dir, keep=keep)
+    store = store_of_two(quick_dir, keep=keep)
     for path in [quick_dir / "a.pt", *(quick_dir / ".ckptfs" / "history").glob("*/*")]:
         rot(path)
     damaged = (quick_dir / "a.pt").read_bytes()
@@ -84,7 +94,7 @@ def test_C5_without_a_good_generation_the_open_fails_and_the_file_stays(
 
 @pytest.mark.parametrize("edit", ["append", "rewrite", "cut"])
 def test_C5_an_edit_made_outside_is_served_and_told(edit: str, quick_dir: Path) -> None:
-    store = two_versions(quick_dir)
+    store = store_of_two(quick_dir)
     edited = {"append": NEW + b"more", "rewrite": b"N" + NEW[1:], "cut": NEW[:10]}[edit]
     (quick_dir / "a.pt").write_bytes(edited)
     touch(quick_dir / "a.pt")
@@ -96,7 +106,7 @@ def test_C5_an_edit_made_outside_is_served_and_told(edit: str, quick_dir: Path) 
 
 
 def test_C5_the_same_bytes_under_a_new_time_are_what_was_committed(quick_dir: Path) -> None:
-    store = two_versions(quick_dir)
+    store = store_of_two(quick_dir)
     touch(quick_dir / "a.pt")
     assert examine(store, "a.pt", digest_modified=True).condition is Condition.OK
     assert store.get("a.pt") == NEW
@@ -133,7 +143,7 @@ def test_control_a_read_that_is_bad_on_the_disk_too_is_damage(tmp_path: Path) ->
 
 
 def test_C5_a_damaged_record_is_told_from_a_damaged_file(quick_dir: Path) -> None:
-    store = two_versions(quick_dir)
+    store = store_of_two(quick_dir)
     record = bytearray(os.getxattr(quick_dir / "a.pt", fmt.XATTR))
     record[30] ^= 1
     os.setxattr(quick_dir / "a.pt", fmt.XATTR, bytes(record))
@@ -162,7 +172,7 @@ def test_C5_a_broken_structure_under_a_new_name_is_told(quick_dir: Path) -> None
 
 
 def test_C5_each_version_is_read_once_until_it_changes(quick_dir: Path) -> None:
-    store = two_versions(quick_dir)
+    store = store_of_two(quick_dir)
     store.close()
     reads: list[int] = []
 
@@ -185,7 +195,7 @@ def test_C5_a_link_made_meanwhile_does_not_let_rot_through(
 ) -> None:
     """A commit that kept the version and then failed moved its ctime; the open took that for a
     new version and served the rotten one."""
-    store = two_versions(quick_dir)
+    store = store_of_two(quick_dir)
     rot(quick_dir / "a.pt")
     honest = verify.examine
     links: list[str] = []
@@ -203,7 +213,7 @@ def test_C5_a_link_made_meanwhile_does_not_let_rot_through(
 
 
 def test_C5_many_readers_of_a_rotten_file_all_get_the_good_one(quick_dir: Path) -> None:
-    store = two_versions(quick_dir)
+    store = store_of_two(quick_dir)
     rot(quick_dir / "a.pt")
     seen: list[bytes] = []
     threads = [threading.Thread(target=lambda: seen.append(store.get("a.pt"))) for _ in range(8)]

@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import mounts
+import pytest
 from actors import Actor, actors
+from harness import rot
 
+from ckptfs.errors import CannotServe
 from ckptfs.format import Record
+from ckptfs.mount import sessions
 
 
 class Shared:
@@ -59,6 +63,46 @@ class Shared:
     def end(self) -> None:
         if self._served is not None:
             self._served.end()
+
+
+# How a request comes to the store, by the options that choose it.
+WAYS = {
+    "passthrough": (),
+    "relayed": ("--no-passthrough",),
+    "fusepy": ("--binding", "fusepy"),
+    "refuse": ("--binding", "refuse"),
+}
+
+
+@contextlib.contextmanager
+def sharing(base: Path, *options: str) -> Iterator[Shared]:
+    """Skips where this machine cannot mount."""
+    reason = mounts.why_no_mounts()
+    if reason:
+        pytest.skip(f"cannot mount here: {reason}")
+    shared = Shared(base, *options)
+    try:
+        yield shared
+    finally:
+        shared.end()
+
+
+def needs_binding(name: str) -> None:
+    try:
+        sessions.load(name)
+    except CannotServe as error:
+        pytest.skip(str(error))
+
+
+@contextlib.contextmanager
+def shared_by(way: str, factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """One of WAYS; a run through libfuse (``pytest --binding``) has only the relay."""
+    if mounts.binding() != "kernel" and way != "relayed":
+        pytest.skip("libfuse always relays")
+    if "--binding" in WAYS[way]:
+        needs_binding(way)
+    with sharing(factory.mktemp(way), *WAYS[way]) as shared:
+        yield shared
 
 
 class Tree:
@@ -139,14 +183,6 @@ class Tree:
         )
 
     def rot(self, name: str, offset: int = 0) -> bytes:
-        """Flip a byte below the mount as bad media does: neither size nor mtime moves. Returns
-        the damaged bytes."""
-        path = self.below / name
-        before = path.stat()
-        with open(path, "r+b") as file:
-            file.seek(offset)
-            byte = file.read(1)
-            file.seek(offset)
-            file.write(bytes([byte[0] ^ 1]))
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-        return path.read_bytes()
+        """Flip a bit below the mount. Returns the damaged bytes."""
+        rot(self.below / name, offset)
+        return (self.below / name).read_bytes()

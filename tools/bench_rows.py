@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import itertools
 import os
 import random
 import shutil
 import subprocess
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,8 @@ from ckptfs.tools.rig import Mount, Samples, Subject, alternate, timed
 from ckptfs.tools.stats import Estimate, estimate, ratio, size_text
 from ckptfs.verify import Condition, examine_all, walk
 
+Work = Callable[[Path], object]
+
 _PLAIN, _AGAIN = "plain", "plain again"
 _WRITES, _WRITE_BYTES = 4096, 64 << 10
 # arXiv 2511.18323: overhead over unsafe writes, in percent
@@ -36,16 +40,18 @@ class Sizes:
     """How much is written; ``--quick`` tries everything and measures nothing."""
 
     rounds: int = 20
+    ring: int = 0  # earlier checkpoints that stay; those still cached free memory as they go
     save_bytes: int = 1 << 30
     memory_bytes: int = 10 << 30
     writes: int = _WRITES
     small_files: int = 50
     many_files: int = 100_000
+    tree_files: int = 10_000
     mounts: int = 10
     paper_bytes: tuple[int, ...] = (10**6, 10**7, 10**8, 10**9)
 
 
-QUICK = Sizes(2, 1 << 20, 1 << 22, 16, 3, 100, 1, (10**4, 10**5))
+QUICK = Sizes(2, 1, 1 << 20, 1 << 22, 16, 3, 100, 200, 1, (10**4, 10**5))
 
 
 @dataclass(frozen=True)
@@ -102,18 +108,34 @@ class Bench:
 def saves(bench: Bench, rows: set[str]) -> None:
     """Rows 1 and 2: torch.save, durable on return."""
     torch, state = _torch(), _state(bench.sizes.save_bytes)
-    ours, plain = bench.served / "save.pt", bench.plain / "save.pt"
 
-    def save_and_sync() -> None:
-        torch.save(state, str(plain))
-        _fsync(plain)
+    def save_and_sync(path: Path) -> None:
+        torch.save(state, str(path))
+        _fsync(path)
 
-    subjects = {"mount": timed(lambda: torch.save(state, str(ours)), ours.unlink)}
+    def numbered(name: str, save: Callable[[Path], object]) -> Subject:
+        """A ring of numbered checkpoints."""
+        folder, written = bench.folder / name, deque[Path]()
+        folder.mkdir(exist_ok=True)
+        number = itertools.count()
+
+        def subject() -> float:
+            written.append(folder / f"step-{next(number)}.pt")
+            seconds = timed(lambda: save(written[-1]))()
+            if len(written) > bench.sizes.ring:
+                written.popleft().unlink()
+            return seconds
+
+        return subject
+
+    subjects = {"mount": numbered("served", lambda path: torch.save(state, str(path)))}
     if "1" in rows:
-        subjects[_PLAIN] = timed(save_and_sync, plain.unlink)
+        subjects[_PLAIN] = numbered("plain", save_and_sync)
     if "2" in rows:
-        subjects["by hand"] = timed(lambda: _save_by_hand(state, plain), plain.unlink)
+        subjects["by hand"] = numbered("by hand", lambda path: _save_by_hand(state, path))
     samples = bench.compare(subjects)
+    for path in bench.folder.glob("*/step-*.pt"):
+        path.unlink()
     size = size_text(bench.sizes.save_bytes)
     if "1" in rows:
         value = ratio(samples["mount"], samples[_PLAIN])
@@ -237,11 +259,7 @@ def small_files(bench: Bench, _rows: set[str]) -> None:
 def many_files(bench: Bench, _rows: set[str]) -> None:
     """Row 8: how soon a large directory is served, and how fast it is verified."""
     folder = bench.folder / "many"
-    for number in range(bench.sizes.many_files):
-        below = folder / str(number // 1000)
-        if number % 1000 == 0:
-            below.mkdir(parents=True)
-        (below / str(number)).write_bytes(b"x")
+    _tree(folder, bench.sizes.many_files, 1000)
     os.sync()
     mount = Mount(folder)
     times = []
@@ -286,6 +304,48 @@ def _verify_speed(bench: Bench) -> None:
         bench.add("8", what, value, "x", target=1.1, samples=samples)
 
 
+def metadata(bench: Bench, _rows: set[str]) -> None:
+    """Names and attributes of 10,000 files: by stat, ls and git, cold and warm."""
+    ours, plain = bench.folder / "tree", bench.folder / "tree plain"
+    names = _tree(ours, bench.sizes.tree_files, 100)
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x"]
+    for order in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *order], cwd=ours, check=True)
+    subprocess.run(["cp", "-a", ours, plain], check=True)
+
+    def listed(folder: Path) -> object:
+        return subprocess.run(["ls", "-lR"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+    def compared(folder: Path) -> object:
+        return subprocess.run(["git", "status", "--short"], cwd=folder, check=True)
+
+    works = {
+        "stat of a cached path": (lambda folder: [os.stat(folder / n) for n in names], False, 1.2),
+        "ls -lR, warm": (listed, False, 3.0),
+        "git status, warm": (compared, False, 3.0),
+        "ls -lR, cold": (listed, True, 3.0),
+        "git status, cold": (compared, True, 3.0),
+    }
+    with Mount(ours):
+        for what, (work, cold, target) in works.items():
+
+            def subject(folder: Path, work: Work = work, cold: bool = cold) -> Subject:
+                def run() -> float:
+                    if cold:
+                        _forget_everything()
+                    else:
+                        work(folder)
+                    return timed(lambda: work(folder))()
+
+                return run
+
+            samples = bench.compare({"mount": subject(ours), _PLAIN: subject(plain)})
+            value = ratio(samples["mount"], samples[_PLAIN])
+            each = estimate(samples["mount"]).median / bench.sizes.tree_files * 1e6
+            what = f"{what}, {bench.sizes.tree_files:,} files ({each:.1f} us a file)"
+            bench.add("9", what, value, "x", target=target, samples=samples)
+
+
 def paper(bench: Bench, _rows: set[str]) -> None:
     """Overhead of the atomic modes over unsafe, all three through mounts."""
     torch, modes = _torch(), ("unsafe", *_PAPER)
@@ -316,16 +376,13 @@ ROWS: dict[str, Callable[[Bench, set[str]], None]] = {
     "7": small_files,
     "6": memory,
     "8": many_files,
+    "9": metadata,
     "paper": paper,
 }
 ON_THE_MOUNT = {"1", "2", "3", "4", "6", "7"}
 
 
 # --- what the rows are made of -------------------------------------------------------------------
-
-
-def bench_mount(bench: Bench) -> Mount:
-    return Mount(bench.served)
 
 
 def _torch() -> Any:
@@ -341,6 +398,16 @@ def _state(size_bytes: int) -> dict[str, object]:
     torch.manual_seed(1)
     words = max(1, size_bytes // 16 // 8)
     return {f"layer.{i}": torch.empty(words, dtype=torch.int64).random_() for i in range(16)}
+
+
+def _tree(folder: Path, count: int, per_directory: int) -> list[str]:
+    """``count`` files of one byte, and their names below ``folder``."""
+    names = [f"{number // per_directory}/{number}.txt" for number in range(count)]
+    for number, name in enumerate(names):
+        if number % per_directory == 0:
+            (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(b"x")
+    return names
 
 
 def _fsync(path: Path, flags: int = os.O_RDONLY) -> None:
@@ -380,6 +447,12 @@ def _b3sum(paths: list[Path]) -> None:
     blake3 = importlib.import_module("blake3").blake3
     for path in paths:
         blake3(max_threads=blake3.AUTO).update_mmap(path).digest()
+
+
+def _forget_everything() -> None:
+    """Cached names, attributes and pages, of the mount and of the filesystem below."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
 def _drop_cached(paths: list[Path]) -> None:

@@ -198,7 +198,8 @@ def _lost_a_rename(chosen: list[Pending]) -> bool:
 class CrashFs:
     """Implements :class:`ckptfs.osfs.FileSystem`. ``root`` is an open descriptor of its root."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shares_blocks: bool = False) -> None:
+        self.shares_blocks = shares_blocks  # XFS and btrfs; ext4 does not
         self.live: dict[int, Node] = {1: Node(Inode(stat.S_IFDIR | 0o755))}
         self.durable: dict[int, Node] = {1: self.live[1].copy()}
         self.pending: list[Pending] = []
@@ -211,7 +212,7 @@ class CrashFs:
 
     def snapshot(self) -> CrashFs:
         """A copy with nothing open, for ``crash_states`` later."""
-        copy = CrashFs()
+        copy = CrashFs(shares_blocks=self.shares_blocks)
         copy.live = {number: node.copy() for number, node in self.live.items()}
         copy.durable = {number: node.copy() for number, node in self.durable.items()}
         copy.pending = list(self.pending)
@@ -224,7 +225,7 @@ class CrashFs:
 
     def after_crash(self, survived: list[Pending]) -> CrashFs:
         """The filesystem with what is durable and ``survived``; nothing is pending in it."""
-        state = CrashFs()
+        state = CrashFs(shares_blocks=self.shares_blocks)
         nodes = {number: node.copy() for number, node in self.durable.items()}
         for each in survived:
             each.change.apply(nodes[each.change.node])
@@ -357,7 +358,8 @@ class CrashFs:
         inode = node.inode
         links = sum(list(each.entries.values()).count(number) for each in self.live.values())
         fields = (inode.mode, number, _DEVICE, links, inode.uid, inode.gid, inode.size, 0, 0, 0)
-        return os.stat_result(fields, {"st_mtime_ns": inode.mtime_ns, "st_ctime_ns": node.ctime_ns})
+        more = {"st_mtime_ns": inode.mtime_ns, "st_ctime_ns": node.ctime_ns}
+        return os.stat_result(fields, {**more, "st_blocks": -(-inode.size // 512)})
 
     def listdir(self, fd: int) -> list[str]:
         return list(self._directory(fd).entries)
@@ -384,8 +386,19 @@ class CrashFs:
         self._change(CutChange(number, size))
         self._set(number, size=size, mtime_ns=self.now_ns())
 
-    def copy(self, source: int, target: int, size: int) -> None:
-        self.write(target, self.read(source, size, 0), 0)
+    def clone(self, source: int, target: int) -> None:
+        if not self.shares_blocks:
+            raise _error(errno.EOPNOTSUPP, "no clones")
+        self.write(target, self.read(source, self.stat(source).st_size, 0), 0)
+
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        self.write(target, self.read(source, end - start, start), start)
+
+    def copy_times(self, source: int, target: int) -> None:
+        self._set(self._number(target), mtime_ns=self._node(source).inode.mtime_ns)
+
+    def redirect(self, fd: int, to: int) -> None:
+        self._fds[fd] = self._number(to)
 
     def _set(self, number: int, **fields: int) -> None:
         self._change(InodeChange(number, replace(self.live[number].inode, **fields)))
@@ -419,6 +432,13 @@ class CrashFs:
         added = self._change(NameChange(self._number(to), target, number))
         self._change(NameChange(self._number(at), name, None), only_after=added)
         self.live[number].ctime_ns = self.now_ns()
+
+    def exchange(self, at: int, name: str, to: int, target: str) -> None:
+        numbers = self._entry(at, name), self._entry(to, target)
+        self._change(NameChange(self._number(to), target, numbers[0]))
+        self._change(NameChange(self._number(at), name, numbers[1]))
+        for number in numbers:
+            self.live[number].ctime_ns = self.now_ns()
 
     def link(self, at: int, name: str, to: int, target: str) -> None:
         number = self._entry(at, name)

@@ -20,10 +20,12 @@ from ckptfs.osfs import FileSystem
 Hook = Callable[["Call"], None]
 
 METHODS = frozenset(name for name in vars(FileSystem) if not name.startswith("_"))
-# close(2) of a local filesystem reports nothing that an fsync did not; the clock is no disk.
-NEVER_FAIL = frozenset({"close", "now_ns"})
-_MAKES = {"write", "truncate", "copy", "rename", "link", "unlink", "mkdir", "rmdir"}
-CHANGES = frozenset(_MAKES | {"setxattr", "removexattr", "copy_metadata"})
+# close(2) of a local filesystem reports nothing that an fsync did not; the clock and a process's
+# own table of descriptors are no disk.
+NEVER_FAIL = frozenset({"close", "now_ns", "redirect"})
+_MAKES = {"write", "truncate", "clone", "copy", "link", "mkdir"}
+_NAMES = {"rename", "exchange", "unlink", "rmdir"}
+CHANGES = frozenset(_MAKES | _NAMES | {"setxattr", "removexattr", "copy_metadata", "copy_times"})
 SYNCS = frozenset({"start_writeback", "clean", "fsync", "fsync_dir", "sync_all"})
 
 
@@ -219,7 +221,7 @@ class Recording(Intercepted):
 
     def _line(self, call: Call) -> str:
         given = call.arguments
-        if call.method in ("rename", "link"):
+        if call.method in ("rename", "exchange", "link"):
             return f"{call.method} {self._path(*given[:2])} -> {self._path(*given[2:])}"
         if call.method in ("unlink", "mkdir", "rmdir", "lstat", "open", "open_direct"):
             return f"{call.method} {self._path(*given[:2])}"
@@ -236,7 +238,7 @@ class Recording(Intercepted):
             return f"{given[2]}+{len(given[1])}" if self._data(given[0]) else ""
         if call.method in ("clean", "start_writeback"):
             return f"{given[1]}+{given[2]}"
-        if call.method in ("copy", "copy_metadata"):
+        if call.method in ("copy", "copy_metadata", "copy_times"):
             return f"-> {self._names.get(given[1], '?')}"
         return ""
 

@@ -54,6 +54,21 @@ def timed(work: Callable[[], object], after: Callable[[], object] = lambda: None
     return subject
 
 
+def memory() -> int:
+    """Bytes of physical memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def fill_page_cache(path: Path) -> None:
+    """Read a sparse file of the size of memory at ``path``, so that no memory is left free."""
+    step = 8 << 20
+    with open(path, "w+b", buffering=0) as ballast:
+        ballast.truncate(memory())
+        buffer = bytearray(step)
+        while ballast.readinto(buffer):
+            pass
+
+
 class Mount:
     """One directory served over itself, started and ended by the commands that users have."""
 

@@ -1,7 +1,8 @@
 """Getting a ``/dev/fuse`` descriptor mounted, and away again.
 
-As root mount(2) is called; else ``fusermount3`` (set-uid) hands the descriptor over a socket named
-in ``_FUSE_COMMFD``. Source: libfuse's ``mount.c``, Linux ``fs/fuse/inode.c`` for the options.
+As root, and in a namespace of one's own, mount(2) is called; else ``fusermount3`` (set-uid) hands
+the descriptor over a socket named in ``_FUSE_COMMFD``. Source: libfuse's ``mount.c``, Linux
+``fs/fuse/inode.c`` for the options.
 """
 
 from __future__ import annotations
@@ -23,25 +24,36 @@ _MS_NOSUID, _MS_NODEV = 2, 4
 _MNT_DETACH = 2
 _CAP_SYS_RESOURCE = 24
 _CAPABILITY_VERSION_3 = 0x20080522
+_ADVICE = {
+    False: "load the fuse module, or give the container the device (--device /dev/fuse)",
+    True: "it must be open to all, as udev makes it (chmod 666 /dev/fuse)",
+}
+_NO_HELPER = (
+    "fusermount3 is not installed, and only root mounts without it; install the package fuse3, or "
+    "use `ckptfs run DIR -- COMMAND`, which needs neither"
+)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def mount(mountpoint: str, *, allow_other: bool) -> int:
     """Mount on ``mountpoint``; the descriptor to serve. Raises CannotServe."""
     if os.geteuid() == 0:
-        return _mount_as_root(mountpoint)
+        return mount_directly(mountpoint, allow_other=True)
     return _mount_by_helper(mountpoint, allow_other=allow_other)
 
 
-def _mount_as_root(mountpoint: str) -> int:
+def mount_directly(mountpoint: str, *, allow_other: bool) -> int:
+    """Needs CAP_SYS_ADMIN in the user namespace of the caller's mount namespace."""
     try:
         device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise CannotServe(
-            f"/dev/fuse: {error.strerror}; load the fuse module, or give the container the device "
-            "(--device /dev/fuse)"
+            f"/dev/fuse: {error.strerror}; {_ADVICE[error.errno == errno.EACCES]}"
         ) from None
-    options = f"fd={device},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other"
+    uid, gid = os.geteuid(), os.getegid()
+    options = f"fd={device},rootmode=40000,user_id={uid},group_id={gid},default_permissions"
+    if allow_other:
+        options += ",allow_other"
     result = _libc.mount(
         _SOURCE.encode(),
         os.fsencode(mountpoint),
@@ -60,7 +72,7 @@ def _mount_as_root(mountpoint: str) -> int:
 def _mount_by_helper(mountpoint: str, *, allow_other: bool) -> int:
     helper = shutil.which("fusermount3")
     if helper is None:
-        raise CannotServe("fusermount3 is not installed, and only root mounts without it")
+        raise CannotServe(_NO_HELPER)
     options = f"fsname={_SOURCE},subtype=ckptfs,default_permissions,nosuid,nodev"
     if allow_other:
         options += ",allow_other"
@@ -74,10 +86,28 @@ def _mount_by_helper(mountpoint: str, *, allow_other: bool) -> int:
             text=True,
         )
         if done.returncode != 0:
-            raise CannotServe(f"{mountpoint}: {done.stderr.strip() or 'fusermount3 failed'}")
+            raise CannotServe(f"{mountpoint}: {_refusal(done.stderr)}")
         _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
     os.set_inheritable(descriptors[0], False)
     return descriptors[0]
+
+
+def _refusal(stderr: str) -> str:
+    """What fusermount3 said, in one line, and what to do about it."""
+    said = " ".join(stderr.split()) or "fusermount3 failed"
+    for words, advice in (
+        (
+            "user_allow_other",
+            "; write user_allow_other into /etc/fuse.conf, or leave --allow-other",
+        ),
+        ("/dev/fuse", f"; {_ADVICE[False]}"),
+        ("Operation not permitted", "; fusermount3 must be set-uid root; else use `ckptfs run`"),
+        ("determine username", "; this user id has no name here (/etc/passwd); use `ckptfs run`"),
+        ("no write access", "; mount on a directory of your own"),
+    ):
+        if words in said:
+            return said + advice
+    return said
 
 
 def unmount(mountpoint: str, *, lazy: bool = False) -> None:

@@ -54,7 +54,8 @@ class Passthrough:
         with self._lock:
             carried = self._carried.get(handle.node.id)
             if carried is None:
-                carried = self._carried[handle.node.id] = _Carried(self._open(handle.fd), 0)
+                backing = 0 if handle.base is not None else self._open(handle.fd)
+                carried = self._carried[handle.node.id] = _Carried(backing, 0)
             carried.handles += 1
             return carried.backing_id
 

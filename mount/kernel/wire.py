@@ -68,19 +68,26 @@ ASYNC_READ = 1 << 0
 POSIX_LOCKS = 1 << 1
 ATOMIC_O_TRUNC = 1 << 3
 BIG_WRITES = 1 << 5
+DONT_MASK = 1 << 6
 FLOCK_LOCKS = 1 << 10
 AUTO_INVAL_DATA = 1 << 12
+DO_READDIRPLUS = 1 << 13
+READDIRPLUS_AUTO = 1 << 14
 PARALLEL_DIROPS = 1 << 18
+POSIX_ACL = 1 << 20
 MAX_PAGES = 1 << 22
 HANDLE_KILLPRIV_V2 = 1 << 28
 INIT_EXT = 1 << 30
 PASSTHROUGH = 1 << (32 + 5)
 
 FOPEN_DIRECT_IO = 1 << 0
+FOPEN_KEEP_CACHE = 1 << 1
+FOPEN_CACHE_DIR = 1 << 3
 FOPEN_PASSTHROUGH = 1 << 7
 
 GETATTR_FH = 1 << 0
 OPEN_KILL_SUIDGID = 1 << 0
+WRITE_CACHE = 1 << 0
 WRITE_KILL_SUIDGID = 1 << 2
 
 LK_FLOCK = 1 << 0
@@ -97,6 +104,11 @@ FATTR_ATIME_NOW = 1 << 7
 FATTR_MTIME_NOW = 1 << 8
 FATTR_KILL_SUIDGID = 1 << 11
 
+# Notifications: the error field of a message with unique 0
+NOTIFY_INVAL_INODE = 2
+NOTIFY_INVAL_ENTRY = 3
+ATTRIBUTES_ONLY = -1  # as the offset of INVAL_INODE
+
 DEV_IOC_BACKING_OPEN = 0x4010E501
 DEV_IOC_BACKING_CLOSE = 0x4004E502
 
@@ -106,7 +118,7 @@ INIT_IN = struct.Struct("<IIIII")
 INIT_OUT = struct.Struct("<IIIIHHIIHHII24x")
 ENTRY_OUT = struct.Struct("<QQQQII")
 ATTR_OUT = struct.Struct("<QII")
-ATTR = struct.Struct("<QQQQQQIIIIIIIIII")
+ATTR = struct.Struct("<QQQqqqIIIIIIIIII")  # times before 1970 are negative
 OPEN_IN = struct.Struct("<II")
 OPEN_OUT = struct.Struct("<QIi")
 CREATE_IN = struct.Struct("<IIII")
@@ -133,16 +145,19 @@ LK_IN = struct.Struct("<QQQQIIII")
 LK_OUT = struct.Struct("<QQII")
 LSEEK_IN = struct.Struct("<QQII")
 LSEEK_OUT = struct.Struct("<Q")
+COPY_FILE_RANGE_IN = struct.Struct("<QQQQQQQ")
 STATFS_OUT = struct.Struct("<QQQQQIIII24x")
 DIRENT = struct.Struct("<QQII")
+INVAL_INODE_OUT = struct.Struct("<Qqq")
+INVAL_ENTRY_OUT = struct.Struct("<QII")
 BACKING_MAP = struct.Struct("<iIQ")
 
 
-def attr(status: os.stat_result) -> bytes:
-    """``struct fuse_attr`` of a stat result."""
+def attr(status: os.stat_result, inode: int = 0) -> bytes:
+    """``struct fuse_attr`` of a stat result; ``inode`` is the number to show instead of its own."""
     atime, mtime, ctime = status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns
     return ATTR.pack(
-        status.st_ino,
+        inode or status.st_ino,
         status.st_size,
         getattr(status, "st_blocks", None) or 0,
         atime // 10**9,

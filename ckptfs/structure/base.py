@@ -1,0 +1,63 @@
+"""What the checks of all formats share: bounded exact reads, and how a verdict is reached."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Read = Callable[[int, int], bytes]
+
+METADATA_LIMIT_BYTES = 16 << 20
+_STEPS_LIMIT = 1 << 16
+_BLOCK_BYTES = 4096
+U16, U32, U64 = struct.Struct("<H"), struct.Struct("<L"), struct.Struct("<Q")
+
+
+class Broken(Exception):
+    """Certainly not whole; the message is the reason."""
+
+
+class Unjudged(Exception):
+    """No format known here, or no certainty."""
+
+
+@contextmanager
+def broken_only_if(certain: bool) -> Iterator[None]:
+    try:
+        yield
+    except Broken:
+        if certain:
+            raise
+        raise Unjudged from None
+
+
+class File:
+    """Exact reads. They come in aligned blocks, as small headers often lie side by side."""
+
+    def __init__(self, size: int, read: Read) -> None:
+        self.size = size
+        self.steps_left = _STEPS_LIMIT
+        self._read = read
+        self._block = b""
+        self._block_at = 0
+
+    def bytes(self, at: int, length: int) -> bytes:
+        self.steps_left -= 1
+        skip = at - self._block_at
+        if skip >= 0 and skip + length <= len(self._block):
+            return self._block[skip : skip + length]
+        if at < 0 or at + length > self.size:
+            raise Broken("cut short: it refers to bytes past its end")
+        start = at & -_BLOCK_BYTES
+        stop = min(self.size, (at + length + _BLOCK_BYTES - 1) & -_BLOCK_BYTES)
+        block = self._read(start, stop - start)
+        if len(block) != stop - start:
+            raise Unjudged
+        if length <= _BLOCK_BYTES:  # larger pieces are wanted once
+            self._block, self._block_at = block, start
+        return block[at - start : at - start + length]
+
+
+def quoted(name: bytes | str) -> str:
+    return ascii(name[:80].decode("utf-8", "replace") if isinstance(name, bytes) else name[:80])

@@ -1,0 +1,58 @@
+"""safetensors: README of huggingface/safetensors, "Format", and validate() in its tensor.rs."""
+
+from __future__ import annotations
+
+import json
+import math
+from operator import itemgetter
+from typing import Any
+
+from ckptfs.structure.base import METADATA_LIMIT_BYTES, U64, Broken, File, quoted
+
+_SAFETENSORS_HEADER_LIMIT_BYTES = 100_000_000  # the format's own
+_DTYPE_BITS = {
+    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8,
+    "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+
+
+def check_safetensors(file: File) -> None:
+    """The tensors follow each other without gaps from the header to the end of the file."""
+    if file.size < 10:
+        raise Broken("cut short within the safetensors header")
+    header_bytes = int(U64.unpack(file.bytes(0, 8))[0])
+    data_bytes = file.size - 8 - header_bytes
+    if data_bytes < 0 or header_bytes > _SAFETENSORS_HEADER_LIMIT_BYTES:
+        raise Broken("cut short or damaged: no whole safetensors header")
+    if header_bytes > METADATA_LIMIT_BYTES:
+        return
+    try:
+        tensors = json.loads(file.bytes(8, header_bytes).decode(), object_hook=_tensor_span)
+    except ValueError:
+        raise Broken("the safetensors header is not JSON") from None
+    if not isinstance(tensors, dict):
+        raise Broken("the safetensors header is not a JSON object")
+    tensors.pop("__metadata__", None)
+    if not all(isinstance(span, tuple) for span in tensors.values()):
+        raise Broken("the safetensors header lacks the type, shape or place of a tensor")
+    at = 0
+    for name, (begin, end, fits) in sorted(tensors.items(), key=itemgetter(1)):
+        if begin != at or not fits:
+            raise Broken(f"safetensors: tensor {quoted(name)} does not fit its place")
+        at = end
+    if at != data_bytes:
+        raise Broken(f"safetensors: the header describes {at} bytes, {data_bytes} are there")
+
+
+def _tensor_span(fields: dict[str, Any]) -> Any:
+    """What is needed of a tensor's description: begin, end, and whether that is its size."""
+    offsets = fields.get("data_offsets")
+    if not isinstance(offsets, list):
+        return fields  # the header itself, or __metadata__
+    try:
+        (begin, end), bits = offsets, _DTYPE_BITS.get(fields["dtype"])
+        fits = bits is None or math.prod(fields["shape"]) * bits == (end - begin) * 8
+        return int(begin), int(end), fits and begin <= end
+    except (KeyError, TypeError, ValueError):
+        return None

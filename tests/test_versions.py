@@ -1,0 +1,174 @@
+"""Versions that come between a lookup and its open, or whose opener dies there.
+
+The kernel tells nobody of an opener that dies after the answer ESTALE. Its version stayed in
+``status`` for good, and an open for update joined it although another one had been committed since
+it was begun: that one's bytes were lost.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import NEW, NEWER, OLD, store_on
+
+from ckptfs.mount.base import New, Slow
+from ckptfs.mount.nodes import ROOT_ID, Directory, File, identity
+from ckptfs.mount.operations import Operations
+from ckptfs.mount.versions import Caller, Handle, Version
+
+
+@pytest.fixture
+def operations(quick_dir: Path) -> Iterator[Operations]:
+    (quick_dir / "f").write_bytes(OLD)
+    operations = Operations(store_on(quick_dir), dict)
+    yield operations
+    operations.versions.stop()
+    operations.store.close()
+
+
+def _caller(pid: int) -> Caller:
+    return Caller(os.getuid(), os.getgid(), pid)
+
+
+def _dead() -> Caller:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return _caller(process.pid)
+
+
+def _open(operations: Operations, flags: int, caller: Caller) -> Handle:
+    """As the kernel does it, which looks again after ESTALE."""
+    for _ in range(2):
+        node = operations.lookup(ROOT_ID, "f", caller).node
+        try:
+            handle = operations.open(node.id, flags, caller)
+            return handle if isinstance(handle, Handle) else handle.run()
+        except OSError as error:
+            assert error.strerror == "look again"
+    raise AssertionError("sent back twice")
+
+
+def _abandon(operations: Operations, flags: int) -> Version:
+    with pytest.raises(OSError, match="look again"):
+        node = operations.lookup(ROOT_ID, "f", _caller(os.getpid())).node
+        handle = operations.open(node.id, flags, _dead())
+        handle.run()  # type: ignore[union-attr]
+    (version,) = operations.versions.all()
+    assert operations.versions.abandoned(version)
+    return version
+
+
+def _write(operations: Operations, data: bytes, flags: int) -> None:
+    handle = _open(operations, flags, _caller(os.getpid()))
+    operations.write(handle.id, memoryview(data), 0)
+    for work in (
+        operations.flush(handle.id, _caller(os.getpid())),
+        operations.release(handle.id),
+    ):
+        if work is not None:
+            work.run()
+
+
+def test_c1_an_abandoned_version_is_not_joined(operations: Operations) -> None:
+    _abandon(operations, os.O_RDWR)
+    _write(operations, NEW, os.O_WRONLY | os.O_TRUNC)
+    _write(operations, NEWER[:10], os.O_RDWR)
+    node = operations.lookup(ROOT_ID, "f", _caller(os.getpid())).node
+    assert isinstance(node, File) and node.parent is not None
+    path = Path(operations.store.where) / "f"
+    assert path.read_bytes() == NEWER[:10] + NEW[10:]
+
+
+def test_an_abandoned_version_is_dropped(operations: Operations) -> None:
+    version = _abandon(operations, os.O_WRONLY | os.O_TRUNC)
+    operations.versions.sweep()
+    assert version.ended
+    assert operations.versions.all() == []
+    assert os.listdir(operations.store.layout.stage) == []
+
+
+def test_a_directory_that_the_kernel_forgot_is_the_same_one_while_a_file_in_it_is_committed(
+    operations: Operations,
+) -> None:
+    """Under memory pressure the kernel forgets a directory once nothing in it is open. Seen with
+    pjdfstest: looked up again it had another node, and the file that had just been closed was
+    not there until its commit was over."""
+    maker = _caller(os.getpid())
+    directory = operations.mkdir(ROOT_ID, "d", New(maker, 0o755, 0)).node
+    made, handle = operations.create(directory.id, "a", os.O_WRONLY, New(maker, 0o644, 0))
+    commit = operations.release(handle.id)
+    assert isinstance(commit, Slow)
+    operations.forget(directory.id, 1)
+    operations.forget(made.node.id, 1)
+    again = operations.lookup(ROOT_ID, "d", maker).node
+    assert operations.lookup(again.id, "a", _dead()).node is made.node
+    assert [name for name, _, _ in operations.listing(operations.opendir(again.id).id, True)] == [
+        ".",
+        "..",
+        "a",
+    ]
+    commit.run()
+    operations.forget(again.id, 1)
+    operations.forget(made.node.id, 1)
+    for forgotten in (again, made.node):
+        with pytest.raises(OSError, match="unknown node"):
+            operations.nodes.get(forgotten.id)
+
+
+def test_a_path_is_written_in_place_also_when_its_directory_was_forgotten(
+    operations: Operations,
+) -> None:
+    maker = _caller(os.getpid())
+    directory = operations.mkdir(ROOT_ID, "d", New(maker, 0o755, 0)).node
+    operations.locks.share((directory.ident, "a"))
+    operations.forget(directory.id, 1)
+    again = operations.lookup(ROOT_ID, "d", maker).node
+    assert again is not directory  # the control: it was forgotten
+    assert isinstance(again, Directory) and operations.in_place(again, "a")
+
+
+def test_c7_a_node_opened_on_a_later_version_is_not_found_by_its_old_inode(
+    operations: Operations,
+) -> None:
+    """Inode numbers come back: the next version with the old one's was opened on the node of
+    readers of another."""
+    caller = _caller(os.getpid())
+    node = operations.lookup(ROOT_ID, "f", caller).node
+    looked_up = node.ident
+    _write(operations, NEW, os.O_WRONLY | os.O_TRUNC)
+    handle = operations.open(node.id, os.O_RDONLY, caller)
+    handle = handle if isinstance(handle, Handle) else handle.run()
+    assert os.pread(handle.fd, len(NEW) + 1, 0) == NEW
+    assert isinstance(node, File) and node.parent is not None
+    assert node.ident == identity(os.fstat(handle.fd)) != looked_up
+    mode, device, inode = stat.S_IFREG | 0o644, *looked_up[:2]
+    again = os.stat_result((mode, inode, device, 1, 0, 0, 0, 0, 0, 0))
+    assert operations.nodes.find(node.parent, "f", again) is None
+    operations.release(handle.id)
+
+
+def test_a_directory_is_known_while_a_node_is_in_it(operations: Operations) -> None:
+    """Else what was staged in it belongs to a directory that no lookup gives any more."""
+    caller = _caller(os.getpid())
+    nodes, new = operations.nodes, New(caller, 0o755, 0)
+    outer = operations.mkdir(ROOT_ID, "outer", new).node
+    inner = operations.mkdir(outer.id, "inner", new).node
+    entry, handle = operations.create(inner.id, "f", os.O_WRONLY, new)
+    for place in ((inner.id, "f", ROOT_ID, "g"), (ROOT_ID, "g", inner.id, "f")):
+        work = operations.rename(*place, 0)
+        if isinstance(work, Slow):
+            work.run()
+    for node in (outer, inner, entry.node):
+        operations.forget(node.id, 1)
+    assert nodes.get(outer.id) is outer and nodes.get(inner.id) is inner
+    for closing in (operations.flush(handle.id, caller), operations.release(handle.id)):
+        if closing is not None:
+            closing.run()
+    for node in (outer, inner, entry.node):
+        with pytest.raises(OSError, match="unknown node"):
+            nodes.get(node.id)
