@@ -64,6 +64,20 @@ class SamePlain(RuleBasedStateMachine):
         self.pair.compare(worker, (worker, what, path, *rest), answers, **how)
         return answers[1]
 
+    def by_metadata(
+        self, worker: int, what: str, path: str, *rest: Any, follow: bool = True, **how: Any
+    ) -> None:
+        """As ``by_path``, for what the owner, mode or xattrs of a file may forbid: while somebody
+        else writes the file they are those of another version, and such an answer parts the two."""
+        status, hidden = self.pair.plain(path, follow), self._hidden(path, worker, follow)
+        answers = self.pair.ask(worker, what, path, *rest, watched=_around(path))
+        parted = hidden and answers[0].ok != answers[1].ok
+        if status is not None and parted:
+            self.model.split.add(status.st_ino)
+        if status is not None and what == "truncate" and answers[1].ok:
+            self.model.truncated(worker, status, self.pair.real_name(path).endswith(".log"))
+        self.pair.compare(worker, (worker, what, path, *rest), answers, masked=parted, **how)
+
     def by_slot(
         self,
         pick: int,
@@ -152,10 +166,13 @@ class SamePlain(RuleBasedStateMachine):
                 flags,
                 before,
             )
-        elif tmpfile and theirs.ok:
-            self.pair.sides[1][worker].send("close", slot)
-            self.pair.sides[1][worker].answer()
-            theirs.after[-1] = None
+        elif ours.ok != theirs.ok and (tmpfile or joins_unseen):
+            if before is not None and not tmpfile:
+                self.model.split.add(before.st_ino)  # the owner or mode of another version
+            opened = self.pair.sides[0 if ours.ok else 1][worker]
+            opened.send("close", slot)
+            opened.answer()
+            answers[0 if ours.ok else 1].after[-1] = None
         for answer in answers:
             answer.before.pop(), answer.after.pop()
             if joins_unseen and answer.before:
@@ -166,6 +183,7 @@ class SamePlain(RuleBasedStateMachine):
             answers,
             commits=writing,
             joins=bool(flags & os.O_TRUNC) and before is not None and before.st_size == 0,
+            masked=joins_unseen and ours.ok != theirs.ok,
             allowed=lambda ours, theirs: tmpfile and ours == ("error", "ENOTSUP"),
         )
 
@@ -335,11 +353,7 @@ class SamePlain(RuleBasedStateMachine):
 
     @rule(worker=workers, path=paths, size=sizes)
     def truncate(self, worker: int, path: str, size: int) -> None:
-        status, name = self.pair.plain(path), self.pair.real_name(path)
-        answers = self.pair.ask(worker, "truncate", path, size, watched=_around(path))
-        if answers[1].ok and status is not None:
-            self.model.truncated(worker, status, name.endswith(".log"))
-        self.pair.compare(worker, (worker, "truncate", path, size), answers, commits=True)
+        self.by_metadata(worker, "truncate", path, size, commits=True)
 
     @rule(worker=workers, path=paths)
     def unlink(self, worker: int, path: str) -> None:
@@ -420,15 +434,15 @@ class SamePlain(RuleBasedStateMachine):
 
     @rule(worker=workers, path=paths, mode=modes)
     def chmod(self, worker: int, path: str, mode: int) -> None:
-        self.by_path(worker, "chmod", path, mode)
+        self.by_metadata(worker, "chmod", path, mode)
 
     @rule(worker=workers, path=paths, uid=owners, gid=owners, follow=st.booleans())
     def chown(self, worker: int, path: str, uid: int, gid: int, follow: bool) -> None:
-        self.by_path(worker, "chown", path, uid, gid, follow)
+        self.by_metadata(worker, "chown", path, uid, gid, follow, follow=follow)
 
     @rule(worker=workers, path=paths, atime=times, mtime=times, follow=st.booleans())
     def utimens(self, worker: int, path: str, atime: int, mtime: int, follow: bool) -> None:
-        self.by_path(worker, "utimens", path, atime, mtime, follow)
+        self.by_metadata(worker, "utimens", path, atime, mtime, follow, follow=follow)
 
     @rule(worker=workers, path=paths, mode=st.integers(0, 7), effective=st.booleans())
     def access(self, worker: int, path: str, mode: int, effective: bool) -> None:
@@ -446,7 +460,7 @@ class SamePlain(RuleBasedStateMachine):
     def setxattr(
         self, worker: int, path: str, key: str, value: bytes, how: int, follow: bool
     ) -> None:
-        self.by_path(worker, "setxattr", path, key, value, how, follow)
+        self.by_metadata(worker, "setxattr", path, key, value, how, follow, follow=follow)
 
     @rule(worker=workers, path=paths, key=xattrs)
     def getxattr(self, worker: int, path: str, key: str) -> None:
@@ -458,7 +472,7 @@ class SamePlain(RuleBasedStateMachine):
 
     @rule(worker=workers, path=paths, key=xattrs)
     def removexattr(self, worker: int, path: str, key: str) -> None:
-        self.by_path(worker, "removexattr", path, key)
+        self.by_metadata(worker, "removexattr", path, key)
 
     @rule(worker=workers, path=paths)
     def listdir(self, worker: int, path: str) -> None:
@@ -526,12 +540,10 @@ def test_the_mount_does_what_the_plain_directory_does(pair: Twins) -> None:
 class _ForgetsModes(SamePlain):
     """A mount whose chmod does nothing would look like this."""
 
-    def by_path(self, worker: int, what: str, path: str, *rest: Any, **how: Any) -> Any:
-        if what == "chmod":
-            worker_there = self.pair.sides[1][worker]
-            worker_there.send(what, path, *rest)
-            return worker_there.answer()
-        return super().by_path(worker, what, path, *rest, **how)
+    def chmod(self, worker: int, path: str, mode: int) -> None:
+        worker_there = self.pair.sides[1][worker]
+        worker_there.send("chmod", path, mode)
+        assert worker_there.answer().ok
 
 
 @pytest.mark.parametrize("path", ["f", "d", "h"])
