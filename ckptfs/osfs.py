@@ -105,8 +105,8 @@ class FileSystem(Protocol):
     def setxattr(self, fd: int, key: str, value: bytes) -> None: ...
     def removexattr(self, fd: int, key: str) -> None: ...
     def copy_metadata(self, source: int, target: int, skip: str) -> None:
-        """Give ``target`` the owner, mode, ACL, label and xattrs of ``source``, less ``skip``;
-        it grants nobody more than ``source`` does."""
+        """Give ``target`` the owner, mode, ACL, label, access time and xattrs of ``source``,
+        less ``skip``; it grants nobody more than ``source`` does."""
 
     def now_ns(self) -> int: ...
 
@@ -297,8 +297,10 @@ class OsFs:
                 for key in keys - {skip}:
                     with contextlib.suppress(OSError):
                         os.setxattr(target, key, os.getxattr(source, key))
-        if mode != stat_module.S_IMODE(os.fstat(target).st_mode):
+        new = os.fstat(target)
+        if mode != stat_module.S_IMODE(new.st_mode):
             os.fchmod(target, mode)
+        os.utime(target, ns=(old.st_atime_ns, new.st_mtime_ns))
 
 
 def _give(target: int, old: Status) -> int:
