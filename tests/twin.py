@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from twin_worker import expanded
+
 LIMIT_S = 30.0
 USERS = (0, 0, 65534)  # of the workers of a side
 _WORKER = Path(__file__).with_name("twin_worker.py")
@@ -253,13 +255,13 @@ class Twins:
 
     def plain(self, path: str, follow: bool = True) -> os.stat_result | None:
         try:
-            return os.stat(self.here / path, follow_symlinks=follow)
+            return os.stat(self.here / expanded(path), follow_symlinks=follow)
         except OSError:
             return None
 
     def real_name(self, path: str) -> str:
         try:
-            return os.path.basename(os.path.realpath(self.here / path))
+            return os.path.basename(os.path.realpath(self.here / expanded(path)))
         except OSError:
             return ""
 

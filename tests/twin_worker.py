@@ -276,7 +276,7 @@ def _xattrs(path: str) -> list[tuple[str, bytes]]:
         return [(errno.errorcode[error.errno or 0], b"")]
 
 
-def _long(argument: Any) -> Any:
+def expanded(argument: Any) -> Any:
     """``*N`` stands for N characters, a path of short names if that is too long for one."""
     if not isinstance(argument, str) or "*" not in argument:
         return argument
@@ -386,7 +386,7 @@ def main() -> None:
             return
         before = [_watch(path) for path in watched]
         try:
-            result: tuple[str, Any] = "ok", _CALLS[what](*map(_long, arguments))
+            result: tuple[str, Any] = "ok", _CALLS[what](*map(expanded, arguments))
         except OSError as error:
             result = "error", errno.errorcode.get(error.errno or 0, str(error))
         except (ValueError, OverflowError) as error:  # mmap of an empty file, a NUL in a name
