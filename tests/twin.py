@@ -244,7 +244,8 @@ class Twins:
                 worker.send("enter", str(root / "top" / name), uid)
                 assert worker.answer().ok
             workers[0].send("populate")
-            assert workers[0].answer().ok
+            answer = workers[0].answer()
+            assert answer.ok, answer
         self.here = self.roots[1] / "top" / name
 
     def settle(self) -> None:
