@@ -20,14 +20,14 @@ from dataclasses import dataclass, replace
 
 from ckptfs import format as fmt
 from ckptfs import history, osfs, structure
-from ckptfs.digest import CHUNK_BYTES, Before, digest_file
+from ckptfs.digest import CHUNK_BYTES, Before, Hasher, hash_range
 from ckptfs.errors import BrokenStructure, CkptfsError, RecordDamaged
 from ckptfs.format import Record
 from ckptfs.growth import Alone, Growth, nobody_else
 from ckptfs.layout import Layout
 from ckptfs.ordering import Ordering
 from ckptfs.protocol import VISIBLE, Event, Mode, State
-from ckptfs.staged import Fingerprint, Staged
+from ckptfs.staged import Digested, Fingerprint, Staged
 from ckptfs.structure import Structure, Verdict
 
 _SEAL_ATTEMPTS = 2
@@ -128,12 +128,12 @@ class Committer(Ordering):
             with alone(base.inode) as is_alone:
                 if is_alone:
                     assert staged.digested is not None
-                    _, value, judged = staged.digested
-                    self._require_sound(staged, judged, replaced)
+                    digested = staged.digested
+                    self._require_sound(staged, digested.structure, replaced)
 
                     def record_of(now: Fingerprint) -> Record:
                         staged.advance(Event.SEALED)
-                        return self.new_record((now, value, judged), replaced)
+                        return self.new_record(digested._replace(at=now), replaced)
 
                     staged.record = self.growth.extend(staged, at, name, record_of)
                     staged.advance(Event.PUBLISH)
@@ -141,7 +141,7 @@ class Committer(Ordering):
                     return staged.record
         self.growth.fill(staged)
         if staged.digested is not None and base.intact:
-            staged.digested = self.fingerprint(staged.fd), *staged.digested[1:]
+            staged.digested = staged.digested._replace(at=self.fingerprint(staged.fd))
         else:
             staged.digested = None
         return None
@@ -162,8 +162,8 @@ class Committer(Ordering):
         dirty = staged.has_hole or size <= DIGESTED_TWICE_BYTES
         clean = None if dirty else self._cleaning(staged.fd, size)
         staged.hasher = self.growth.hash(staged, size, self.checksum, clean)
-        value = f"{self.checksum}:{staged.hasher.hexdigest()}"
-        staged.digested = before, value, self.judge_staged(staged)
+        judged = self.judge_staged(staged)
+        staged.digested = _digested(before, self.checksum, staged.hasher, judged)
 
     def _cleaning(self, fd: int, size: int) -> Before:
         """Clean each chunk before it is read, with writeback of the next ones under way: handing
@@ -237,8 +237,8 @@ class Committer(Ordering):
             if staged.digested is None:
                 self.digest(staged)
             assert staged.digested is not None
-            before, _, judged = staged.digested
-            self._require_sound(staged, judged, replaced)
+            before = staged.digested.at
+            self._require_sound(staged, staged.digested.structure, replaced)
             record = self.new_record(staged.digested, replaced)
             self.layout.write_record(staged.fd, record)
             self.fs.fsync(staged.fd)
@@ -261,19 +261,19 @@ class Committer(Ordering):
         again = self.growth.hash(staged, size, self.checksum, None)
         return again.hexdigest() == staged.hasher.hexdigest()
 
-    def new_record(
-        self, digested: tuple[Fingerprint, str, Structure], replaced: Replaced | None
-    ) -> Record:
-        (size, mtime), value, judged = digested
+    def new_record(self, digested: Digested, replaced: Replaced | None) -> Record:
+        size, mtime = digested.at
+        last = replaced.record.generation if replaced and replaced.record else 0
         return Record(
-            digest=value,
+            digest=digested.digest,
             size_bytes=size,
             mtime_ns=mtime,
             lineage=replaced.lineage if replaced else fmt.new_lineage(),
-            generation=self.layout.next_generation(),
+            generation=self.layout.next_generation(last),
             committed_ns=self.fs.now_ns(),
             mode=self.mode,
-            structure=judged.verdict.value,
+            structure=digested.structure.verdict.value,
+            sums=digested.sums,
         )
 
     def _require_sound(self, staged: Staged, judged: Structure, replaced: Replaced | None) -> None:
@@ -347,7 +347,7 @@ class Committer(Ordering):
                 staged.writeback_error = error
                 raise
             staged.advance(Event.RESEAL)
-            staged.sealed = staged.digested[0]
+            staged.sealed = staged.digested.at
             return True
 
     def reseal_committed(self, at: int, name: str) -> None:
@@ -359,20 +359,24 @@ class Committer(Ordering):
             if record is None or before == (record.size_bytes, record.mtime_ns):
                 return
             self.fs.fsync(fd)
-            value = digest_file(self.fs, fd, before[0], record.algorithm)
-            self.rerecord(fd, record, (before, value, self.judge_open(name, fd)))
+            self.rerecord(fd, record, self.digest_open(name, fd, record.algorithm))
 
-    def rerecord(
-        self, fd: int, record: Record, digested: tuple[Fingerprint, str, Structure]
-    ) -> Record:
+    def digest_open(self, path: str, fd: int, algorithm: str) -> Digested:
+        """What is in a file that stands under its name."""
+        before = self.fingerprint(fd)
+        hasher = hash_range(self.fs, fd, (0, before[0]), algorithm, sums=True)
+        return _digested(before, algorithm, hasher, self.judge_open(path, fd))
+
+    def rerecord(self, fd: int, record: Record, digested: Digested) -> Record:
         """Record a committed file whose bytes were changed in place. Durable on return."""
-        (size, mtime), digest, judged = digested
+        size, mtime = digested.at
         new = replace(
             record,
-            digest=digest,
+            digest=digested.digest,
             size_bytes=size,
             mtime_ns=mtime,
-            structure=judged.verdict.value,
+            structure=digested.structure.verdict.value,
+            sums=digested.sums,
         )
         self.layout.write_record(fd, new)
         self.fs.fsync(fd)
@@ -532,3 +536,8 @@ class Committer(Ordering):
         with osfs.opened(self.fs, self.layout.history, record.lineage, osfs.DIRECTORY) as folder:
             self.fs.unlink(folder, str(record.generation))
             self.sync_dir(folder)
+
+
+def _digested(at: Fingerprint, algorithm: str, hasher: Hasher, judged: Structure) -> Digested:
+    sums = hasher.sums.text() if hasher.sums else ""
+    return Digested(at, f"{algorithm}:{hasher.hexdigest()}", sums, judged)

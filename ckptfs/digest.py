@@ -14,6 +14,7 @@ import hashlib
 import mmap
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from blake3 import blake3
 
 from ckptfs.errors import RecordDamaged, UsageError
 from ckptfs.osfs import FileSystem, cpu_count
+from ckptfs.sums import Sums
 
 ALGORITHMS = ("blake3", "sha256")
 CHUNK_BYTES = 4 << 20
@@ -30,17 +32,38 @@ _ALONE_FROM_BYTES = 2 << 20  # below that the threads cost more than they gain
 Before = Callable[[int, int], None]
 
 
-class Hasher(Protocol):
+class _State(Protocol):
     def update(self, data: mmap.mmap | memoryview, /) -> object: ...
     def hexdigest(self) -> str: ...
-    def copy(self) -> Hasher: ...
+    def copy(self) -> _State: ...
 
 
-def new_hasher(algorithm: str, threads: int = 1) -> Hasher:
+@dataclass
+class Hasher:
+    """The digest of what was given to ``update`` so far and, for a commit, the sums that will tell
+    where a damage is."""
+
+    state: _State
+    sums: Sums | None
+
+    def update(self, data: mmap.mmap | memoryview) -> None:
+        self.state.update(data)
+        if self.sums is not None:
+            self.sums.update(data)
+
+    def hexdigest(self) -> str:
+        return self.state.hexdigest()
+
+    def copy(self) -> Hasher:
+        return Hasher(self.state.copy(), self.sums.copy() if self.sums else None)
+
+
+def new_hasher(algorithm: str, threads: int = 1, *, sums: bool = False) -> Hasher:
+    summed = Sums() if sums else None
     if algorithm == "blake3":
-        return blake3(max_threads=threads)
+        return Hasher(blake3(max_threads=threads), summed)
     if algorithm == "sha256":
-        return hashlib.sha256()
+        return Hasher(hashlib.sha256(), summed)
     raise UsageError(f"unknown checksum {algorithm!r}; known: {', '.join(ALGORITHMS)}")
 
 
@@ -84,13 +107,15 @@ def hash_range(
     *,
     after: Hasher | None = None,
     before: Before | None = None,
+    sums: bool = False,
 ) -> Hasher:
     """The state after hashing these bytes of ``fd``, following those of ``after``, which is left
     as it is."""
     start, end = byte_range
     with _counted() as idle:
         alone = idle and end - start >= _ALONE_FROM_BYTES
-        hasher = after.copy() if after else new_hasher(algorithm, blake3.AUTO if alone else 1)
+        threads = blake3.AUTO if alone else 1
+        hasher = after.copy() if after else new_hasher(algorithm, threads, sums=sums)
         (_hash_overlapped if alone else _hash_serial)(fs, fd, start, end, hasher, before)
     return hasher
 

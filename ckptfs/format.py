@@ -3,11 +3,12 @@
 A committed file carries one xattr, ``user.ckptfs``, a line of text:
 
     ckptfs/1 digest=blake3:<hex> size=<bytes> mtime=<ns> lineage=<16 hex> generation=<n> \
-committed=<unix ns> mode=<write mode> structure=<sound|broken|unknown> check=<16 hex>
+committed=<unix ns> mode=<write mode> structure=<sound|broken|unknown> sums=<sums> check=<16 hex>
 
-``check`` is the BLAKE2b-64 of everything before it, so a damaged record is told from a damaged
-file. A staged file carries a note under the same key instead, ``ckptfs/1 staged path=<quoted>``,
-so that salvage can name it.
+``sums`` (of long files) tell where a damage is, see ``sums.py``. ``check`` is the BLAKE2b-64 of
+everything before it, so a damaged record is told from a damaged file. A staged file carries a note
+under the same key instead, ``ckptfs/1 staged path=<quoted>``, so that salvage can name it; so does
+a directory of history, ``ckptfs/1 history path=<quoted>``.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Record:
     committed_ns: int
     mode: Mode
     structure: str
+    sums: str = ""
 
     @property
     def algorithm(self) -> str:
@@ -64,6 +66,8 @@ class Record:
             f"lineage={self.lineage} generation={self.generation} committed={self.committed_ns} "
             f"mode={self.mode.value} structure={self.structure}"
         )
+        if self.sums:
+            body += f" sums={self.sums}"
         return f"{body} check={_check(body)}".encode("ascii")
 
     @classmethod
@@ -89,6 +93,7 @@ class Record:
                 committed_ns=int(named["committed"]),
                 mode=Mode(named["mode"]),
                 structure=named["structure"],
+                sums=named.get("sums", ""),
             )
         except (ValueError, KeyError) as error:
             raise RecordDamaged(f"unreadable record: {error}") from None

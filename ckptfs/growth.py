@@ -31,7 +31,7 @@ from ckptfs.layout import Layout
 from ckptfs.staged import Base, Fingerprint, Inode, Staged
 
 COPIED_AT_ONCE_BYTES = 1 << 20  # a short file is copied when it is opened, a rename commits it
-_STATES_REMEMBERED = 1024  # about 2 KB each
+_STATES_REMEMBERED = 1024  # about 4 KB each
 
 # Whether nobody else has the committed inode open, or gets it before the block ends.
 Alone = Callable[[Inode], contextlib.AbstractContextManager[bool]]
@@ -124,7 +124,7 @@ class Growth:
         """Of the whole version; of an intact base only what came after it is read."""
         base = staged.base
         if base is None or not base.intact:
-            return hash_range(self.fs, staged.fd, (0, size), algorithm, before=clean)
+            return hash_range(self.fs, staged.fd, (0, size), algorithm, before=clean, sums=True)
         state = self._state(base, algorithm)
         added = base.size, size
         return hash_range(self.fs, staged.fd, added, algorithm, after=state, before=clean)
@@ -134,7 +134,7 @@ class Growth:
             at, of, state = self._states.get(base.inode, (None, "", None))
         if state is not None and (at, of) == (base.fingerprint, algorithm):
             return state
-        state = hash_range(self.fs, base.fd, (0, base.size), algorithm)
+        state = hash_range(self.fs, base.fd, (0, base.size), algorithm, sums=True)
         # Else rot since the open would get a digest of its own.
         if base.record.algorithm == algorithm and not base.record.digest.endswith(
             f":{state.hexdigest()}"

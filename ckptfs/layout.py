@@ -12,6 +12,7 @@ import errno
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ckptfs import format as fmt
 from ckptfs import osfs
@@ -120,15 +121,15 @@ class Layout:
 
     # --- generations ---------------------------------------------------------------------------
 
-    def next_generation(self) -> int:
-        """A number larger than every one before it, also after a crash."""
+    def next_generation(self, last: int = 0) -> int:
+        """A number larger than ``last`` and every one before it, also after a crash."""
         with self._counter_lock:
-            if self._next == self._reserved:
-                first = max(self._next, self._stored_counter())
+            if max(self._next, last) >= self._reserved:
+                first = max(self._next, last, self._stored_counter())
                 mark = str(first + _GENERATIONS_RESERVED).encode() + b"\n"
                 _install(self.fs, self.stage, fmt.COUNTER, mark, self.control)
                 self._next, self._reserved = first, first + _GENERATIONS_RESERVED
-            self._next += 1
+            self._next = max(self._next, last) + 1
             return self._next
 
     def _stored_counter(self) -> int:
@@ -150,13 +151,21 @@ class Layout:
         sidecar, where the filesystem has no room for the xattr, on return."""
         value = record.to_bytes()
         try:
-            self.fs.setxattr(fd, fmt.XATTR, value)
+            self._set_record(fd, record)
         except OSError as error:
             if error.errno not in osfs.NO_XATTR:
                 raise
             self.fs.removexattr(fd, fmt.XATTR)
             _install(self.fs, self.stage, _inode_name(self.fs, fd), value, self.sidecar)
             self.uses_sidecars = True
+
+    def _set_record(self, fd: int, record: Record) -> None:
+        try:
+            self.fs.setxattr(fd, fmt.XATTR, record.to_bytes())
+        except OSError as error:
+            if not record.sums or error.errno not in osfs.NO_XATTR:
+                raise
+            self.fs.setxattr(fd, fmt.XATTR, replace(record, sums="").to_bytes())
 
     def probe_xattrs(self) -> None:
         """Find out before the first commit whether records must lie in sidecars. Holds the lock."""

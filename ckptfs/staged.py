@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ckptfs.digest import Hasher
 from ckptfs.format import Record
@@ -13,6 +14,15 @@ from ckptfs.structure import Structure
 
 Fingerprint = tuple[int, int]  # size in bytes, mtime in ns: moves with every write the kernel sees
 Inode = tuple[int, int]  # st_dev, st_ino
+
+
+class Digested(NamedTuple):
+    """What was found in the bytes of a version."""
+
+    at: Fingerprint
+    digest: str  # algorithm:hex
+    sums: str
+    structure: Structure
 
 
 class Base:
@@ -55,7 +65,7 @@ class Staged:
     touched: bool = False  # its owner, mode, times or xattrs were changed: commits like a write
     sealed: Fingerprint | None = None
     record: Record | None = None
-    digested: tuple[Fingerprint, str, Structure] | None = None
+    digested: Digested | None = None
     hasher: Hasher | None = None  # at the end of what was digested
     base: Base | None = None
     # the first error that background writeback saw; final, as an fsync's would be
