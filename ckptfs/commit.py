@@ -15,17 +15,15 @@ directory fsync makes the whole store read-only, since what is on disk is then u
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 from ckptfs import format as fmt
-from ckptfs import history, osfs, structure
-from ckptfs.digest import CHUNK_BYTES, Before, Hasher, hash_range
-from ckptfs.errors import BrokenStructure, CkptfsError, RecordDamaged
+from ckptfs import osfs
+from ckptfs.committed import Committed, Replaced
+from ckptfs.digest import CHUNK_BYTES, Before
+from ckptfs.errors import BrokenStructure
 from ckptfs.format import Record
-from ckptfs.growth import Alone, Growth, nobody_else
+from ckptfs.growth import Alone, nobody_else
 from ckptfs.layout import Layout
-from ckptfs.ordering import Ordering
 from ckptfs.protocol import VISIBLE, Event, Mode, State
 from ckptfs.staged import Digested, Fingerprint, Staged
 from ckptfs.structure import Structure, Verdict
@@ -35,25 +33,14 @@ DIGESTED_TWICE_BYTES = 1 << 20
 _WRITEBACK_AHEAD_BYTES = 64 << 20
 
 
-@dataclass(frozen=True)
-class Replaced:
-    """The version that a commit replaces."""
-
-    record: Record | None
-    lineage: str
-    verdict: Verdict
-
-
-class Committer(Ordering):
+class Committer(Committed):
     """The commit protocol over one store."""
 
     def __init__(
         self, layout: Layout, mode: Mode, checksum: str, keep: int, validate: bool
     ) -> None:
-        super().__init__(layout.fs, mode)
-        self.layout = layout
-        self.checksum, self.keep, self.validate = checksum, keep, validate
-        self.growth = Growth(layout)
+        super().__init__(layout, mode, keep, validate)
+        self.checksum = checksum
 
     # --- stage ---------------------------------------------------------------------------------
 
@@ -75,9 +62,6 @@ class Committer(Ordering):
         """Take owner, mode, ACL, label and xattrs of the version at ``at/name``."""
         with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as current:
             self.fs.copy_metadata(current, staged.fd, skip=fmt.XATTR)
-
-    def fingerprint(self, fd: int) -> Fingerprint:
-        return self.growth.fingerprint(fd)
 
     def changed(self, staged: Staged) -> bool:
         """Whether it was written since its seal or, before that, since it was opened."""
@@ -163,7 +147,7 @@ class Committer(Ordering):
         clean = None if dirty else self._cleaning(staged.fd, size)
         staged.hasher = self.growth.hash(staged, size, self.checksum, clean)
         judged = self.judge_staged(staged)
-        staged.digested = _digested(before, self.checksum, staged.hasher, judged)
+        staged.digested = Digested.of(before, self.checksum, staged.hasher, judged)
 
     def _cleaning(self, fd: int, size: int) -> Before:
         """Clean each chunk before it is read, with writeback of the next ones under way: handing
@@ -180,56 +164,9 @@ class Committer(Ordering):
 
         return clean
 
-    def judge(self, path: str, size: int, read: Callable[[int, int], bytes]) -> Structure:
-        if not self.validate:
-            return Structure(Verdict.UNKNOWN, "")
-        return structure.check(path.rpartition("/")[2], size, read)
-
     def judge_staged(self, staged: Staged) -> Structure:
         size = self.fs.stat(staged.fd).st_size
         return self.judge(staged.path, size, lambda offset, n: self.growth.read(staged, n, offset))
-
-    def judge_open(self, path: str, fd: int) -> Structure:
-        size = self.fs.stat(fd).st_size
-        return self.judge(path, size, lambda offset, n: self.fs.read(fd, n, offset))
-
-    def replaced_by(self, at: int, name: str) -> Replaced | None:
-        """What stands at the target. A damaged record counts as none: the bytes are kept."""
-        if not self._is_file(at, name):
-            return None
-        with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
-            status = self.fs.stat(fd)
-            try:
-                record = self.layout.read_record(fd)
-            except RecordDamaged:
-                record = None
-            if record is None:
-                verdict = self.judge_open(name, fd).verdict
-                return Replaced(None, fmt.new_lineage(), verdict)
-            # The lineage stays with the other hard link: histories of two paths must not mix.
-            shared = self._has_other_name(status, record)
-            lineage = fmt.new_lineage() if shared else record.lineage
-            return Replaced(record, lineage, Verdict(record.structure))
-
-    def _is_file(self, at: int, name: str) -> bool:
-        """Symlinks cannot be opened here, and opening a FIFO would wait for its writer."""
-        try:
-            return osfs.is_regular(self.fs.lstat(at, name))
-        except FileNotFoundError:
-            return False
-
-    def _has_other_name(self, status: osfs.Status, record: Record) -> bool:
-        """Whether a hard link other than the one that history may hold carries this version."""
-        others = status.st_nlink - 1
-        return others > 0 and others > self._links_in_history(status.st_ino, record)
-
-    def _links_in_history(self, inode: int, record: Record) -> int:
-        with (
-            contextlib.suppress(FileNotFoundError),
-            osfs.opened(self.fs, self.layout.history, record.lineage, osfs.DIRECTORY) as folder,
-        ):
-            return int(self.fs.lstat(folder, str(record.generation)).st_ino == inode)
-        return 0
 
     def seal(self, staged: Staged, replaced: Replaced | None) -> Record:
         """Give the version its record and make both durable. Raises BrokenStructure."""
@@ -284,19 +221,6 @@ class Committer(Ordering):
                 "the sound one stays, the new bytes are in salvage"
             )
 
-    def keep_replaced(self, replaced: Replaced | None, at: int, name: str) -> None:
-        """Link the replaced version into history; the link is durable on return."""
-        if replaced is None or self.keep == 0:
-            return
-        generation = replaced.record.generation if replaced.record else 0
-        folder, made = history.link(self.layout, at, name, replaced.lineage, generation)
-        try:
-            self.sync_dir(folder)
-            if made:
-                self.sync_dir(self.layout.history)
-        finally:
-            self.fs.close(folder)
-
     def publish(self, staged: Staged, at: int, name: str) -> None:
         """The rename: the commit point. Directories changed before it are durable first."""
         self.sync_changed_dirs()
@@ -307,12 +231,6 @@ class Committer(Ordering):
         """Make the name durable."""
         self.sync_dir(at)
         staged.advance(Event.SETTLE)
-
-    def prune(self, replaced: Replaced | None) -> None:
-        """Once the new version is settled, let go of generations past the retention."""
-        if replaced is not None:  # else the lineage begins here
-            with contextlib.suppress(OSError):  # the next commit prunes again
-                history.prune(self.layout, replaced.lineage, self.keep)
 
     def expose(self, staged: Staged, at: int, name: str) -> None:
         """Give up the transaction: the version stands under its name as it is, without a record,
@@ -350,48 +268,6 @@ class Committer(Ordering):
             staged.sealed = staged.digested.at
             return True
 
-    def reseal_committed(self, at: int, name: str) -> None:
-        """The same for a version without a writer: a store through an old mapping moves the
-        mtime. Does nothing while size and mtime are as recorded."""
-        with self.path_lock(at, name), osfs.opened(self.fs, at, name, osfs.O_RDWR) as fd:
-            record = self.layout.read_record(fd)
-            before = self.fingerprint(fd)
-            if record is None or before == (record.size_bytes, record.mtime_ns):
-                return
-            self.fs.fsync(fd)
-            self.rerecord(fd, record, self.digest_open(name, fd, record.algorithm))
-
-    def digest_open(self, path: str, fd: int, algorithm: str) -> Digested:
-        """What is in a file that stands under its name."""
-        before = self.fingerprint(fd)
-        hasher = hash_range(self.fs, fd, (0, before[0]), algorithm, sums=True)
-        return _digested(before, algorithm, hasher, self.judge_open(path, fd))
-
-    def rerecord(self, fd: int, record: Record, digested: Digested) -> Record:
-        """Record a committed file whose bytes were changed in place. Durable on return."""
-        size, mtime = digested.at
-        new = replace(
-            record,
-            digest=digested.digest,
-            size_bytes=size,
-            mtime_ns=mtime,
-            structure=digested.structure.verdict.value,
-            sums=digested.sums,
-        )
-        self.layout.write_record(fd, new)
-        self.fs.fsync(fd)
-        return new
-
-    def rerecord_times(self, fd: int, record: Record) -> Record:
-        """Record a committed file whose times were set. As durable as the times themselves: a
-        crash between the two leaves a file that reads as touched, with its digest intact."""
-        mtime = self.fs.stat(fd).st_mtime_ns
-        if mtime == record.mtime_ns:
-            return record
-        new = replace(record, mtime_ns=mtime)
-        self.layout.write_record(fd, new)
-        return new
-
     # --- the other end ---------------------------------------------------------------------------
 
     def abort(self, staged: Staged, reason: str) -> str | None:
@@ -424,120 +300,3 @@ class Committer(Ordering):
     def _remove(self, staged: Staged) -> None:
         with contextlib.suppress(OSError):
             self.fs.unlink(self.layout.stage, staged.txid)
-
-    # --- a rename by the user is a commit of its target -------------------------------------------
-
-    def rename(self, at: int, name: str, to: int, target: str) -> None:
-        """Rename a committed file onto ``to/target``: keeps what stood there, takes over its
-        lineage. Durable on return as the mode says."""
-        self.require_writable()
-        if not self.mode.transactional:
-            self.fs.rename(at, name, to, target)
-            return
-        with self.path_lock(to, target):
-            replaced = self.replaced_by(to, target)
-            left = None
-            if replaced is not None:
-                left = self._adopt_lineage(at, name, replaced.lineage)
-            try:
-                self.keep_replaced(replaced, to, target)
-                self.sync_changed_dirs()
-                self.fs.rename(at, name, to, target)
-            except OSError:
-                if left is not None:  # histories of two paths must not mix
-                    with contextlib.suppress(OSError):
-                        self._adopt_lineage(at, name, left)
-                raise
-            self.sync_dir(to)
-            self.sync_dir(at)
-            if replaced is not None:
-                with contextlib.suppress(OSError):
-                    history.prune(self.layout, replaced.lineage, self.keep)
-                    if left is not None:
-                        history.forget(self.layout, left)
-
-    def _adopt_lineage(self, at: int, name: str, lineage: str) -> str | None:
-        """Give a committed file another lineage, durably. Returns the one it leaves, if any."""
-        if not self._is_file(at, name):
-            return None
-        with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
-            try:
-                record = self.layout.read_record(fd)
-            except RecordDamaged:
-                return None
-            if record is None:
-                self.fs.fsync(fd)  # written in place: nobody else makes its bytes durable
-                return None
-            # A commit of the target, hence a number above all that history holds of it.
-            generation = self.layout.next_generation()
-            new = replace(record, lineage=lineage, generation=generation)
-            try:
-                self.layout.write_record(fd, new)
-                self.fs.fsync(fd)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    self.layout.write_record(fd, record)
-                raise
-            return record.lineage if record.lineage != lineage else None
-
-    def exchange(self, at: int, name: str, to: int, target: str) -> None:
-        """Swap two names. Both versions stay and keep their lineage, so history has nothing to
-        keep. Durable on return as the mode says."""
-        self.require_writable()
-        with contextlib.ExitStack() as stack:
-            for place in sorted({(at, name), (to, target)}):
-                stack.enter_context(self.path_lock(*place))
-            self.sync_changed_dirs()
-            self.fs.exchange(at, name, to, target)
-            self.sync_dir(to)
-            if at != to:
-                self.sync_dir(at)
-
-    def unlink(self, at: int, name: str) -> None:
-        """Delete a name and, with the last one, its history. Durable before the next publish."""
-        self.require_writable()
-        with self.path_lock(at, name):
-            lineage = self._last_lineage(at, name)
-            self.fs.unlink(at, name)
-            self.note_changed_dir(at)
-            if lineage is not None:
-                with contextlib.suppress(OSError):
-                    history.forget(self.layout, lineage)
-
-    def _last_lineage(self, at: int, name: str) -> str | None:
-        """The lineage that ends with this name: None while another hard link carries it."""
-        if not self._is_file(at, name):
-            return None
-        try:
-            with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
-                record = self.layout.read_record(fd)
-                if record is None or self._has_other_name(self.fs.stat(fd), record):
-                    return None
-                self.layout.drop_sidecar(fd)
-                return record.lineage
-        except (OSError, CkptfsError):
-            return None
-
-    def open_in_place(self, at: int, name: str) -> None:
-        """Prepare a committed file for writing in place: its record goes first, durably, and a
-        link that history may hold of this very inode is let go."""
-        with self.path_lock(at, name), osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
-            try:
-                record = self.layout.read_record(fd)
-            except RecordDamaged:
-                record = None
-            self.layout.remove_record(fd)
-            if record is not None:
-                self._unlink_history_of(fd, record)
-
-    def _unlink_history_of(self, fd: int, record: Record) -> None:
-        if not self._links_in_history(self.fs.stat(fd).st_ino, record):
-            return
-        with osfs.opened(self.fs, self.layout.history, record.lineage, osfs.DIRECTORY) as folder:
-            self.fs.unlink(folder, str(record.generation))
-            self.sync_dir(folder)
-
-
-def _digested(at: Fingerprint, algorithm: str, hasher: Hasher, judged: Structure) -> Digested:
-    sums = hasher.sums.text() if hasher.sums else ""
-    return Digested(at, f"{algorithm}:{hasher.hexdigest()}", sums, judged)

@@ -24,6 +24,11 @@ class Digested(NamedTuple):
     sums: str
     structure: Structure
 
+    @classmethod
+    def of(cls, at: Fingerprint, algorithm: str, hasher: Hasher, structure: Structure) -> Digested:
+        sums = hasher.sums.text() if hasher.sums else ""
+        return cls(at, f"{algorithm}:{hasher.hexdigest()}", sums, structure)
+
 
 class Base:
     """The committed version that a staged one goes on from. Until it is ``filled`` the staged file

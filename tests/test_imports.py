@@ -14,7 +14,9 @@ LAYERS = {
     **dict.fromkeys(
         ["protocol", "osfs", "structure", "format", "digest", "sums", "keyed", "sharing"], 1
     ),
-    **dict.fromkeys(["layout", "history", "ordering", "staged", "growth", "commit"], 2),
+    **dict.fromkeys(
+        ["layout", "history", "ordering", "staged", "growth", "committed", "commit"], 2
+    ),
     **dict.fromkeys(["verify", "guard", "sets", "pipeline", "writeback"], 3),
     "store": 4,
     **dict.fromkeys(["fsck", "adoption", "scrub"], 4),
