@@ -430,9 +430,10 @@ def log(directory: str, path: str | None) -> None:
 def _log_path(below: _Below, path: str) -> None:
     assert below.layout is not None
     layout = below.layout
-    folder, _, name = path.rpartition("/")
-    at = osfs.open_below(below.fs, below.root, folder)
-    with osfs.opened(below.fs, at, name, osfs.O_RDONLY) as fd:
+    with (
+        osfs.place(below.fs, below.root, path) as (at, name),
+        osfs.opened(below.fs, at, name, osfs.O_RDONLY) as fd,
+    ):
         if not osfs.is_regular(below.fs.stat(fd)):
             raise CannotServe(f"{path}: not a file; only files have generations")
         record = layout.read_record(fd)

@@ -86,7 +86,7 @@ class Committer(Committed):
                     record = self._extend(staged, replaced, at, name, alone)
                     if record is None:
                         record = self.seal(staged, replaced)
-                        self.keep_replaced(replaced, at, name)
+                        self.keep_replaced(replaced, at, name, staged.path)
                         self.publish(staged, at, name)
                         self.settle(staged, at)
                         self.prune(replaced)
@@ -240,7 +240,7 @@ class Committer(Committed):
             replaced = self.replaced_by(at, name)
             self.growth.fill(staged)
             self.layout.remove_record(staged.fd)
-            self.keep_replaced(replaced, at, name)
+            self.keep_replaced(replaced, at, name, staged.path)
             self.sync_changed_dirs()
             self.fs.rename(self.layout.stage, staged.txid, at, name)
             staged.advance(Event.EXPOSE)

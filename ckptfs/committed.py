@@ -62,8 +62,10 @@ class Committed(Ordering):
             if record is None:
                 verdict = self.judge_open(name, fd).verdict
                 return Replaced(None, fmt.new_lineage(), verdict)
-            # The lineage stays with the other hard link: histories of two paths must not mix.
-            shared = self._has_other_name(status, record)
+            # The lineage stays with the other file: histories of two paths must not mix.
+            shared = self._has_other_name(status, record) or history.has_another_file(
+                self.layout, record.lineage, status.st_ino
+            )
             lineage = fmt.new_lineage() if shared else record.lineage
             return Replaced(record, lineage, Verdict(record.structure))
 
@@ -87,12 +89,13 @@ class Committed(Ordering):
             return int(self.fs.lstat(folder, str(record.generation)).st_ino == inode)
         return 0
 
-    def keep_replaced(self, replaced: Replaced | None, at: int, name: str) -> None:
-        """Link the replaced version into history; the link is durable on return."""
+    def keep_replaced(self, replaced: Replaced | None, at: int, name: str, path: str) -> None:
+        """Link the replaced version of ``path``, ``at/name``, into history; the link is durable on
+        return."""
         if replaced is None or self.keep == 0:
             return
         generation = replaced.record.generation if replaced.record else 0
-        folder, made = history.link(self.layout, at, name, replaced.lineage, generation)
+        folder, made = history.link(self.layout, at, name, replaced.lineage, generation, path)
         try:
             self.sync_dir(folder)
             if made:
@@ -150,9 +153,9 @@ class Committed(Ordering):
 
     # --- a rename by the user is a commit of its target -------------------------------------------
 
-    def rename(self, at: int, name: str, to: int, target: str) -> None:
-        """Rename a committed file onto ``to/target``: keeps what stood there, takes over its
-        lineage. Durable on return as the mode says."""
+    def rename(self, at: int, name: str, to: int, target: str, path: str) -> None:
+        """Rename a committed file onto ``path``, ``to/target``: keeps what stood there, takes over
+        its lineage. Durable on return as the mode says."""
         self.require_writable()
         if not self.mode.transactional:
             self.fs.rename(at, name, to, target)
@@ -163,7 +166,7 @@ class Committed(Ordering):
             if replaced is not None:
                 left = self._adopt_lineage(at, name, replaced.lineage)
             try:
-                self.keep_replaced(replaced, to, target)
+                self.keep_replaced(replaced, to, target, path)
                 self.sync_changed_dirs()
                 self.fs.rename(at, name, to, target)
             except OSError:
@@ -178,6 +181,17 @@ class Committed(Ordering):
                     history.prune(self.layout, replaced.lineage, self.keep)
                     if left is not None:
                         history.forget(self.layout, left)
+            else:
+                record = self._record_at(to, target)
+                if record is not None:
+                    history.follow(self.layout, record.lineage, path)
+
+    def _record_at(self, at: int, name: str) -> Record | None:
+        with contextlib.suppress(OSError, RecordDamaged):
+            if self._is_file(at, name):
+                with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
+                    return self.layout.read_record(fd)
+        return None
 
     def _adopt_lineage(self, at: int, name: str, lineage: str) -> str | None:
         """Give a committed file another lineage, durably. Returns the one it leaves, if any."""

@@ -104,16 +104,31 @@ def _check(body: str) -> str:
 
 
 def staged_note(path: str) -> bytes:
-    """The note a staged file carries until its seal."""
-    quoted = quote(path.encode("utf-8", "surrogateescape"))
-    return f"{_MAGIC} staged path={quoted[-_NOTE_MAX:]}".encode("ascii")
+    """The note a staged file carries until its seal: the end of its path, for messages."""
+    return _note("staged", _quoted(path)[-_NOTE_MAX:])
+
+
+def history_note(path: str) -> bytes:
+    """The note of a directory of history: where a version of the lineage stood when one was kept
+    last. Too long a path says nothing."""
+    quoted = _quoted(path)
+    return _note("history", quoted if len(quoted) <= _NOTE_MAX else "")
+
+
+def _note(kind: str, quoted: str) -> bytes:
+    return f"{_MAGIC} {kind} path={quoted}".encode("ascii")
+
+
+def _quoted(path: str) -> str:
+    return quote(path.encode("utf-8", "surrogateescape"))
 
 
 def path_of_note(value: bytes) -> str | None:
-    head = f"{_MAGIC} staged path=".encode("ascii")
-    if not value.startswith(head):
-        return None
-    return unquote(value[len(head) :].decode("ascii", "replace"), errors="surrogateescape")
+    text = value.decode("ascii", "replace")
+    for kind in ("staged", "history"):
+        if text.startswith(head := f"{_MAGIC} {kind} path="):
+            return unquote(text[len(head) :], errors="surrogateescape") or None
+    return None
 
 
 def new_lineage() -> str:

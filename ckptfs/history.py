@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 
+from ckptfs import format as fmt
 from ckptfs import osfs
+from ckptfs.errors import RecordDamaged
 from ckptfs.layout import Layout
 
 
@@ -29,8 +31,10 @@ def generations(layout: Layout, lineage: str) -> list[int]:
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
-def link(layout: Layout, at: int, name: str, lineage: str, generation: int) -> tuple[int, bool]:
-    """Link the version at ``at/name`` into history. Not durable on return.
+def link(
+    layout: Layout, at: int, name: str, lineage: str, generation: int, path: str
+) -> tuple[int, bool]:
+    """Link the version at ``at/name``, that is ``path``, into history. Not durable on return.
 
     Returns the open directory of the lineage and whether it was made now; the caller syncs the
     folder, and history itself if so, and closes it.
@@ -45,6 +49,7 @@ def link(layout: Layout, at: int, name: str, lineage: str, generation: int) -> t
     try:
         with contextlib.suppress(FileExistsError):  # linked by a commit that a crash cut short
             fs.link(at, name, folder, str(generation))
+        _note_path(layout, folder, path)
     except OSError:
         fs.close(folder)
         if made:  # else the next commit would take its name for durable
@@ -52,6 +57,56 @@ def link(layout: Layout, at: int, name: str, lineage: str, generation: int) -> t
                 fs.rmdir(layout.history, lineage)
         raise
     return folder, made
+
+
+def _note_path(layout: Layout, folder: int, path: str) -> None:
+    note = fmt.history_note(path)
+    with contextlib.suppress(OSError):  # a hint, and no room for it
+        if layout.fs.getxattr(folder, fmt.XATTR) != note:
+            layout.fs.setxattr(folder, fmt.XATTR, note)
+
+
+def follow(layout: Layout, lineage: str, path: str) -> None:
+    """The user renamed the file: history knows its new path, unless it was a directory's name."""
+    with (
+        contextlib.suppress(OSError),
+        osfs.opened(layout.fs, layout.history, lineage, osfs.DIRECTORY) as folder,
+    ):
+        _note_path(layout, folder, path)
+
+
+def noted_path(layout: Layout, lineage: str) -> str | None:
+    """Where the file was when history last heard of it."""
+    with (
+        contextlib.suppress(OSError),
+        osfs.opened(layout.fs, layout.history, lineage, osfs.DIRECTORY) as folder,
+    ):
+        return fmt.path_of_note(layout.fs.getxattr(folder, fmt.XATTR) or b"")
+    return None
+
+
+def lineages_by_path(layout: Layout) -> dict[str, str]:
+    """The lineages that history has generations of, by the paths it knows them under."""
+    paths = {noted_path(layout, name): name for name in layout.fs.listdir(layout.history)}
+    return {path: lineage for path, lineage in paths.items() if path is not None}
+
+
+def has_another_file(layout: Layout, lineage: str, inode: int) -> bool:
+    """Whether the lineage is that of another file than the one with this ``inode``: then this is a
+    copy that was made outside and brought the record along (``cp -a``)."""
+    path = noted_path(layout, lineage)
+    if path is None:
+        return False
+    try:
+        with osfs.place(layout.fs, layout.root, path) as (at, name):
+            status = layout.fs.lstat(at, name)
+            if status.st_ino == inode or not osfs.is_regular(status):
+                return False
+            with osfs.opened(layout.fs, at, name, osfs.O_RDONLY) as fd:
+                record = layout.read_record(fd)
+                return record is not None and record.lineage == lineage
+    except (OSError, RecordDamaged):
+        return False
 
 
 def prune(layout: Layout, lineage: str, keep: int) -> int:
@@ -70,8 +125,8 @@ def prune(layout: Layout, lineage: str, keep: int) -> int:
 
 
 def forget(layout: Layout, lineage: str) -> None:
-    """Drop the whole lineage: its path was deleted by the user."""
-    if generations(layout, lineage):
+    """Drop the whole lineage: its path was deleted by the user. That of a copy stays."""
+    if generations(layout, lineage) and not has_another_file(layout, lineage, inode=0):
         prune(layout, lineage, 0)
         with contextlib.suppress(OSError):
             layout.fs.rmdir(layout.history, lineage)

@@ -351,18 +351,6 @@ def open_directory(path: str) -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def open_below(fs: FileSystem, root: int, path: str) -> int:
-    """An open descriptor of the directory ``path`` (relative, ``""`` is the root itself)."""
-    at = fs.open(root, ".", DIRECTORY)
-    for name in filter(None, path.split("/")):
-        try:
-            below = fs.open(at, name, DIRECTORY)
-        finally:
-            fs.close(at)
-        at = below
-    return at
-
-
 def allocate(fd: int, mode: int, offset: int, size: int) -> None:
     """fallocate(2) with its modes. Linux."""
     check(_libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(size)))
@@ -414,6 +402,21 @@ def opened(fs: FileSystem, at: int, name: str, flags: int) -> Iterator[int]:
         yield fd
     finally:
         fs.close(fd)
+
+
+@contextlib.contextmanager
+def place(fs: FileSystem, root: int, path: str) -> Iterator[tuple[int, str]]:
+    """The directory of ``path`` (relative to ``root``) opened, and the name in it."""
+    folder, _, name = path.rpartition("/")
+    at = fs.open(root, ".", DIRECTORY)
+    try:
+        for step in filter(None, folder.split("/")):
+            below = fs.open(at, step, DIRECTORY)
+            fs.close(at)
+            at = below
+        yield at, name
+    finally:
+        fs.close(at)
 
 
 def free_space(fd: int) -> int:

@@ -10,7 +10,6 @@ import contextlib
 import fnmatch
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ckptfs import format as fmt
@@ -240,14 +239,8 @@ class Store:
 
     # --- by path, for programs that use the store as a library ----------------------------------
 
-    @contextlib.contextmanager
-    def _place(self, path: str) -> Iterator[tuple[int, str]]:
-        folder, _, name = path.rpartition("/")
-        at = osfs.open_below(self.fs, self.root, folder)
-        try:
-            yield at, name
-        finally:
-            self.fs.close(at)
+    def _place(self, path: str) -> contextlib.AbstractContextManager[tuple[int, str]]:
+        return osfs.place(self.fs, self.root, path)
 
     def put(self, path: str, data: bytes) -> Record:
         """Install ``data`` at ``path``. Durable on return as the mode says (C1, C2)."""
@@ -283,7 +276,7 @@ class Store:
 
     def rename(self, path: str, target: str) -> None:
         with self._place(path) as (at, name), self._place(target) as (to, new):
-            self.committer.rename(at, name, to, new)
+            self.committer.rename(at, name, to, new, target)
 
     def unlink(self, path: str) -> None:
         with self._place(path) as (at, name):

@@ -226,13 +226,9 @@ def walk(fs: FileSystem, root: int, prefix: str = "") -> Iterator[tuple[str, int
 
 def examine_path(layout: Layout, path: str) -> Finding:
     """Examine a path relative to the root; errors become findings."""
-    folder, _, name = path.rpartition("/")
     try:
-        at = osfs.open_below(layout.fs, layout.root, folder)
-        try:
+        with osfs.place(layout.fs, layout.root, path) as (at, name):
             finding = examine(layout, at, name, digest_modified=True)
-        finally:
-            layout.fs.close(at)
     except FileNotFoundError:
         return Finding(path, Condition.MISSING, detail="no such file")
     except OSError as error:

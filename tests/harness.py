@@ -50,12 +50,8 @@ def touch(path: Path) -> None:
 
 
 def examine(store: Store, path: str, **how: bool) -> Finding:
-    folder, _, name = path.rpartition("/")
-    at = osfs.open_below(store.fs, store.root, folder)
-    try:
+    with osfs.place(store.fs, store.root, path) as (at, name):
         return verify_module.examine(store.layout, at, name, **how)
-    finally:
-        store.fs.close(at)
 
 
 def condition(store: Store, path: str) -> Condition:

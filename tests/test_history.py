@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
-from harness import examine, lineage, store_on
+from harness import examine, lineage, rot, store_on
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,11 +125,11 @@ def test_a_deleted_file_takes_its_history_along_after_a_commit_that_failed(
     store = store_on(quick_dir)
     of = put_all(store, "a.pt", b"one")
     replaced = store.committer.replaced_by(store.root, "a.pt")
-    store.committer.keep_replaced(replaced, store.root, "a.pt")
+    store.committer.keep_replaced(replaced, store.root, "a.pt", "a.pt")
     assert versions(quick_dir, of) == [b"one"]
     assert put_all(store, "a.pt", b"two") == of
     store.committer.keep_replaced(
-        store.committer.replaced_by(store.root, "a.pt"), store.root, "a.pt"
+        store.committer.replaced_by(store.root, "a.pt"), store.root, "a.pt", "a.pt"
     )
     store.unlink("a.pt")
     assert not (quick_dir / ".ckptfs" / "history" / of).exists()
@@ -157,4 +158,49 @@ def test_generations_passes_over_foreign_names(quick_dir: Path) -> None:
     (quick_dir / ".ckptfs" / "history" / of / "note.txt").write_text("mine")
     assert history.generations(store.layout, of) == [2, 1]
     assert history.generations(store.layout, "no such lineage") == []
+    store.close()
+
+
+# --- copies that were made outside, with the record ------------------------------------------------
+
+
+def copied_with_its_record(directory: Path, source: str, target: str) -> None:
+    subprocess.run(["cp", "-a", directory / source, directory / target], check=True, timeout=30)
+
+
+def test_a_copy_made_outside_does_not_mix_its_history_with_that_of_its_original(
+    quick_dir: Path,
+) -> None:
+    store = store_on(quick_dir, keep=2)
+    of = put_all(store, "a.pt", b"a1", b"a2")
+    copied_with_its_record(quick_dir, "a.pt", "b.pt")
+    assert put_all(store, "b.pt", b"b3", b"b4") != of
+    assert put_all(store, "a.pt", b"a5") == of
+    assert versions(quick_dir, of) == [b"a1", b"a2"]
+    rot(quick_dir / "a.pt")
+    rot(quick_dir / "b.pt")
+    assert (store.get("a.pt"), store.get("b.pt")) == (b"a2", b"b3")
+    store.close()
+
+
+def test_deleting_a_copy_leaves_its_original_the_history(quick_dir: Path) -> None:
+    store = store_on(quick_dir)
+    of = put_all(store, "a.pt", b"a1", b"a2")
+    copied_with_its_record(quick_dir, "a.pt", "b.pt")
+    store.unlink("b.pt")
+    assert versions(quick_dir, of) == [b"a1"]
+    store.unlink("a.pt")
+    assert versions(quick_dir, of) == []
+    store.close()
+
+
+def test_history_knows_a_file_by_its_new_name(quick_dir: Path) -> None:
+    store = store_on(quick_dir)
+    of = put_all(store, "a.pt", b"a1", b"a2")
+    assert history.lineages_by_path(store.layout) == {"a.pt": of}
+    store.rename("a.pt", "b.pt")
+    assert history.lineages_by_path(store.layout) == {"b.pt": of}
+    (quick_dir / "b.pt").rename(quick_dir / "c.pt")  # outside: it hears of it at the next commit
+    put_all(store, "c.pt", b"a3")
+    assert history.lineages_by_path(store.layout) == {"c.pt": of}
     store.close()

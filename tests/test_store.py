@@ -292,7 +292,7 @@ def test_C5_a_file_opened_in_place_lets_go_of_record_and_history(quick_dir: Path
     store.put("a.pt", OLD)
     of = lineage(store, "a.pt")
     replaced = store.committer.replaced_by(store.root, "a.pt")
-    store.committer.keep_replaced(replaced, store.root, "a.pt")
+    store.committer.keep_replaced(replaced, store.root, "a.pt", "a.pt")
     store.committer.open_in_place(store.root, "a.pt")
     assert condition(store, "a.pt") is Condition.UNRECORDED
     assert os.listdir(control(quick_dir) / "history" / of) == []
