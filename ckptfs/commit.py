@@ -23,8 +23,7 @@ from ckptfs.digest import CHUNK_BYTES, Before
 from ckptfs.errors import BrokenStructure
 from ckptfs.format import Record
 from ckptfs.growth import Alone, nobody_else
-from ckptfs.layout import Layout
-from ckptfs.protocol import VISIBLE, Event, Mode, State
+from ckptfs.protocol import VISIBLE, Event, State
 from ckptfs.staged import Digested, Fingerprint, Staged
 from ckptfs.structure import Structure, Verdict
 
@@ -35,12 +34,6 @@ _WRITEBACK_AHEAD_BYTES = 64 << 20
 
 class Committer(Committed):
     """The commit protocol over one store."""
-
-    def __init__(
-        self, layout: Layout, mode: Mode, checksum: str, keep: int, validate: bool
-    ) -> None:
-        super().__init__(layout, mode, keep, validate)
-        self.checksum = checksum
 
     # --- stage ---------------------------------------------------------------------------------
 
@@ -198,21 +191,6 @@ class Committer(Committed):
         again = self.growth.hash(staged, size, self.checksum, None)
         return again.hexdigest() == staged.hasher.hexdigest()
 
-    def new_record(self, digested: Digested, replaced: Replaced | None) -> Record:
-        size, mtime = digested.at
-        last = replaced.record.generation if replaced and replaced.record else 0
-        return Record(
-            digest=digested.digest,
-            size_bytes=size,
-            mtime_ns=mtime,
-            lineage=replaced.lineage if replaced else fmt.new_lineage(),
-            generation=self.layout.next_generation(last),
-            committed_ns=self.fs.now_ns(),
-            mode=self.mode,
-            structure=digested.structure.verdict.value,
-            sums=digested.sums,
-        )
-
     def _require_sound(self, staged: Staged, judged: Structure, replaced: Replaced | None) -> None:
         over_sound = replaced is not None and replaced.verdict is Verdict.SOUND
         if judged.verdict is Verdict.BROKEN and over_sound:
@@ -240,7 +218,7 @@ class Committer(Committed):
             replaced = self.replaced_by(at, name)
             self.growth.fill(staged)
             self.layout.remove_record(staged.fd)
-            self.keep_replaced(replaced, at, name, staged.path)
+            self.keep_replaced(replaced, at, name, path="")  # no record will be missing there
             self.sync_changed_dirs()
             self.fs.rename(self.layout.stage, staged.txid, at, name)
             staged.advance(Event.EXPOSE)

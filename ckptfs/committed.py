@@ -30,9 +30,12 @@ class Replaced:
 
 
 class Committed(Ordering):
-    def __init__(self, layout: Layout, mode: Mode, keep: int, validate: bool) -> None:
+    def __init__(
+        self, layout: Layout, mode: Mode, checksum: str, keep: int, validate: bool
+    ) -> None:
         super().__init__(layout.fs, mode)
-        self.layout, self.keep, self.validate = layout, keep, validate
+        self.layout = layout
+        self.checksum, self.keep, self.validate = checksum, keep, validate
         self.growth = Growth(layout)
 
     def fingerprint(self, fd: int) -> Fingerprint:
@@ -141,6 +144,37 @@ class Committed(Ordering):
         self.fs.fsync(fd)
         return new
 
+    def record(self, at: int, name: str, path: str, lineage: str = "") -> Record:
+        """Record what stands at ``path``, ``at/name``, as it is; of ``lineage`` where its record
+        does not tell. Durable on return. The caller holds the path's lock."""
+        self.require_writable()
+        replaced = self.replaced_by(at, name)
+        if replaced is not None and replaced.record is None and lineage:
+            replaced = replace(replaced, lineage=lineage)
+        with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
+            if replaced is not None and replaced.record is not None:
+                self._unlink_history_of(fd, replaced.record)
+            self.fs.fsync(fd)
+            record = self.new_record(self.digest_open(path, fd, self.checksum), replaced)
+            self.layout.write_record(fd, record)
+            self.fs.fsync(fd)
+        return record
+
+    def new_record(self, digested: Digested, replaced: Replaced | None) -> Record:
+        size, mtime = digested.at
+        last = replaced.record.generation if replaced and replaced.record else 0
+        return Record(
+            digest=digested.digest,
+            size_bytes=size,
+            mtime_ns=mtime,
+            lineage=replaced.lineage if replaced else fmt.new_lineage(),
+            generation=self.layout.next_generation(last),
+            committed_ns=self.fs.now_ns(),
+            mode=self.mode,
+            structure=digested.structure.verdict.value,
+            sums=digested.sums,
+        )
+
     def rerecord_times(self, fd: int, record: Record) -> Record:
         """Record a committed file whose times were set. As durable as the times themselves: a
         crash between the two leaves a file that reads as touched, with its digest intact."""
@@ -235,6 +269,8 @@ class Committed(Ordering):
         self.require_writable()
         with self.path_lock(at, name):
             lineage = self._last_lineage(at, name)
+            if lineage is not None:  # a crash on the way to the end must not read as a loss
+                history.follow(self.layout, lineage, "")
             self.fs.unlink(at, name)
             self.note_changed_dir(at)
             if lineage is not None:
@@ -266,6 +302,7 @@ class Committed(Ordering):
             self.layout.remove_record(fd)
             if record is not None:
                 self._unlink_history_of(fd, record)
+                history.follow(self.layout, record.lineage, "")  # no record is missing
 
     def _unlink_history_of(self, fd: int, record: Record) -> None:
         if not self._links_in_history(self.fs.stat(fd).st_ino, record):

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from blake3 import blake3
 
-from ckptfs.errors import RecordDamaged, UsageError
+from ckptfs.errors import UsageError
 from ckptfs.osfs import FileSystem, cpu_count
 from ckptfs.sums import Sums
 
@@ -176,11 +176,3 @@ def _hash_overlapped(
     finally:
         free.put(None)
         thread.join()
-
-
-def same_digest(fs: FileSystem, fd: int, size_bytes: int, digest: str) -> bool:
-    """Whether the first ``size_bytes`` of ``fd`` have ``digest`` (``algorithm:hex``)."""
-    algorithm = digest.partition(":")[0]
-    if algorithm not in ALGORITHMS:
-        raise RecordDamaged(f"record names an unknown checksum {algorithm!r}")
-    return digest_file(fs, fd, size_bytes, algorithm) == digest

@@ -68,6 +68,12 @@ class Rotten(CkptfsError):
     errno = _errno.EIO
 
 
+class NoSuchGeneration(CkptfsError):
+    """History does not hold what was asked for, or not intact."""
+
+    errno = _errno.ENODATA
+
+
 class BrokenStructure(CkptfsError):
     """A version that is certainly not whole would have replaced a sound one."""
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.errors import RecordDamaged
+from ckptfs.format import Record
 from ckptfs.layout import Layout
 
 
@@ -23,12 +24,25 @@ def surplus(generations: Iterable[int], keep: int) -> list[int]:
 
 def generations(layout: Layout, lineage: str) -> list[int]:
     """What history holds of the lineage, newest first."""
+    if not lineage:
+        return []
     try:
         with osfs.opened(layout.fs, layout.history, lineage, osfs.DIRECTORY) as folder:
             names = layout.fs.listdir(folder)
     except FileNotFoundError:
         return []
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def record_of(layout: Layout, lineage: str, generation: int) -> Record | None:
+    """The record of a generation, if it is there and intact."""
+    with (
+        contextlib.suppress(OSError, RecordDamaged),
+        osfs.opened(layout.fs, layout.history, lineage, osfs.DIRECTORY) as folder,
+        osfs.opened(layout.fs, folder, str(generation), osfs.O_RDONLY) as fd,
+    ):
+        return layout.read_record(fd)
+    return None
 
 
 def link(
@@ -94,7 +108,7 @@ def lineages_by_path(layout: Layout) -> dict[str, str]:
 def has_another_file(layout: Layout, lineage: str, inode: int) -> bool:
     """Whether the lineage is that of another file than the one with this ``inode``: then this is a
     copy that was made outside and brought the record along (``cp -a``)."""
-    path = noted_path(layout, lineage)
+    path = noted_path(layout, lineage) if lineage else None
     if path is None:
         return False
     try:

@@ -125,14 +125,15 @@ class Layout:
         """A number larger than ``last`` and every one before it, also after a crash."""
         with self._counter_lock:
             if max(self._next, last) >= self._reserved:
-                first = max(self._next, last, self._stored_counter())
+                first = max(self._next, last, self.stored_counter())
                 mark = str(first + _GENERATIONS_RESERVED).encode() + b"\n"
                 _install(self.fs, self.stage, fmt.COUNTER, mark, self.control)
                 self._next, self._reserved = first, first + _GENERATIONS_RESERVED
             self._next = max(self._next, last) + 1
             return self._next
 
-    def _stored_counter(self) -> int:
+    def stored_counter(self) -> int:
+        """What is on disk: above every generation there is, unless it is damaged (then 0)."""
         with contextlib.suppress(FileNotFoundError, ValueError):
             return int(_read_small(self.fs, self.control, fmt.COUNTER))
         return 0
@@ -141,10 +142,15 @@ class Layout:
 
     def read_record(self, fd: int) -> Record | None:
         """The record of the open file; None where there is none. Raises RecordDamaged."""
+        value = self.raw_record(fd)
+        return None if value is None else Record.from_bytes(value)
+
+    def raw_record(self, fd: int) -> bytes | None:
+        """Its bytes, intact or not."""
         value = self.fs.getxattr(fd, fmt.XATTR)
         if value is None and self.uses_sidecars:
             value = self._read_sidecar(fd)
-        return None if value is None else Record.from_bytes(value)
+        return value
 
     def write_record(self, fd: int, record: Record) -> None:
         """Attach the record. As an xattr it is durable after the next fsync of ``fd``; as a
@@ -189,12 +195,15 @@ class Layout:
                 self.fs.fsync_dir(self.sidecar)
 
     def _read_sidecar(self, fd: int) -> bytes | None:
-        """Inode numbers are reused, so a sidecar counts only while size and mtime agree."""
+        """Inode numbers are reused, so a sidecar counts only while size and mtime agree; one that
+        is damaged counts."""
         try:
             value = _read_small(self.fs, self.sidecar, _inode_name(self.fs, fd))
             record = Record.from_bytes(value)
-        except (FileNotFoundError, RecordDamaged):
+        except FileNotFoundError:
             return None
+        except RecordDamaged:
+            return value
         status = self.fs.stat(fd)
         fits = record is not None and (record.size_bytes, record.mtime_ns) == (
             status.st_size,

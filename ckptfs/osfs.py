@@ -437,6 +437,12 @@ def process_id() -> int:
     return os.getpid()
 
 
+def read_text(path: str) -> str:
+    """A list or a setting of the user's. Raises OSError."""
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read()
+
+
 def real_path(path: str) -> str:
     """Absolute and without symlinks; need not exist."""
     return os.path.realpath(path)

@@ -13,16 +13,17 @@ from collections import Counter
 from dataclasses import dataclass
 
 from ckptfs import format as fmt
-from ckptfs import growth, osfs
+from ckptfs import growth, history, osfs
 from ckptfs.commit import Committer
 from ckptfs.errors import CannotServe, Rotten
 from ckptfs.format import Record
 from ckptfs.growth import Alone, nobody_else
+from ckptfs.guard import Guard
 from ckptfs.layout import Layout
 from ckptfs.osfs import FileSystem, OsFs
-from ckptfs.protocol import Mode
+from ckptfs.protocol import Mode, State
 from ckptfs.staged import Staged
-from ckptfs.verify import Finding, Guard
+from ckptfs.verify import ROTTEN, Condition, Finding, examine_at
 
 IN_PLACE = (
     "*.lock",
@@ -219,22 +220,33 @@ class Store:
         return True
 
     def verify_open(self, path: str, at: int, name: str, *, live: bool = False) -> Finding | None:
-        """Ensure that an open of ``at/name`` reads good bytes; see :meth:`Guard.ensure`.
+        """Ensure that an open of ``at/name`` reads good bytes; see :meth:`Guard.check`. None where
+        they were known to be good.
 
         ``live``: somebody may still map the version; what was stored through the mapping since
         its seal is recorded first, not taken for an edit.
         """
         if not self.options.verify_opens:
             return None
+        if live:
+            self.committer.reseal_committed(at, name)
+        if self.guard.known_good(at, name):
+            return None
+        return self.check(path, at, name)
+
+    def check(self, path: str, at: int, name: str, *, direct: bool = False) -> Finding:
+        """:meth:`Guard.check`, and what was found is noted."""
         try:
-            if live:
-                self.committer.reseal_committed(at, name)
-            finding = self.guard.ensure(at, name, path)
+            finding = self.guard.check(at, name, path, direct=direct)
         except Rotten as error:
             self.note("rotten", path, str(error))
             raise
-        if finding is not None:
-            self.note("rolled back", path, finding.detail)
+        if finding.replaced:
+            self.note("rolled back", path, f"{finding.detail}; {finding.repair}")
+        elif finding.repair:
+            self.note("mended", path, f"{finding.detail}; {finding.repair}")
+        elif finding.condition is Condition.MODIFIED:
+            self.note("modified outside", path)
         return finding
 
     # --- by path, for programs that use the store as a library ----------------------------------
@@ -273,6 +285,91 @@ class Store:
             self.verify_open(path, at, name)
             with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
                 return _read_whole(self.fs, fd, self.fs.stat(fd).st_size)
+
+    def repair(self, path: str) -> Finding:
+        """Check the file now, and roll it back if it has rotted; see :meth:`check`."""
+        with self._place(path) as (at, name):
+            return self.check(path, at, name)
+
+    def set_aside(self, lineage: str, generation: int) -> str:
+        """Put a generation that has rotted into quarantine. Durable on return. Says what was
+        done; nothing, where it is good after all."""
+        name = str(generation)
+        with osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder:
+            finding = examine_at(self.layout, name, folder, name, digest_modified=True)
+            if finding.condition not in ROTTEN:
+                return ""
+            path = history.noted_path(self.layout, lineage)
+            story: dict[str, object] = {
+                "path": path,
+                "reason": f"generation {generation}: {finding.detail}",
+            }
+            self.layout.put_aside(folder, name, self.layout.quarantine, story)
+            self.committer.sync_dir(self.layout.quarantine)
+            self.committer.sync_dir(folder)
+        self.note("set aside", path or lineage, f"generation {generation} has rotted")
+        return "put into quarantine"
+
+    def adopt(self, path: str, known: dict[str, str] | None = None) -> Record:
+        """Record the file as it is: one that was there before, or was edited outside. Durable on
+        return. ``known``: the lineages by path, where many files are adopted."""
+        with self._place(path) as (at, name), self.committer.path_lock(at, name):
+            known = history.lineages_by_path(self.layout) if known is None else known
+            record = self.committer.record(at, name, path, known.get(path, ""))
+        self.note("adopted", path)
+        return record
+
+    def take(self, finding: Finding, known: dict[str, str]) -> bool:
+        """Accept what was found as it is: adopt the file or, where it was deleted outside, let its
+        history go, as ``rm`` through a mount does. False for what is written in place."""
+        path = finding.path
+        if finding.condition is Condition.MISSING:
+            history.forget(self.layout, known.get(path, ""))
+            return path in known
+        if self.in_place(path):
+            return False
+        self.adopt(path, known)
+        return True
+
+    def rollback(self, path: str, to: int | None = None) -> int:
+        """Make generation ``to``, or the newest good one, what stands at ``path``. What stood
+        there is kept as a generation itself or, if it has rotted, in quarantine; who has it open
+        keeps it. Durable on return. Returns the generation. Raises NoSuchGeneration."""
+        with self._place(path) as (at, name):
+            finding = examine_at(self.layout, path, at, name)
+            if finding.condition in ROTTEN or finding.condition is Condition.MISSING:
+                generation = self.guard.restore(at, name, finding, to)
+            else:
+                generation = self._revert(at, name, finding, to)
+        self.note("rolled back", path, f"asked for; to generation {generation}")
+        return generation
+
+    def _revert(self, at: int, name: str, finding: Finding, to: int | None) -> int:
+        """Commit the bytes of an earlier generation anew."""
+        path = finding.path
+        lineage = self.guard.lineage_at(path, finding.record)
+        generation = self.guard.chosen(lineage, path, to)
+        staged = self.stage(path, at, name, exists=True, truncate=True)
+        try:
+            with (
+                osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder,
+                osfs.opened(self.fs, folder, str(generation), osfs.O_RDONLY) as fd,
+            ):
+                try:
+                    self.fs.clone(fd, staged.fd)
+                except OSError:
+                    self.fs.copy(fd, staged.fd, 0, self.fs.stat(fd).st_size)
+                if self.fs.stat(fd).st_uid != self.fs.stat(staged.fd).st_uid:
+                    self.fs.copy_metadata(fd, staged.fd, skip=fmt.XATTR)  # see Guard
+                self.fs.copy_times(fd, staged.fd)
+            self.commit(staged, at, name)
+        except BaseException as error:
+            if staged.state is State.OPEN:
+                self.abort(staged, str(error))
+            raise
+        finally:
+            self._close(staged)
+        return generation
 
     def rename(self, path: str, target: str) -> None:
         with self._place(path) as (at, name), self._place(target) as (to, new):

@@ -1,49 +1,58 @@
-"""Verified opens, and the walk of ``ckptfs verify``.
+"""Is a file as its record says? Nothing is changed here; any thread may call.
 
-Damaged or modified (DESIGN §3): bytes that differ from the record while size and mtime are as
-recorded have rotted, and are rolled back; where size or mtime moved, somebody edited the file
-behind ckptfs, and it is served as it is. A mismatch is confirmed once by a read that bypasses the
-page cache before anything acts on it. Thread-safe.
+Damaged or modified: bytes or a size that differ from the record under the very mtime that it
+names have rotted; where the mtime moved, somebody edited the file behind ckptfs. A mismatch is
+confirmed once by a read that bypasses the page cache, since bad memory exists.
 """
 
 from __future__ import annotations
 
 import contextlib
 import enum
-import threading
-from collections import OrderedDict
+import errno
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ckptfs import format as fmt
-from ckptfs import history, osfs
-from ckptfs.commit import Committer
-from ckptfs.digest import same_digest
-from ckptfs.errors import RecordDamaged, Rotten
+from ckptfs import history, osfs, sums
+from ckptfs.digest import ALGORITHMS, digest_file
+from ckptfs.errors import RecordDamaged
 from ckptfs.format import Record
 from ckptfs.layout import Layout
 from ckptfs.osfs import FileSystem
 from ckptfs.structure import Verdict
 
-_Stamp = tuple[tuple[int, int], tuple[int, int, int]]
-_REMEMBERED = 100_000  # verified versions kept in mind; about 200 bytes each
+Stamp = tuple[tuple[int, int], tuple[int, int, int]]
+_LOOKS_AFTER_S = (0.0, 0.02, 0.2)  # at what is being changed
+_UNREADABLE = {errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO)}
 
 
 class Condition(enum.Enum):
     OK = "ok"
+    UNREAD = "unread"  # record, size and time agree; the bytes were not asked for
     DAMAGED = "damaged"  # the bytes rotted under an intact record
-    RECORD_DAMAGED = "record-damaged"  # the record fails its own checksum: the bytes are unproven
+    STALE = "stale"  # they are those of an earlier generation: a write was lost
+    RECORD_DAMAGED = "record-damaged"  # the record fails its own checksum
+    RECORD_MISSING = "record-missing"  # no record, though history knows the path
     BROKEN = "broken"  # as committed, but not a whole file of its format
     MODIFIED = "modified"  # edited behind ckptfs: served as it is
     UNRECORDED = "unrecorded"  # was there before ckptfs, or written in place
     UNREADABLE = "unreadable"
-    MISSING = "missing"  # asked for by name, or gone while the walk was under way
+    MISSING = "missing"  # asked for by name, or known to history
+    BUSY = "busy"  # was being written all the while
+    LINKED = "linked"  # has a name outside of the directory, by which it can be changed in place
+    LEFTOVER = "leftover"  # of a crash: the next mount clears it
 
 
-BAD = frozenset(
-    {Condition.DAMAGED, Condition.RECORD_DAMAGED, Condition.BROKEN, Condition.UNREADABLE}
-)
+ROTTEN = frozenset({Condition.DAMAGED, Condition.STALE, Condition.RECORD_DAMAGED})
+BAD = ROTTEN | {
+    Condition.RECORD_MISSING,
+    Condition.BROKEN,
+    Condition.UNREADABLE,
+    Condition.MISSING,
+}
+_SETTLED = frozenset({Condition.OK, Condition.UNREAD, Condition.BROKEN, Condition.UNRECORDED})
 
 
 @dataclass(frozen=True)
@@ -53,151 +62,160 @@ class Finding:
     size_bytes: int = 0
     record: Record | None = None
     detail: str = ""
+    ranges: tuple[tuple[int, int], ...] = ()  # of bytes, from and up to, that differ
+    proven: bool = False  # the bytes are what a damaged record says they are
+    repair: str = ""  # what was done about it
+    replaced: bool = False  # so that the name stands for another inode now
 
 
-def examine(layout: Layout, at: int, name: str, *, digest_modified: bool = False) -> Finding:
+def examine(
+    layout: Layout,
+    at: int,
+    name: str,
+    *,
+    digest_modified: bool = False,
+    direct: bool = False,
+    quick: bool = False,
+) -> Finding:
     """Compare ``at/name`` with its record. ``digest_modified`` also reads files whose mtime
     moved while the size did not: the same bytes under a new time are still what was committed.
+    ``direct`` reads past the page cache, ``quick`` no bytes at all.
 
-    Raises OSError where the file cannot be opened or read.
+    Raises OSError where the file cannot be opened.
     """
+    for wait_s in _LOOKS_AFTER_S:
+        time.sleep(wait_s)
+        before = stamp(layout.fs.lstat(at, name))
+        finding = _examine_once(layout, at, name, digest_modified, direct, quick)
+        if finding.condition in _SETTLED:
+            return finding
+        unchanged = stamp(layout.fs.lstat(at, name)) == before
+        if unchanged and not _is_being_extended(layout, before[0][1]):
+            return finding
+    return Finding(name, Condition.BUSY, finding.size_bytes, detail="written while it was read")
+
+
+def examine_at(layout: Layout, path: str, at: int, name: str, **how: bool) -> Finding:
+    """Examine ``at/name``, which is ``path``; errors become findings."""
+    try:
+        return replace(examine(layout, at, name, **how), path=path)
+    except FileNotFoundError:
+        return Finding(path, Condition.MISSING, detail="no such file")
+    except OSError as error:
+        return Finding(path, Condition.UNREADABLE, detail=error.strerror or str(error))
+
+
+def _examine_once(
+    layout: Layout, at: int, name: str, digest_modified: bool, direct: bool, quick: bool
+) -> Finding:
     fs = layout.fs
     with osfs.opened(fs, at, name, osfs.O_RDONLY) as fd:
         status = fs.stat(fd)
         size = status.st_size
         try:
             record = layout.read_record(fd)
-            if record is None:
-                return Finding(name, Condition.UNRECORDED, size)
-            same_size = size == record.size_bytes
-            touched = status.st_mtime_ns != record.mtime_ns
-            if not same_size or (touched and not digest_modified):
-                return Finding(name, Condition.MODIFIED, size, record, "edited outside ckptfs")
-            if same_digest(fs, fd, size, record.digest) or _confirmed_good(fs, at, name, record):
-                broken = record.structure == Verdict.BROKEN.value
-                condition = Condition.BROKEN if broken else Condition.OK
-                return Finding(name, condition, size, record)
+            if record is not None and record.algorithm not in ALGORITHMS:
+                raise RecordDamaged(f"record names an unknown checksum {record.algorithm!r}")
         except RecordDamaged as error:
-            return Finding(name, Condition.RECORD_DAMAGED, size, None, str(error))
+            proven = not quick and _is_what_it_says(layout, fd, size)
+            detail = f"{error}; the bytes are those it names" if proven else str(error)
+            return Finding(name, Condition.RECORD_DAMAGED, size, None, detail, proven=proven)
+        if record is None:
+            return Finding(name, Condition.UNRECORDED, size)
+        touched = status.st_mtime_ns != record.mtime_ns
+        if touched and (size != record.size_bytes or quick or not digest_modified):
+            return Finding(name, Condition.MODIFIED, size, record, "edited outside ckptfs")
+        if quick and size == record.size_bytes:
+            return Finding(name, Condition.UNREAD, size, record)
+        found, trouble = _digest(fs, at, name, fd, record, size, direct)
+        if found == record.digest and size == record.size_bytes:
+            broken = record.structure == Verdict.BROKEN.value
+            return Finding(name, Condition.BROKEN if broken else Condition.OK, size, record)
         if touched or fs.stat(fd).st_mtime_ns != status.st_mtime_ns:
             return Finding(name, Condition.MODIFIED, size, record, "edited outside ckptfs")
-        return Finding(name, Condition.DAMAGED, size, record, "digest does not match the record")
+        return _damage(layout, fd, Finding(name, Condition.DAMAGED, size, record, trouble), found)
 
 
-def _confirmed_good(fs: FileSystem, at: int, name: str, record: Record) -> bool:
-    """Read again past the page cache: bad memory exists, and must not cost a good file."""
+def _digest(
+    fs: FileSystem, at: int, name: str, fd: int, record: Record, size: int, direct: bool
+) -> tuple[str, str]:
+    """The digest of the file, read again from the disk if it is not as recorded; and what kept it
+    from being read."""
+    found = trouble = ""
+    for past_cache in (False, True):
+        if (direct and not past_cache) or found == record.digest:
+            continue
+        try:
+            with _opened_again(fs, at, name, fd, past_cache) as again:
+                found = digest_file(fs, again, size, record.algorithm)
+        except OSError as error:
+            if error.errno in _UNREADABLE:
+                trouble = f"cannot be read: {error.strerror}"
+            elif not past_cache:
+                raise
+    return found, trouble
+
+
+@contextlib.contextmanager
+def _opened_again(fs: FileSystem, at: int, name: str, fd: int, past_cache: bool) -> Iterator[int]:
+    if not past_cache:
+        yield fd
+        return
+    direct = fs.open_direct(at, name)
     try:
-        fd = fs.open_direct(at, name)
-    except OSError:
-        return False
-    try:
-        return same_digest(fs, fd, record.size_bytes, record.digest)
-    except OSError:
-        return False
+        yield direct
     finally:
-        fs.close(fd)
+        fs.close(direct)
 
 
-class Guard:
-    """Verified opens over one store (DESIGN C5)."""
-
-    def __init__(self, committer: Committer) -> None:
-        self.committer, self.layout, self.fs = committer, committer.layout, committer.fs
-        self._known: OrderedDict[tuple[int, int], tuple[int, int, int]] = OrderedDict()
-        self._guard = threading.Lock()
-
-    def remember(self, fd: int) -> None:
-        """The version of ``fd`` is as its record says; asked again only once it changes."""
-        self._remember(_stamp(self.fs.stat(fd)))
-
-    def _remember(self, stamp: _Stamp) -> None:
-        key, seen = stamp
-        with self._guard:
-            self._known[key] = seen
-            self._known.move_to_end(key)
-            if len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
-
-    def known_good(self, at: int, name: str) -> bool:
-        key, seen = _stamp(self.fs.lstat(at, name))
-        with self._guard:
-            return self._known.get(key) == seen
-
-    def ensure(self, at: int, name: str, path: str) -> Finding | None:
-        """Make sure that opening ``at/name`` gives good bytes.
-
-        Returns None when it did already, or the finding after a rollback: the name then stands
-        for another inode. The rollback is durable on return. Raises Rotten where no good
-        generation is left.
-        """
-        if self.known_good(at, name):
-            return None
-        stamp = _stamp(self.fs.lstat(at, name))
-        if stamp[0] in self.committer.growth.torn:
-            raise Rotten(f"{path}: half extended, and could not be cut back; remount to repair it")
-        finding = examine(self.layout, at, name)
-        if finding.condition not in (Condition.DAMAGED, Condition.RECORD_DAMAGED):
-            self._remember(stamp)
-            return None
-        with self.committer.path_lock(at, name):
-            if _stamp(self.fs.lstat(at, name)) == stamp:
-                self._roll_back(at, name, path, finding)
-                return finding
-        # Replaced or rolled back by somebody else meanwhile, or merely linked: look again.
-        return self.ensure(at, name, path) or finding
-
-    def _roll_back(self, at: int, name: str, path: str, finding: Finding) -> None:
-        lineage = finding.record.lineage if finding.record else None
-        source = self._newest_good(finding.record) if finding.record else None
-        if source is None or lineage is None:
-            raise Rotten(
-                f"{path}: {finding.detail}, and no good generation is left; the file is where it "
-                "was, restore it from a copy"
-            )
-        self.committer.require_writable()
-        quarantined: dict[str, object] = {"path": path, "reason": finding.detail}
-        with osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder:
-            draft = fmt.new_txid()
-            self.fs.link(at, name, self.layout.stage, draft)
-            self.layout.put_aside(self.layout.stage, draft, self.layout.quarantine, quarantined)
-            self.committer.sync_dir(self.layout.quarantine)
-            # By way of stage: history lets go of the good version only once it is settled.
-            draft = fmt.new_txid()
-            self.fs.link(folder, str(source.generation), self.layout.stage, draft)
-            self._inherit(at, name, draft)
-            self.fs.rename(self.layout.stage, draft, at, name)
-            self.committer.sync_dir(at)
-            with contextlib.suppress(OSError):
-                self.fs.unlink(folder, str(source.generation))
-
-    def _inherit(self, at: int, name: str, draft: str) -> None:
-        """Who may read a file may have changed since that generation: owner, mode and ACL are
-        those of the version that it replaces."""
-        with (
-            osfs.opened(self.fs, at, name, osfs.O_RDONLY) as rotten,
-            osfs.opened(self.fs, self.layout.stage, draft, osfs.O_RDONLY) as good,
-        ):
-            self.fs.copy_metadata(rotten, good, skip=fmt.XATTR)
-            self.fs.fsync(good)
-
-    def _newest_good(self, rotten: Record) -> Record | None:
-        """The newest good generation before the rotten one. Later ones can be there where two
-        hard links of one version went separate ways; they belong to the other name."""
-        lineage = rotten.lineage
-        for generation in history.generations(self.layout, lineage):
-            if generation >= rotten.generation:
-                continue
-            with (
-                contextlib.suppress(OSError),
-                osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder,
-            ):
-                finding = examine(self.layout, folder, str(generation), digest_modified=True)
-                if finding.condition is Condition.OK:
-                    return finding.record
-        return None
+def _damage(layout: Layout, fd: int, finding: Finding, digest: str) -> Finding:
+    """What is known of a damage: where it is, and whether the bytes are those of another time."""
+    record, size = finding.record, finding.size_bytes
+    assert record is not None
+    for generation in history.generations(layout, record.lineage):
+        earlier = history.record_of(layout, record.lineage, generation)
+        if earlier is not None and earlier.digest == digest:
+            detail = f"the bytes are those of generation {earlier.generation}"
+            return Finding(finding.path, Condition.STALE, size, record, detail)
+    ranges: list[tuple[int, int]] = []
+    with contextlib.suppress(OSError):
+        ranges = sums.differing(layout.fs, fd, size, record.size_bytes, record.sums)
+    detail = finding.detail or "digest does not match the record"
+    if size != record.size_bytes:
+        detail = f"{size} bytes, where {record.size_bytes} are recorded"
+    if ranges:
+        detail += f"; {_told(ranges)} of {record.size_bytes}"
+    return Finding(finding.path, finding.condition, size, record, detail, tuple(ranges))
 
 
-def _stamp(status: osfs.Status) -> _Stamp:
+def _told(ranges: list[tuple[int, int]]) -> str:
+    shown = ", ".join(f"{start}-{end - 1}" for start, end in ranges[:4])
+    more = f" and {len(ranges) - 4} more ranges" if len(ranges) > 4 else ""
+    return f"bytes {shown}{more}"
+
+
+def _is_what_it_says(layout: Layout, fd: int, size: int) -> bool:
+    """Whether a damaged record still names the digest of these very bytes."""
+    value = layout.raw_record(fd) or b""
+    with contextlib.suppress(OSError):
+        return any(
+            fmt.names_digest(value, digest_file(layout.fs, fd, size, algorithm))
+            for algorithm in ALGORITHMS
+        )
+    return False
+
+
+def _is_being_extended(layout: Layout, inode: int) -> bool:
+    """Whether a commit is adding to the file at this moment, by the intent it has in stage."""
+    for name in layout.fs.listdir(layout.stage):
+        if name.endswith(fmt.GROWS):
+            with contextlib.suppress(FileNotFoundError):
+                if layout.fs.lstat(layout.stage, name).st_ino == inode:
+                    return True
+    return False
+
+
+def stamp(status: osfs.Status) -> Stamp:
     """Identity and state of a version: ctime moves with every change that anybody can make."""
     return (status.st_dev, status.st_ino), (
         status.st_size,
@@ -206,11 +224,8 @@ def _stamp(status: osfs.Status) -> _Stamp:
     )
 
 
-# --- the walk ------------------------------------------------------------------------------------
-
-
-def walk(fs: FileSystem, root: int, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Every regular file below ``root``: relative path and size. The control directory is not."""
+def walk(fs: FileSystem, root: int, prefix: str = "") -> Iterator[tuple[str, osfs.Status]]:
+    """Every regular file below ``root``, by its relative path. The control directory is not."""
     with osfs.opened(fs, root, ".", osfs.DIRECTORY) as here:
         for name in sorted(fs.listdir(here)):
             if not prefix and name == fmt.CONTROL:
@@ -221,22 +236,4 @@ def walk(fs: FileSystem, root: int, prefix: str = "") -> Iterator[tuple[str, int
                     with osfs.opened(fs, here, name, osfs.DIRECTORY) as below:
                         yield from walk(fs, below, f"{prefix}{name}/")
                 elif osfs.is_regular(status):
-                    yield prefix + name, status.st_size
-
-
-def examine_path(layout: Layout, path: str) -> Finding:
-    """Examine a path relative to the root; errors become findings."""
-    try:
-        with osfs.place(layout.fs, layout.root, path) as (at, name):
-            finding = examine(layout, at, name, digest_modified=True)
-    except FileNotFoundError:
-        return Finding(path, Condition.MISSING, detail="no such file")
-    except OSError as error:
-        return Finding(path, Condition.UNREADABLE, detail=error.strerror or str(error))
-    return Finding(path, finding.condition, finding.size_bytes, finding.record, finding.detail)
-
-
-def examine_all(layout: Layout, paths: list[str], jobs: int) -> Iterator[Finding]:
-    """Examine in parallel, in the order given. Memory: 8 MiB a job at most."""
-    with ThreadPoolExecutor(jobs, thread_name_prefix="ckptfs-verify") as pool:
-        yield from pool.map(lambda path: examine_path(layout, path), paths)
+                    yield prefix + name, status

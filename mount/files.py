@@ -70,7 +70,8 @@ class Files(Relay):
                     with self.store.committer.path_lock(parent.fd, node.name):
                         continue
                 live = self.versions.sealed_here(identity(status))
-                if self.store.verify_open(node.path(), parent.fd, node.name, live=live):
+                found = self.store.verify_open(node.path(), parent.fd, node.name, live=live)
+                if found is not None and found.replaced:
                     node.rotten = identity(status) == node.ident
                     self.caches.drop_attributes(parent.id)
                     raise stale()  # rolled back: the name stands for another inode now

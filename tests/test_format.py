@@ -15,6 +15,7 @@ from ckptfs import format as fmt
 from ckptfs import verify
 from ckptfs.errors import RecordDamaged, UnknownLayout
 from ckptfs.format import Record
+from ckptfs.fsck import Check, Scope
 from ckptfs.protocol import Mode
 from ckptfs.verify import Condition
 
@@ -165,5 +166,4 @@ def test_control_a_damaged_fixture_is_seen(layout_1: Path) -> None:
 
 
 def found(store: object) -> list[verify.Finding]:
-    paths = [path for path, _ in verify.walk(store.fs, store.root)]
-    return list(verify.examine_all(store.layout, paths, 2))
+    return list(Check(store.layout, Scope(jobs=2)).files_only())

@@ -161,7 +161,7 @@ def test_generations_passes_over_foreign_names(quick_dir: Path) -> None:
     store.close()
 
 
-# --- copies that were made outside, with the record ------------------------------------------------
+# --- copies that were made outside, with the record ----------------------------------------------
 
 
 def copied_with_its_record(directory: Path, source: str, target: str) -> None:

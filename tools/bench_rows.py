@@ -21,11 +21,12 @@ from typing import Any
 
 from ckptfs import osfs
 from ckptfs.errors import UsageError
+from ckptfs.fsck import Check, Scope
 from ckptfs.layout import Layout
 from ckptfs.osfs import OsFs
 from ckptfs.tools.rig import Mount, Samples, Subject, alternate, timed
 from ckptfs.tools.stats import Estimate, estimate, ratio, size_text
-from ckptfs.verify import Condition, examine_all, walk
+from ckptfs.verify import Condition
 
 Work = Callable[[Path], object]
 
@@ -288,8 +289,8 @@ def _verify_speed(bench: Bench) -> None:
         root = osfs.open_directory(str(folder))
         layout = Layout.existing(fs, root, str(folder))
         assert layout is not None
-        names = [path for path, _ in walk(fs, root)]
-        good = [f.condition is Condition.OK for f in examine_all(layout, names, osfs.cpu_count())]
+        check = Check(layout, Scope(jobs=osfs.cpu_count()))
+        good = [finding.condition is Condition.OK for finding in check.findings()]
         assert len(good) == count and all(good)
         layout.close()
         os.close(root)

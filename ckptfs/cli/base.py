@@ -1,0 +1,142 @@
+"""What the commands share: the group, errors as one line, the directory below a mount, progress."""
+
+from __future__ import annotations
+
+import errno
+import posixpath
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from ckptfs import __version__, osfs
+from ckptfs.errors import CannotServe, CkptfsError, UsageError
+from ckptfs.layout import Layout
+from ckptfs.osfs import OsFs
+
+_USAGE = 16
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ckptfs")
+def commands() -> None:
+    """A transactional checkpoint filesystem for AI training."""
+
+
+def absolute(path: str) -> str:
+    """The real directory: mountinfo and /proc know no symlinks."""
+    return osfs.real_path(path)
+
+
+def run_or_fail(work: Callable[[], object]) -> None:
+    try:
+        work()
+    except click.exceptions.Abort:
+        fail("interrupted", 130)
+    except click.UsageError as error:
+        hint = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
+        fail(f"{error.format_message()}{hint}", _USAGE)
+    except CkptfsError as error:
+        fail(str(error), error.exit_code)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        fail(f"{where}{error.strerror or error}", CannotServe.exit_code)
+
+
+def fail(message: str, code: int) -> None:
+    click.echo(f"ckptfs: {message}", err=True)
+    sys.exit(code)
+
+
+def when(time_ns: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_ns / 1e9))
+
+
+def status_of(directory: str) -> dict[str, Any] | None:
+    from ckptfs.mount import inspect
+
+    try:
+        return inspect.status_of(directory)
+    except TimeoutError as error:
+        message = f"{directory}: {error}; see its log, or `umount -l {directory}`"
+        raise CannotServe(message) from None
+
+
+class Below:
+    """The served directory, reached below its mount where there is one. Nothing is changed."""
+
+    def __init__(self, directory: str) -> None:
+        from ckptfs.mount import inspect
+
+        self.fs = OsFs()
+        self.where = absolute(directory)
+        found = status_of(self.where)
+        if found and not inspect.is_here(found):
+            raise CannotServe(
+                f"{directory}: served from another pid namespace (a container): run this there"
+            )
+        path = inspect.below(found) if found else self.where
+        try:
+            self.root = osfs.open_directory(path)
+        except OSError as error:
+            dead = "; its daemon is gone, `ckptfs mount` or `ckptfs umount` clears it"
+            inside = "; run it outside of `ckptfs run`, which hides what is below the mount"
+            hints = {errno.ENOTCONN: dead, errno.EACCES: inside if found else ""}
+            hint = hints.get(error.errno or 0, "")
+            raise CannotServe(f"{directory}: {error.strerror}{hint}") from None
+        self.served = found
+        self.served_at = str(found["mountpoint"]) if found else ""
+        self.layout = Layout.existing(self.fs, self.root, self.where)
+
+    def needed_layout(self) -> Layout:
+        if self.layout is None:
+            raise CannotServe(
+                f"{self.where}: no ckptfs directory (nothing is recorded here); serve it once with "
+                f"`ckptfs mount {self.where}`, or record what is there with `ckptfs adopt`"
+            )
+        return self.layout
+
+    def reopen(self) -> None:
+        """The layout may have been made meanwhile."""
+        self.layout = Layout.existing(self.fs, self.root, self.where)
+
+    def relative(self, path: str) -> str:
+        """A path as typed, under the directory or absolute, as one relative to it."""
+        real = osfs.real_path(path)
+        inside = real.startswith(self.where + "/")
+        found = posixpath.relpath(real, self.where) if inside else posixpath.normpath(path)
+        if found.startswith(("/", "../")) or found in ("..", "."):
+            raise UsageError(f"{path or '(empty)'}: not a file below {self.where}")
+        return found
+
+
+class Progress:
+    """A bar on a terminal, nothing elsewhere."""
+
+    @staticmethod
+    def wanted() -> bool:
+        return sys.stderr.isatty()
+
+    def __init__(self, total_bytes: int, silent: bool) -> None:
+        self._bar: Any = None
+        if not silent and self.wanted():
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, TransferSpeedColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=Console(stderr=True)
+            )
+            self._task = self._bar.add_task("", total=total_bytes)
+
+    def __enter__(self) -> Callable[[int], None]:
+        if self._bar is None:
+            return lambda size: None
+        self._bar.start()
+        return lambda size: self._bar.update(self._task, advance=size)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,290 @@
+"""``verify``, ``log``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import click
+
+from ckptfs import format as fmt
+from ckptfs import fsck, history, osfs
+from ckptfs.cli.base import Below, Progress, commands, when
+from ckptfs.errors import CannotServe, CkptfsError, UsageError
+from ckptfs.format import Record
+from ckptfs.fsck import Check, Scope
+from ckptfs.layout import Layout
+from ckptfs.store import Store
+from ckptfs.verify import BAD, ROTTEN, Condition, Finding, walk
+
+SCHEMA = 1  # of what --json prints: docs/verify.schema.json
+REPAIRED, LEFT = 1, 4  # exit codes
+Mend = Callable[[Finding], Finding]
+
+
+@commands.command()
+@click.argument("directory")
+@click.argument("paths", nargs=-1)
+@click.option("--repair", is_flag=True, help="Roll damaged files back to their last good version.")
+@click.option("-n", "only_report", is_flag=True, help="Change nothing (what is done anyhow).")
+@click.option("--quick", is_flag=True, help="Records, sizes and times only; no bytes are read.")
+@click.option("--subset", default="1/1", metavar="N/M", help="Read one of M parts of the files.")
+@click.option("--direct", is_flag=True, help="Read past the page cache, from the disk.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, then a summary.")
+@click.option("--jobs", "-j", type=click.IntRange(1), default=None, help="Files read at once.")
+@click.option("--quiet", is_flag=True, help="Only what is wrong.")
+def verify(
+    directory: str,
+    paths: tuple[str, ...],
+    repair: bool,
+    only_report: bool,
+    quick: bool,
+    subset: str,
+    direct: bool,
+    as_json: bool,
+    jobs: int | None,
+    quiet: bool,
+) -> None:
+    """Check every file of DIRECTORY, or the PATHS in it, against its record, and its history.
+
+    Works with and without a mount, also while it is written. Exit codes as fsck(8): 0 clean, 1
+    repaired, 4 damage left, 8 could not run, 16 usage.
+    """
+    if repair and only_report:
+        raise UsageError("--repair and -n: one or the other")
+    below = Below(directory)
+    layout = below.needed_layout()
+    part, parts = _part(subset)
+    scope = Scope(
+        paths=tuple(below.relative(path) for path in paths),
+        jobs=jobs or osfs.cpu_count(),
+        quick=quick,
+        direct=direct,
+        part=part,
+        parts=parts,
+        served=below.served is not None,
+    )
+    report = _Report(directory, as_json, quiet, repair)
+    total = 0 if quiet or as_json else _bytes_to_read(layout, scope)
+    with (
+        Progress(total, quiet or as_json) as advance,
+        _mender(below, scope, repair) as (mend, cleared),
+    ):
+        check = Check(layout, scope)
+        for finding in cleared:
+            report.add(finding)
+        for finding in check.findings():
+            report.add(mend(finding))
+            advance(finding.size_bytes)
+    report.end(check)
+    sys.exit(LEFT if report.left else REPAIRED if report.repaired else 0)
+
+
+def _part(subset: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", subset)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"--subset {subset}: not a part, such as 1/7 to 7/7")
+    return int(match[1]), int(match[2])
+
+
+def _bytes_to_read(layout: Layout, scope: Scope) -> int:
+    if scope.paths or not Progress.wanted():
+        return 0
+    return sum(status.st_size for path, status in walk(layout.fs, layout.root) if scope.reads(path))
+
+
+@contextlib.contextmanager
+def _mender(below: Below, scope: Scope, repair: bool) -> Iterator[tuple[Mend, list[Finding]]]:
+    """How a finding is seen to, and what was seen to by beginning."""
+    if not repair:
+        yield (lambda finding: finding), []
+        return
+    if below.served is not None:
+        yield (lambda finding: _ask_the_mount(below, finding, finding.path in scope.paths)), []
+        return
+    assert below.layout is not None
+    leftovers = [] if scope.paths else list(Check(below.layout, scope).leftovers())
+    store = Store.open(below.where)  # clears them
+
+    def mend(finding: Finding) -> Finding:
+        try:
+            return fsck.repair(store, finding, asked_for=finding.path in scope.paths)
+        except (CkptfsError, OSError) as error:
+            return replace(finding, detail=str(error))
+
+    try:
+        yield mend, [replace(finding, repair="cleared") for finding in leftovers]
+    finally:
+        store.close()
+
+
+def _ask_the_mount(below: Below, finding: Finding, asked_for: bool) -> Finding:
+    from ckptfs.mount import commands as mount_commands
+
+    assert below.layout is not None
+    try:
+        if finding.condition in ROTTEN and fsck.generation_of(finding.path):
+            mount_commands.set_aside(below.served_at, finding.path)
+        elif finding.condition in ROTTEN:
+            mount_commands.check(below.served_at, finding.path)
+        elif finding.condition is Condition.MISSING and asked_for:
+            mount_commands.restore(below.served_at, finding.path)
+        else:
+            return finding
+    except OSError as error:
+        return replace(finding, detail=f"{finding.detail}; the mount says: {error.strerror}")
+    return replace(finding, repair="seen to by the mount")
+
+
+@dataclass
+class _Report:
+    directory: str
+    as_json: bool
+    quiet: bool
+    repairing: bool
+    counts: Counter[Condition] = field(default_factory=Counter)
+    kept: Counter[Condition] = field(default_factory=Counter)  # of earlier versions
+    left: int = 0
+    repaired: int = 0
+    size_bytes: int = 0
+
+    def add(self, finding: Finding) -> None:
+        counts = self.kept if fsck.generation_of(finding.path) else self.counts
+        counts[finding.condition] += 1
+        self.size_bytes += finding.size_bytes
+        if finding.repair:
+            self.repaired += 1
+        elif finding.condition in BAD:
+            self.left += 1
+        if self.as_json:
+            click.echo(json.dumps(as_row(finding)))
+        elif finding.condition not in (Condition.OK, Condition.UNREAD) and (
+            finding.condition in BAD or finding.repair or not self.quiet
+        ):
+            detail = f": {finding.detail}" if finding.detail else ""
+            done = f" [{finding.repair}]" if finding.repair else ""
+            click.echo(f"{finding.condition.value:15} {finding.path}{detail}{done}")
+
+    def end(self, check: Check) -> None:
+        if self.as_json:
+            row = {
+                "schema": SCHEMA,
+                "files": check.files,
+                "summary": _by_name(self.counts),
+                "generations": check.generations,
+                "history": _by_name(self.kept),
+                "bytes": self.size_bytes,
+                "repaired": self.repaired,
+                "left": self.left,
+            }
+            click.echo(json.dumps(row))
+        elif not self.quiet or self.left:
+            line = f"{self.directory}: {check.files} files checked: {_told(self.counts)}"
+            if check.generations:
+                line += f"; {check.generations} earlier versions: {_told(self.kept)}"
+            click.echo(line)
+            for line in self._advice():
+                click.echo(line)
+
+    def _advice(self) -> Iterator[str]:
+        """What to do next."""
+        where, counts = self.directory, self.counts + self.kept
+        if any(counts[condition] for condition in ROTTEN):
+            if not self.repairing:
+                yield f"`ckptfs verify --repair {where}` rolls back what is damaged"
+            elif self.left:
+                yield "of what is left no good version is known: restore it from a copy"
+        if counts[Condition.MISSING] or counts[Condition.RECORD_MISSING]:
+            yield (
+                f"`ckptfs rollback {where} PATH` brings the last kept version of a missing file "
+                f"back, `ckptfs adopt {where}` takes things as they are"
+            )
+        elif counts[Condition.MODIFIED] or counts[Condition.UNRECORDED]:
+            yield f"`ckptfs adopt {where}` records what was edited or added outside"
+        if counts[Condition.BROKEN]:
+            yield "a broken file is as its program left it: `ckptfs log` has earlier versions"
+        if counts[Condition.LEFTOVER] and not self.repairing:
+            yield f"the next `ckptfs mount {where}` clears what a crash left"
+
+
+def _by_name(counts: Counter[Condition]) -> dict[str, int]:
+    return dict(sorted((condition.value, count) for condition, count in counts.items()))
+
+
+def _told(counts: Counter[Condition]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in _by_name(counts).items()) or "nothing"
+
+
+def as_row(finding: Finding) -> dict[str, object]:
+    record = finding.record
+    kind = "file"
+    if finding.path.startswith(f"{fmt.CONTROL}/"):
+        kind = "generation" if fsck.generation_of(finding.path) else "control"
+    return {
+        "kind": kind,
+        "path": finding.path,
+        "condition": finding.condition.value,
+        "size": finding.size_bytes,
+        "digest": record.digest if record else None,
+        "generation": record.generation if record else None,
+        "structure": record.structure if record else None,
+        "detail": finding.detail,
+        "ranges": [list(pair) for pair in finding.ranges],
+        "repair": finding.repair,
+    }
+
+
+# --- log -----------------------------------------------------------------------------------------
+
+
+@commands.command()
+@click.argument("directory")
+@click.argument("path", required=False)
+def log(directory: str, path: str | None) -> None:
+    """The generations of PATH, or what lies in salvage and quarantine."""
+    below = Below(directory)
+    layout = below.needed_layout()
+    if path is not None:
+        _log_path(below, layout, below.relative(path))
+        return
+    for folder, what in ((layout.quarantine, "quarantine"), (layout.salvage, "salvage")):
+        for entry in layout.set_aside(folder):
+            time, where = when(int(str(entry["time_ns"]))), f"{what}/{entry['id']}"
+            why = f"{entry.get('path') or '?'}: {entry.get('reason', '')}"
+            click.echo(f"{time}  {where}  {entry['size']} bytes  {why}")
+
+
+def _log_path(below: Below, layout: Layout, path: str) -> None:
+    lineage = history.lineages_by_path(layout).get(path, "")
+    try:
+        with (
+            osfs.place(below.fs, below.root, path) as (at, name),
+            osfs.opened(below.fs, at, name, osfs.O_RDONLY) as fd,
+        ):
+            if not osfs.is_regular(below.fs.stat(fd)):
+                raise CannotServe(f"{path}: not a file; only files have generations")
+            record = layout.read_record(fd)
+    except FileNotFoundError:
+        if not lineage:
+            raise
+        record = None
+        click.echo(f"{path}: not there any more")
+    else:
+        if record is None:
+            click.echo(f"{path}: no record (written in place, or there before ckptfs)")
+        else:
+            lineage = record.lineage
+            click.echo(f"{_log_line(record)}  current, {record.mode.value}, {record.structure}")
+    for generation in history.generations(layout, lineage):
+        old = history.record_of(layout, lineage, generation)
+        click.echo(_log_line(old) if old else f"generation {generation}  unrecorded")
+
+
+def _log_line(record: Record) -> str:
+    made = when(record.committed_ns)
+    return f"generation {record.generation}  {made}  {record.size_bytes} bytes  {record.digest}"

@@ -1,0 +1,174 @@
+"""``rollback``, ``adopt``, ``export-sums``, ``strip``."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+import click
+
+from ckptfs import adoption, history, osfs
+from ckptfs.adoption import ADOPTED
+from ckptfs.cli.base import Below, commands
+from ckptfs.cli.checking import LEFT
+from ckptfs.digest import ALGORITHMS
+from ckptfs.errors import CannotServe, NoSuchGeneration, UsageError
+from ckptfs.fsck import Check, Scope
+from ckptfs.layout import Layout
+from ckptfs.store import Options, Store
+from ckptfs.verify import Condition, Finding
+
+
+@commands.command()
+@click.argument("directory")
+@click.argument("path")
+@click.option("--to", type=int, default=None, metavar="GENERATION", help="Which; see `ckptfs log`.")
+def rollback(directory: str, path: str, to: int | None) -> None:
+    """Bring an earlier version of PATH back: the newest good one that is kept, or GENERATION.
+
+    What stands there now is kept as a version itself. Works through a mount while it is served;
+    who has the file open keeps what was opened.
+    """
+    below = Below(directory)
+    below.needed_layout()
+    inside = below.relative(path)
+    if below.served is not None:
+        from ckptfs.mount import commands as mount_commands
+
+        try:
+            mount_commands.rollback(below.served_at, inside, to)
+        except OSError as error:
+            raise NoSuchGeneration(
+                f"{inside}: {error.strerror}; `ckptfs log {directory} {inside}` shows what is kept"
+            ) from None
+        click.echo(f"{inside}: rolled back")
+        return
+    with _opened(below) as store:
+        click.echo(f"{inside}: rolled back to generation {store.rollback(inside, to)}")
+
+
+@commands.command()
+@click.argument("directory")
+@click.argument("paths", nargs=-1)
+@click.option("--from", "sums", metavar="FILE", help="Only what agrees with this list of digests.")
+@click.option("--checksum", type=click.Choice(ALGORITHMS), default="blake3", show_default=True)
+def adopt(directory: str, paths: tuple[str, ...], sums: str | None, checksum: str) -> None:
+    """Take DIRECTORY, or the PATHS in it, as it is: record the files that have no record or were
+    edited outside, and let go of the history of those that were deleted.
+
+    FILE is what `b3sum` or `sha256sum` printed in DIRECTORY; what differs from it is not adopted.
+    The exit code is 4 then.
+    """
+    below = Below(directory)
+    listed = _listed(sums) if sums else {}
+    named = {below.relative(path) for path in paths}
+    done = wrong = 0
+    with _adopter(below, checksum) as take:
+        layout = below.needed_layout()
+        scope = Scope(tuple(named or listed), quick=True, served=below.served is not None)
+        for finding in Check(layout, scope).findings():
+            trouble = _disagreement(layout, finding, listed) if sums else ""
+            if trouble:
+                wrong += 1
+                click.echo(f"{finding.path}: {trouble}", err=True)
+            elif finding.condition in ADOPTED or finding.path in named:
+                done += take(finding)
+    click.echo(f"{directory}: {done} adopted" + (f", {wrong} not" if wrong else ""))
+    sys.exit(LEFT if wrong else 0)
+
+
+def _listed(file: str) -> dict[str, str]:
+    """The digests by path. The name of the list says what lines without a tag are."""
+    try:
+        text = osfs.read_text(file)
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from None
+    algorithm = "sha256" if "sha256" in file.rpartition("/")[2].lower() else "blake3"
+    return {line.path: line.digest for line in adoption.parse_sums(text, algorithm)}
+
+
+def _disagreement(layout: Layout, finding: Finding, listed: dict[str, str]) -> str:
+    if finding.path not in listed:
+        return "not in the list"
+    if finding.condition is Condition.MISSING:
+        return "in the list, but not there"
+    wanted = listed[finding.path]
+    found = adoption.digest_of(layout, finding.path, wanted.partition(":")[0])
+    return "" if found == wanted else f"differs from the list: {found}"
+
+
+@contextlib.contextmanager
+def _adopter(below: Below, checksum: str) -> Iterator[Callable[[Finding], bool]]:
+    """What takes a finding as it is, and says whether there was something to take."""
+    if below.served is not None:
+        from ckptfs.mount import commands as mount_commands
+
+        yield lambda finding: mount_commands.adopt(below.served_at, finding.path)
+        return
+    with _opened(below, checksum) as store:
+        known = history.lineages_by_path(store.layout)
+        yield lambda finding: store.take(finding, known)
+
+
+@contextlib.contextmanager
+def _opened(below: Below, checksum: str = "blake3") -> Iterator[Store]:
+    """The store, to itself."""
+    store = Store.open(below.where, Options(checksum=checksum))
+    below.reopen()
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+# --- leaving -------------------------------------------------------------------------------------
+
+
+@commands.command("export-sums")
+@click.argument("directory")
+@click.option("--checksum", type=click.Choice(ALGORITHMS), default="blake3", show_default=True)
+def export_sums(directory: str, checksum: str) -> None:
+    """Print the digests of DIRECTORY's files as `b3sum` or `sha256sum` would, for their --check.
+
+    Taken from the records, where they are of that kind, else read. Files that are not as recorded
+    are left out and named on stderr; the exit code is 4 then.
+    """
+    below = Below(directory)
+    layout = below.needed_layout()
+    left_out = 0
+    for finding in Check(layout, Scope(quick=True, served=below.served is not None)).files_only():
+        record = finding.record
+        if record is None or finding.condition is not Condition.UNREAD:
+            left_out += 1
+            click.echo(f"left out: {finding.path}: {finding.condition.value}", err=True)
+            continue
+        digest = record.digest
+        if record.algorithm != checksum:
+            digest = adoption.digest_of(layout, finding.path, checksum)
+        click.echo(adoption.sums_line(finding.path, digest))
+    sys.exit(LEFT if left_out else 0)
+
+
+@commands.command()
+@click.argument("directory")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def strip(directory: str, yes: bool) -> None:
+    """Leave ckptfs: take the records off and remove DIRECTORY/.ckptfs, with all earlier versions.
+
+    The files themselves stay as they are.
+    """
+    below = Below(directory)
+    layout = below.needed_layout()
+    if below.served is not None:
+        raise CannotServe(f"{directory}: mounted; `ckptfs umount {directory}` first")
+    aside = [*layout.set_aside(layout.salvage), *layout.set_aside(layout.quarantine)]
+    kept = sum(1 for _ in Check(layout, Scope(quick=True)).kept())
+    if not yes:
+        click.confirm(
+            f"remove {kept} earlier versions, and {len(aside)} files in salvage and quarantine?",
+            abort=True,
+        )
+    with _opened(below) as store:
+        count = sum(1 for _ in adoption.strip(store.layout))
+    click.echo(f"{directory}: {count} records taken off; these are plain files now")

@@ -1,0 +1,185 @@
+"""``mount``, ``run``, ``umount``, ``status``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ckptfs import osfs
+from ckptfs.cli.base import absolute, commands, status_of, when
+from ckptfs.digest import ALGORITHMS
+from ckptfs.protocol import Mode
+from ckptfs.store import Options
+
+if TYPE_CHECKING:
+    from ckptfs.mount.daemon import MountOptions
+
+
+@commands.command()
+@click.argument("directory")
+@click.argument("mountpoint", required=False)
+@click.option(
+    "--mode",
+    type=click.Choice([mode.value for mode in Mode]),
+    default=Mode.ATOMIC_DIRSYNC.value,
+    show_default=True,
+    help="How a version becomes visible and durable.",
+)
+@click.option("--checksum", type=click.Choice(ALGORITHMS), default="blake3", show_default=True)
+@click.option(
+    "--keep",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Earlier generations retained per file.",
+)
+@click.option(
+    "--verify",
+    type=click.Choice(["open", "off"]),
+    default="open",
+    show_default=True,
+    help="Check digests when a file is opened for reading.",
+)
+@click.option(
+    "--validate",
+    type=click.Choice(["overwrite", "off"]),
+    default="overwrite",
+    show_default=True,
+    help="Refuse to replace a sound checkpoint by one that is not whole.",
+)
+@click.option(
+    "--in-place",
+    "in_place",
+    multiple=True,
+    metavar="GLOB",
+    help="Also write these in place, without transactions.",
+)
+@click.option("--salvage-bytes", type=click.IntRange(0), default=16 << 30, show_default=True)
+@click.option(
+    "--binding",
+    type=click.Choice(["kernel", "fusepy", "refuse"]),
+    envvar="CKPTFS_BINDING",
+    show_envvar=True,
+    help="How FUSE is spoken: to the kernel (the default on Linux), or through libfuse 2.",
+)
+@click.option("--no-passthrough", is_flag=True, help="Relay data through the daemon.")
+@click.option("--allow-other", is_flag=True, help="Let other users in (root's mounts do).")
+@click.option("--foreground", is_flag=True, help="Stay, and log to the terminal.")
+@click.option("--log", "log_file", default="", metavar="FILE", help="Where the daemon logs.")
+@click.option(
+    "--stop-timeout",
+    type=click.FloatRange(0),
+    default=25.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="After SIGTERM, serve on while the mount is used, at most this long.",
+)
+def mount(directory: str, mountpoint: str | None, **given: Any) -> None:
+    """Serve DIRECTORY over itself, or at MOUNTPOINT. Returns once it is served."""
+    from ckptfs.mount.daemon import mount as start
+
+    start(_mount_options(directory, mountpoint, given))
+
+
+def _mount_options(directory: str, mountpoint: str | None, given: dict[str, Any]) -> MountOptions:
+    from ckptfs.mount.daemon import MountOptions
+    from ckptfs.mount.sessions import choose
+
+    served = absolute(directory)
+    options = Options(
+        mode=Mode(given["mode"]),
+        checksum=given["checksum"],
+        keep=given["keep"],
+        verify_opens=given["verify"] == "open",
+        validate=given["validate"] == "overwrite",
+        in_place=tuple(given["in_place"]),
+        salvage_bytes=given["salvage_bytes"],
+    )
+    return MountOptions(
+        directory=served,
+        mountpoint=absolute(mountpoint) if mountpoint else served,
+        store=options,
+        binding=choose(given.get("binding") or ""),
+        passthrough=not given["no_passthrough"],
+        allow_other=given.get("allow_other", False),
+        foreground=given.get("foreground", False),
+        log_file=osfs.real_path(given["log_file"]) if given["log_file"] else "",
+        stop_timeout_s=given["stop_timeout"],
+    )
+
+
+@commands.command(options_metavar="[OPTIONS] --")
+@click.argument("directory")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(directory: str, command: tuple[str, ...], **given: Any) -> None:
+    """Run COMMAND with DIRECTORY served, to it and its children alone.
+
+    Needs neither root nor fusermount3. Ends with COMMAND's exit status, 128 + n if signal n ended
+    it; 127 if there is no such command.
+    """
+    from ckptfs.mount.run import run as start
+
+    sys.exit(start(_mount_options(directory, None, given), command))
+
+
+_NOT_OF_RUN = {"directory", "mountpoint", "allow_other", "foreground", "help"}
+run.params += [option for option in mount.params if option.name not in _NOT_OF_RUN]
+
+
+@commands.command()
+@click.argument("directory")
+def umount(directory: str) -> None:
+    """End the mount of DIRECTORY; returns once every commit in flight is finished."""
+    from ckptfs.mount.daemon import umount as stop
+
+    stop(absolute(directory))
+
+
+@commands.command()
+@click.argument("directory", default=".")
+@click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
+@click.option("--check", is_flag=True, help="Exit 0 serving, 1 not mounted, 2 degraded.")
+def status(directory: str, as_json: bool, check: bool) -> None:
+    """What serves DIRECTORY, how, and what happened."""
+    found = status_of(absolute(directory))
+    if found is None:
+        from ckptfs.mount import inspect
+
+        why = inspect.not_mounted(absolute(directory))
+        if check:
+            click.echo(str(why))
+            sys.exit(why.exit_code)
+        raise why
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        for line in _status_lines(found):
+            click.echo(line)
+    if check and found["degraded"]:
+        sys.exit(2)
+
+
+def _status_lines(found: dict[str, Any]) -> Iterator[str]:
+    data = "passthrough" if found["passthrough"] else f"relay ({found['binding']})"
+    if found["passthrough_refusal"]:
+        data += f": {found['passthrough_refusal']}"
+    yield f"{found['directory']} at {found['mountpoint']}: serving, process {found['pid']}"
+    yield f"  mode      {found['mode']}, {found['checksum']}, {found['keep']} earlier kept"
+    yield f"  data      {data}"
+    yield f"  checks    verify={found['verify']} validate={found['validate']}"
+    counts = found["counts"]
+    yield "  so far    " + (", ".join(f"{counts[k]} {k}" for k in sorted(counts)) or "nothing")
+    yield f"  in place  {' '.join(found['in_place'])}"
+    yield f"  log       {found['log']}"
+    for path in found["writing"]:
+        yield f"  writing   {path}"
+    for trouble in found["degraded"]:
+        yield f"  DEGRADED  {trouble}"
+    for event in found["events"]:
+        if event["event"] != "committed":
+            what = f"{event['event']} {event['path']}: {event['detail']}"
+            yield f"  {when(event['time_ns'])}  {what}"

@@ -1,0 +1,259 @@
+"""The check of a whole directory: files against their records, history, and what a crash left.
+
+It can run beside a mount that is being written: what changes while it is looked at is looked at
+again, and what belongs to the daemon (stage, links on their way) is left to it. Nothing is changed
+by :class:`Check`; :func:`repair` needs the store to itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from ckptfs import format as fmt
+from ckptfs import history, osfs
+from ckptfs.layout import Layout
+from ckptfs.store import Store
+from ckptfs.verify import ROTTEN, Condition, Finding, examine_at, walk
+
+_AHEAD = 4  # files a job that wait their turn: results come in order, memory is bounded
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What to look at."""
+
+    paths: tuple[str, ...] = ()  # none: everything
+    jobs: int = 1
+    quick: bool = False  # records, sizes and times; no bytes
+    direct: bool = False  # past the page cache
+    part: int = 1  # of ``parts``, whose bytes are read; the others get the quick look
+    parts: int = 1
+    served: bool = False  # a daemon works here
+
+    def reads(self, path: str) -> bool:
+        """Whether its bytes are looked at; the same files in every run."""
+        if self.quick:
+            return False
+        return zlib.crc32(path.encode("utf-8", "surrogateescape")) % self.parts == self.part - 1
+
+
+class Check:
+    """One run. ``generations`` and ``files`` count what it looked at."""
+
+    def __init__(self, layout: Layout, scope: Scope) -> None:
+        self.layout, self.fs, self.scope = layout, layout.fs, scope
+        self.files = self.generations = 0
+        self._known = history.lineages_by_path(layout)
+        self._kept = frozenset(self.fs.listdir(layout.history))
+        self._live: set[str] = set()  # lineages with history whose file was seen
+        self._names: Counter[int] = Counter()  # of inodes that have several
+        self._linked: dict[int, tuple[str, int]] = {}
+        self._highest = 0
+
+    def files_only(self) -> Iterator[Finding]:
+        return self._files(walk(self.fs, self.layout.root))
+
+    def kept(self) -> Iterator[Finding]:
+        """What history holds."""
+        return self._history(sorted(self._kept))
+
+    def findings(self) -> Iterator[Finding]:
+        """Everything there is to say, sound files included, in the order of the walk."""
+        scope = self.scope
+        if scope.paths:
+            for path in scope.paths:
+                yield from self._named(path)
+            return
+        yield from self.files_only()
+        yield from self._missing()
+        yield from self.kept()
+        if not scope.served:
+            yield from self.leftovers()
+            yield from self._counter()
+            yield from self._links()
+
+    # --- files -----------------------------------------------------------------------------------
+
+    def _named(self, path: str) -> Iterator[Finding]:
+        """A file with its history, or all that is in a directory."""
+        with (
+            contextlib.suppress(OSError),
+            osfs.place(self.fs, self.layout.root, path) as (at, name),
+        ):
+            if osfs.is_directory(self.fs.lstat(at, name)):
+                with osfs.opened(self.fs, at, name, osfs.DIRECTORY) as folder:
+                    yield from self._files(walk(self.fs, folder, f"{path}/"))
+                return
+        (finding,) = self._files([(path, None)])
+        yield finding
+        lineage = finding.record.lineage if finding.record else self._known.get(path)
+        if lineage in self._kept:
+            yield from self._history([lineage])
+
+    def _files(self, found: Iterable[tuple[str, osfs.Status | None]]) -> Iterator[Finding]:
+        def jobs() -> Iterator[Callable[[], Finding]]:
+            for path, status in found:
+                self.files += 1
+                self._note_links(path, status)
+                yield lambda path=path: self._examine(path)  # type: ignore[misc]
+
+        for finding in self._in_order(jobs()):
+            record = finding.record
+            if record is not None:
+                self._highest = max(self._highest, record.generation)
+                if record.lineage in self._kept:
+                    self._live.add(record.lineage)
+            if finding.condition is Condition.UNRECORDED and finding.path in self._known:
+                detail = f"history knows it as lineage {self._known[finding.path]}"
+                finding = replace(finding, condition=Condition.RECORD_MISSING, detail=detail)
+            yield finding
+
+    def _examine(self, path: str) -> Finding:
+        try:
+            with osfs.place(self.fs, self.layout.root, path) as (at, name):
+                how = {"quick": not self.scope.reads(path), "direct": self.scope.direct}
+                return examine_at(self.layout, path, at, name, digest_modified=True, **how)
+        except FileNotFoundError:
+            return Finding(path, Condition.MISSING, detail="no such file")
+        except OSError as error:
+            return Finding(path, Condition.UNREADABLE, detail=error.strerror or str(error))
+
+    def _in_order(self, jobs: Iterator[Callable[[], Finding]]) -> Iterator[Finding]:
+        """Examine in parallel, in the order given. Memory: 8 MiB a job at most."""
+        if self.scope.jobs == 1:
+            yield from (job() for job in jobs)
+            return
+        with ThreadPoolExecutor(self.scope.jobs, thread_name_prefix="ckptfs-verify") as pool:
+            waiting: deque[Future[Finding]] = deque()
+            waiting.extend(pool.submit(job) for job in islice(jobs, self.scope.jobs * _AHEAD))
+            try:
+                while waiting:
+                    finding = waiting.popleft().result()
+                    waiting.extend(pool.submit(job) for job in islice(jobs, 1))
+                    yield finding
+            finally:  # interrupted: no need to read on
+                for future in waiting:
+                    future.cancel()
+
+    def _missing(self) -> Iterator[Finding]:
+        """Files that history knows, and that are not there. One that was renamed while the walk
+        was under way is looked for once more."""
+        gone = {p: lineage for p, lineage in self._known.items() if lineage not in self._live}
+        gone = {p: lineage for p, lineage in gone.items() if not self._stands(p)}
+        if gone and self.scope.served:
+            for path, _ in walk(self.fs, self.layout.root):
+                found = self._examine_quickly(path).record
+                self._live |= {found.lineage} if found else set()
+        for path, lineage in gone.items():
+            kept = history.generations(self.layout, lineage)
+            if lineage not in self._live and kept:
+                detail = f"deleted outside ckptfs; history has generation {kept[0]}"
+                yield Finding(path, Condition.MISSING, detail=detail)
+
+    def _stands(self, path: str) -> bool:
+        return self._examine_quickly(path).condition is not Condition.MISSING
+
+    def _examine_quickly(self, path: str) -> Finding:
+        return Check(self.layout, replace(self.scope, quick=True))._examine(path)
+
+    # --- history ---------------------------------------------------------------------------------
+
+    def _history(self, lineages: Iterable[str]) -> Iterator[Finding]:
+        def jobs() -> Iterator[Callable[[], Finding]]:
+            for lineage in lineages:
+                for generation in reversed(history.generations(self.layout, lineage)):
+                    yield lambda at=(lineage, generation): self._generation(*at)  # type: ignore[misc]
+
+        for finding in self._in_order(jobs()):
+            if finding.condition is Condition.MISSING:
+                continue  # a commit let it go meanwhile
+            self.generations += 1
+            if finding.record is not None:
+                self._highest = max(self._highest, finding.record.generation)
+            yield finding
+
+    def _generation(self, lineage: str, generation: int) -> Finding:
+        path = generation_path(lineage, generation)
+        how = {"quick": not self.scope.reads(path), "direct": self.scope.direct}
+        try:
+            with osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder:
+                name = str(generation)
+                self._note_links(path, self.fs.lstat(folder, name))
+                found = examine_at(self.layout, path, folder, name, digest_modified=True, **how)
+        except FileNotFoundError:
+            return Finding(path, Condition.MISSING)
+        of = history.noted_path(self.layout, lineage)
+        if of is not None and found.condition is not Condition.OK:
+            found = replace(found, detail=f"of {of}; {found.detail}".rstrip("; "))
+        return found
+
+    # --- what belongs to nobody ------------------------------------------------------------------
+
+    def leftovers(self) -> Iterator[Finding]:
+        """Of a crash. The next mount clears them."""
+        for name in sorted(self.fs.listdir(self.layout.stage)):
+            status = self.fs.lstat(self.layout.stage, name)
+            self._note_links("", status)
+            path = f"{fmt.CONTROL}/{fmt.STAGE}/{name}"
+            yield Finding(path, Condition.LEFTOVER, status.st_size, detail="of a crash")
+
+    def _counter(self) -> Iterator[Finding]:
+        counted = self.layout.stored_counter()
+        if counted < self._highest:
+            detail = f"counts to {counted}, there is generation {self._highest}"
+            yield Finding(f"{fmt.CONTROL}/{fmt.COUNTER}", Condition.DAMAGED, detail=detail)
+
+    def _note_links(self, path: str, status: osfs.Status | None) -> None:
+        if status is not None and status.st_nlink > 1 and osfs.is_regular(status):
+            self._names[status.st_ino] += 1
+            if path or status.st_ino not in self._linked:
+                self._linked[status.st_ino] = path, status.st_nlink
+
+    def _links(self) -> Iterator[Finding]:
+        for folder in (self.layout.quarantine, self.layout.salvage):
+            for name in self.fs.listdir(folder):
+                self._note_links("", self.fs.lstat(folder, name))
+        for inode, (path, links) in self._linked.items():
+            if self._names[inode] < links and path:
+                outside = links - self._names[inode]
+                detail = f"{outside} of its {links} names lie outside: it can be changed in place"
+                yield Finding(path, Condition.LINKED, detail=detail)
+
+
+def generation_path(lineage: str, generation: int) -> str:
+    """Where a generation lies, relative to the directory."""
+    return f"{fmt.CONTROL}/{fmt.HISTORY}/{lineage}/{generation}"
+
+
+def generation_of(path: str) -> tuple[str, int] | None:
+    """The lineage and number of a generation, by its path; None for other paths."""
+    parts = path.split("/")
+    if parts[:2] == [fmt.CONTROL, fmt.HISTORY] and len(parts) == 4 and parts[3].isdigit():
+        return parts[2], int(parts[3])
+    return None
+
+
+def repair(store: Store, finding: Finding, *, asked_for: bool = False) -> Finding:
+    """See to one finding; ``repair`` of the answer says what was done, if anything. Rotten files
+    are rolled back, rotten generations put into quarantine, counters raised. Edits made outside
+    stay, deletions too unless the path was ``asked_for`` by name. Durable on return."""
+    done = ""
+    generation = generation_of(finding.path)
+    if generation is not None and finding.condition in ROTTEN:
+        done = store.set_aside(*generation)
+    elif finding.path == f"{fmt.CONTROL}/{fmt.COUNTER}":
+        store.layout.next_generation(int(finding.detail.rsplit(" ", 1)[1]))
+        done = "raised"
+    elif finding.condition in ROTTEN:
+        done = store.repair(finding.path).repair
+    elif finding.condition is Condition.MISSING and asked_for:
+        done = f"brought back generation {store.rollback(finding.path)}"
+    elif finding.condition is Condition.LEFTOVER:
+        done = "cleared"  # by the recovery that opening the store is
+    return replace(finding, repair=done)

@@ -1,0 +1,172 @@
+"""Verified opens (C5): rotten bytes are rolled back to the newest good generation, or refused.
+
+The damaged version goes to quarantine, nothing is deleted. What was found good is remembered until
+its size, mtime or ctime move. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from dataclasses import replace
+
+from ckptfs import format as fmt
+from ckptfs import history, osfs
+from ckptfs.commit import Committer
+from ckptfs.errors import NoSuchGeneration, Rotten
+from ckptfs.format import Record
+from ckptfs.verify import ROTTEN, Condition, Finding, Stamp, examine, stamp
+
+_REMEMBERED = 100_000  # verified versions kept in mind; about 200 bytes each
+
+
+class Guard:
+    """Over one store."""
+
+    def __init__(self, committer: Committer) -> None:
+        self.committer, self.layout, self.fs = committer, committer.layout, committer.fs
+        self._known: OrderedDict[tuple[int, int], tuple[int, int, int]] = OrderedDict()
+        self._guard = threading.Lock()
+
+    # --- what is known to be good ----------------------------------------------------------------
+
+    def remember(self, fd: int) -> None:
+        """The version of ``fd`` is as its record says; asked again only once it changes."""
+        self._remember(stamp(self.fs.stat(fd)))
+
+    def _remember(self, seen: Stamp) -> None:
+        key, state = seen
+        with self._guard:
+            self._known[key] = state
+            self._known.move_to_end(key)
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+
+    def known_good(self, at: int, name: str) -> bool:
+        key, state = stamp(self.fs.lstat(at, name))
+        with self._guard:
+            return self._known.get(key) == state
+
+    # --- checking --------------------------------------------------------------------------------
+
+    def check(self, at: int, name: str, path: str, *, direct: bool = False) -> Finding:
+        """Examine ``at/name``, which is ``path``, whatever is remembered of it, and see to what
+        has rotted: see ``repair`` and ``replaced`` of the answer. A rollback is durable on return.
+        Raises Rotten where no good generation is left.
+        """
+        while True:
+            before = stamp(self.fs.lstat(at, name))
+            if before[0] in self.committer.growth.torn:
+                raise Rotten(
+                    f"{path}: half extended, and could not be cut back; remount to repair it"
+                )
+            finding = replace(examine(self.layout, at, name, direct=direct), path=path)
+            if finding.condition not in ROTTEN:
+                if finding.condition is not Condition.BUSY:
+                    self._remember(before)
+                return finding
+            with self.committer.path_lock(at, name):
+                if stamp(self.fs.lstat(at, name)) == before:
+                    return self._mend(at, name, finding)
+            # Replaced or rolled back by somebody else meanwhile, or merely linked: look again.
+
+    def _mend(self, at: int, name: str, finding: Finding) -> Finding:
+        if finding.proven:
+            self.committer.require_writable()
+            lineage = self.lineage_at(finding.path, None)
+            self.committer.record(at, name, finding.path, lineage)
+            return replace(finding, repair="given a new record")
+        lineage, generation = self._newest_good(at, name, finding)
+        self.committer.require_writable()
+        self._quarantine(at, name, finding)
+        self._install(lineage, generation, at, name)
+        done = f"rolled back to generation {generation}"
+        return replace(finding, repair=done, replaced=True)
+
+    def _newest_good(self, at: int, name: str, finding: Finding) -> tuple[str, int]:
+        """The newest good generation before the rotten one. Later ones can be there where two
+        hard links of one version went separate ways; they belong to the other name."""
+        record = finding.record
+        lineage = self.lineage_at(finding.path, record)
+        of_another = history.has_another_file(self.layout, lineage, self.fs.lstat(at, name).st_ino)
+        for generation in [] if of_another else history.generations(self.layout, lineage):
+            earlier = record is None or generation < record.generation
+            if earlier and self._is_good(lineage, generation):
+                return lineage, generation
+        raise Rotten(
+            f"{finding.path}: {finding.detail}, and no good generation is left; the file is where "
+            "it was, restore it from a copy"
+        )
+
+    def _is_good(self, lineage: str, generation: int) -> bool:
+        with (
+            contextlib.suppress(OSError),
+            osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder,
+        ):
+            found = examine(self.layout, folder, str(generation), digest_modified=True)
+            return found.condition is Condition.OK
+        return False
+
+    def _quarantine(self, at: int, name: str, finding: Finding) -> None:
+        """Give the damaged file a second name in quarantine, durable on return."""
+        draft = fmt.new_txid()
+        self.fs.link(at, name, self.layout.stage, draft)
+        story: dict[str, object] = {"path": finding.path, "reason": finding.detail}
+        self.layout.put_aside(self.layout.stage, draft, self.layout.quarantine, story)
+        self.committer.sync_dir(self.layout.quarantine)
+
+    def _install(self, lineage: str, generation: int, at: int, name: str) -> None:
+        """Let ``at/name`` be that generation. By way of stage: history lets go of the good version
+        only once it is settled."""
+        with osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder:
+            draft = fmt.new_txid()
+            self.fs.link(folder, str(generation), self.layout.stage, draft)
+            self._inherit(at, name, draft)
+            self.fs.rename(self.layout.stage, draft, at, name)
+            self.committer.sync_dir(at)
+            with contextlib.suppress(OSError):
+                self.fs.unlink(folder, str(generation))
+
+    def _inherit(self, at: int, name: str, draft: str) -> None:
+        """Who may read a file may have changed since that generation: mode and ACL are those of
+        the version that it replaces. But not if that is another user's: who renames a file of his
+        own onto somebody else's must not come to read what was there."""
+        with (
+            contextlib.suppress(FileNotFoundError),
+            osfs.opened(self.fs, at, name, osfs.O_RDONLY) as replaced,
+            osfs.opened(self.fs, self.layout.stage, draft, osfs.O_RDONLY) as good,
+        ):
+            if self.fs.stat(replaced).st_uid == self.fs.stat(good).st_uid:
+                self.fs.copy_metadata(replaced, good, skip=fmt.XATTR)
+                self.fs.fsync(good)
+
+    # --- at the user's wish ----------------------------------------------------------------------
+
+    def restore(self, at: int, name: str, finding: Finding, to: int | None) -> int:
+        """Bring back generation ``to``, or the newest good one, in place of what is rotten or not
+        there at all. Durable on return. Returns the generation. Raises NoSuchGeneration."""
+        self.committer.require_writable()
+        with self.committer.path_lock(at, name):
+            lineage = self.lineage_at(finding.path, finding.record)
+            generation = self.chosen(lineage, finding.path, to)
+            if finding.condition is not Condition.MISSING:
+                self._quarantine(at, name, finding)
+            self._install(lineage, generation, at, name)
+        return generation
+
+    def lineage_at(self, path: str, record: Record | None) -> str:
+        """Whose history is that of the file at ``path``; empty where it has none."""
+        if record is not None:
+            return record.lineage
+        return history.lineages_by_path(self.layout).get(path, "")
+
+    def chosen(self, lineage: str, path: str, to: int | None) -> int:
+        """That generation, or the newest one, if it is good. Raises NoSuchGeneration."""
+        kept = history.generations(self.layout, lineage)
+        for generation in kept:
+            if to in (None, generation) and self._is_good(lineage, generation):
+                return generation
+        which = "no good generation" if to is None else f"no good generation {to}"
+        known = ", ".join(map(str, kept)) or "none"
+        raise NoSuchGeneration(f"{path}: {which} in history; there is: {known}")
