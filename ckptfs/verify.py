@@ -146,6 +146,16 @@ class Guard:
         # Replaced or rolled back by somebody else meanwhile, or merely linked: look again.
         return self.ensure(at, name, path) or finding
 
+    def require_good(self, at: int, name: str, path: str) -> None:
+        """Make sure that a kept generation gives good bytes. Raises Rotten."""
+        if self.known_good(at, name):
+            return
+        stamp = _stamp(self.fs.lstat(at, name))
+        finding = examine(self.layout, at, name, digest_modified=True)
+        if finding.condition in (Condition.DAMAGED, Condition.RECORD_DAMAGED):
+            raise Rotten(f"{path}: {finding.detail}")
+        self._remember(stamp)
+
     def _roll_back(self, at: int, name: str, path: str, finding: Finding) -> None:
         lineage = finding.record.lineage if finding.record else None
         source = self._newest_good(finding.record) if finding.record else None
