@@ -84,7 +84,9 @@ class Record:
             if magic != _MAGIC:
                 raise ValueError(f"record version {magic!r}")
             named = dict(field.split("=", 1) for field in fields)
-            if not named["lineage"].isalnum():  # it is the name of a directory
+            if not named[
+                "lineage"
+            ].isalnum():  # a name, and who owns the directory can write records
                 raise ValueError("not a lineage")
             return cls(
                 digest=named["digest"],

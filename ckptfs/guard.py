@@ -71,6 +71,16 @@ class Guard:
                     return self._mend(at, name, finding)
             # Replaced or rolled back by somebody else meanwhile, or merely linked: look again.
 
+    def require_good(self, at: int, name: str, path: str) -> None:
+        """Make sure that a kept generation gives good bytes. Raises Rotten."""
+        if self.known_good(at, name):
+            return
+        before = stamp(self.fs.lstat(at, name))
+        finding = examine(self.layout, at, name, digest_modified=True)
+        if finding.condition in ROTTEN:
+            raise Rotten(f"{path}: {finding.detail}")
+        self._remember(before)
+
     def _mend(self, at: int, name: str, finding: Finding) -> Finding:
         if finding.proven:
             self.committer.require_writable()

@@ -249,6 +249,15 @@ class Store:
             self.note("modified outside", path)
         return finding
 
+    def verify_kept(self, path: str, at: int, name: str) -> None:
+        """Ensure that an open of the kept generation ``at/name`` reads good bytes; ``path`` is
+        for messages. Raises Rotten: nothing stands behind it."""
+        try:
+            self.guard.require_good(at, name, path)
+        except Rotten as error:
+            self.note("rotten", path, str(error))
+            raise
+
     # --- by path, for programs that use the store as a library ----------------------------------
 
     def _place(self, path: str) -> contextlib.AbstractContextManager[tuple[int, str]]:

@@ -7,6 +7,7 @@ not reach it; what is made under its own name inherits by itself.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 ACCESS, DEFAULT = KEYS = "system.posix_acl_access", "system.posix_acl_default"
 _HEADER = struct.Struct("<I")
@@ -25,3 +26,10 @@ def inherit(default: bytes, mode: int) -> bytes:
         for tag, permissions, who in entries
     )
     return default[: _HEADER.size] + b"".join(limited)
+
+
+def limited(value: bytes, allowed: Callable[[int], int]) -> bytes:
+    """An ACL of which each entry has what ``allowed`` leaves of its permissions."""
+    entries = _ENTRY.iter_unpack(value[_HEADER.size :])
+    changed = (_ENTRY.pack(tag, allowed(permissions), who) for tag, permissions, who in entries)
+    return value[: _HEADER.size] + b"".join(changed)

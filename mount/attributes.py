@@ -49,8 +49,7 @@ class Attributes(Files):
     def _changing(self, node: Node, handle: Handle | None = None) -> Iterator[str]:
         """A path under /proc that names the node's inode, for calls that change its metadata."""
         self.store.committer.require_writable()
-        if isinstance(node, Virtual):
-            raise PermissionError(errno.EPERM, "this name belongs to ckptfs")
+        _require_changeable(node)
         if isinstance(node, Directory):
             yield f"/proc/self/fd/{node.fd}"
             self.caches.drop_attributes(node.id)
@@ -84,6 +83,7 @@ class Attributes(Files):
         self, nodeid: int, handle_id: int | None, change: Change
     ) -> os.stat_result | Slow[os.stat_result]:
         node = self.nodes.get(nodeid)
+        _require_changeable(node)
         handle = self.handles.get(handle_id) if handle_id is not None else None
         if change.size is not None:
             return Slow(lambda: self._truncate(node, handle, change))
@@ -183,8 +183,6 @@ class Attributes(Files):
     def _inode(self, node: Node) -> str | int:
         """What names the node's inode, for calls that only look and follow no link. The kernel
         asks for an xattr before the first write to every file, ``ls -l`` for two of each."""
-        if isinstance(node, Virtual):
-            raise OSError(errno.EOPNOTSUPP, "no extended attributes")
         if isinstance(node, Directory):
             return node.fd
         assert isinstance(node, File) and node.parent is not None
@@ -200,7 +198,10 @@ class Attributes(Files):
     def getxattr(self, nodeid: int, key: str) -> bytes:
         try:
             with self.lock:  # no version or handle ends in here
-                inode = self._inode(self.nodes.get(nodeid))
+                node = self.nodes.get(nodeid)
+                if isinstance(node, Virtual):
+                    return node.getxattr(key)
+                inode = self._inode(node)
                 return os.getxattr(inode, key, follow_symlinks=not isinstance(inode, str))
         except OSError as error:
             # Where SELinux runs it answers for its labels itself. ``ls`` would ask for one of
@@ -212,8 +213,12 @@ class Attributes(Files):
     def listxattr(self, nodeid: int, caller: Caller) -> list[str]:
         """Ours is hidden: shutil.copy2 would carry it along. trusted.* is for root to see."""
         with self.lock:
-            inode = self._inode(self.nodes.get(nodeid))
-            keys = os.listxattr(inode, follow_symlinks=not isinstance(inode, str))
+            node = self.nodes.get(nodeid)
+            if isinstance(node, Virtual):
+                keys = node.listxattr()
+            else:
+                inode = self._inode(node)
+                keys = os.listxattr(inode, follow_symlinks=not isinstance(inode, str))
         keys = [key for key in keys if key != fmt.XATTR]
         return [key for key in keys if caller.uid == 0 or not key.startswith("trusted.")]
 
@@ -236,6 +241,11 @@ class Attributes(Files):
                     change(path)
 
         return self._in_turn(node, change_all)
+
+
+def _require_changeable(node: Node) -> None:
+    if isinstance(node, Virtual):
+        raise PermissionError(errno.EPERM, "this name belongs to ckptfs")
 
 
 def _or_keep(value: int | None) -> int:

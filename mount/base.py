@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import json
 import os
 import stat
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -16,19 +14,10 @@ from typing import Any, Generic, TypeVar
 from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.mount import acl
+from ckptfs.mount.control import Control
 from ckptfs.mount.locks import Locks
 from ckptfs.mount.metadata import Metadata
-from ckptfs.mount.nodes import (
-    CONTROL_ID,
-    ROOT_ID,
-    STATUS_ID,
-    Directory,
-    File,
-    Node,
-    NodeTable,
-    Virtual,
-    identity,
-)
+from ckptfs.mount.nodes import ROOT_ID, Directory, File, Node, NodeTable, Virtual, identity
 from ckptfs.mount.versions import Caller, Handle, Version, Versions
 from ckptfs.store import Store
 
@@ -91,8 +80,7 @@ class Base:
         self.caches = Caches()
         self.versions.sealed = self._sealed
         self._ids = itertools.count(1)
-        self._status = status
-        self._mounted_ns = time.time_ns()
+        self.control = Control(store, self.nodes, status)
 
     def _sealed(self, version: Version) -> None:
         self.caches.drop_attributes(version.node.id)
@@ -107,10 +95,9 @@ class Base:
 
     def lookup(self, parent_id: int, name: str, caller: Caller) -> Entry:
         with self.lock:
-            if parent_id <= STATUS_ID:
-                virtual = self._virtual(parent_id, name)
-                if virtual is not None:
-                    return self._entry(virtual, self._virtual_status(virtual))
+            virtual = self._virtual(parent_id, name)
+            if virtual is not None:
+                return self._entry(virtual, virtual.status())
             parent = self.nodes.directory(parent_id)
             staged = self.versions.at(parent, name)
             if staged:
@@ -146,33 +133,12 @@ class Base:
         mappable = any(handle.flags & os.O_ACCMODE == os.O_RDWR for handle in node.handles)
         return status.st_nlink == 1 and not mappable
 
-    def _virtual(self, parent_id: int, name: str) -> Node | None:
-        if parent_id == ROOT_ID and name == fmt.CONTROL:
-            return self.nodes.get(CONTROL_ID)
-        if parent_id == CONTROL_ID:
-            if name == "status.json":
-                return self.nodes.get(STATUS_ID)
-            raise FileNotFoundError(errno.ENOENT, "not shown through the mount")
-        return None
-
-    def _virtual_status(self, node: Node) -> os.stat_result:
-        is_dir = node.id == CONTROL_ID
-        mode = stat.S_IFDIR | 0o555 if is_dir else stat.S_IFREG | 0o444
-        size = 0 if is_dir else len(self.status_json())
-        when = self._mounted_ns
-        times = {"st_atime_ns": when, "st_mtime_ns": when, "st_ctime_ns": when}
-        fields = (mode, node.id, 0, 1, os.getuid(), os.getgid(), size, 0, 0, 0)
-        return os.stat_result(fields, times)
-
-    def status_json(self, caller: Caller | None = None) -> bytes:
-        """Names of files are for root, the daemon's user and the directory's owner: others may
-        not be allowed to look where those files lie."""
-        status = self._status()
-        trusted = (0, os.geteuid(), os.fstat(self.store.root).st_uid)
-        if caller is not None and caller.uid not in trusted:
-            status["writing"] = ["?" for _ in status["writing"]]
-            status["events"] = [{**event, "path": "?", "detail": ""} for event in status["events"]]
-        return json.dumps(status, indent=1).encode() + b"\n"
+    def _virtual(self, parent_id: int, name: str) -> Virtual | None:
+        """What is found there below ``.ckptfs``; None anywhere else."""
+        if parent_id == ROOT_ID:
+            return self.control if name == fmt.CONTROL else None
+        parent = self.nodes.get(parent_id)
+        return parent.child(name) if isinstance(parent, Virtual) else None
 
     def forget(self, nodeid: int, lookups: int) -> None:
         with self.lock:
@@ -182,7 +148,7 @@ class Base:
         with self.lock:
             node = self.nodes.get(nodeid)
             if isinstance(node, Virtual):
-                return self._virtual_status(node)
+                return node.status()
             if isinstance(node, Directory):
                 return os.fstat(node.fd)
             assert isinstance(node, File)
@@ -222,7 +188,7 @@ class Base:
         handle = Handle(next(self._ids), node, fd, flags, None)
         with self.lock:
             self.handles[handle.id] = handle
-            if isinstance(node, File):
+            if isinstance(node, File | Virtual):
                 node.handles.add(handle)
         if flags & os.O_ACCMODE == os.O_RDWR:
             self.caches.drop_attributes(node.id)  # a mapping may change them from here on

@@ -14,8 +14,10 @@ from typing import NoReturn
 
 from ckptfs import osfs
 from ckptfs.mount.base import Entry, New, Slow, exists, own, stale
+from ckptfs.mount.control import StatusFile
 from ckptfs.mount.locks import Lock, LockSet
-from ckptfs.mount.nodes import STATUS_ID, Directory, File, Virtual, identity
+from ckptfs.mount.nodes import Directory, File, Virtual, identity
+from ckptfs.mount.past import Generation
 from ckptfs.mount.relay import Relay
 from ckptfs.mount.versions import Caller, Handle, Version
 
@@ -43,16 +45,16 @@ class Files(Relay):
             return Slow(lambda: self._open_in_place(node, flags))
         return self._open_for_writing(node, node.parent, flags, caller)
 
-    def _open_virtual(self, node: Virtual, flags: int, caller: Caller) -> Handle:
-        if node.id != STATUS_ID:
-            raise IsADirectoryError(errno.EISDIR, "a directory")
-        if flags & os.O_ACCMODE != os.O_RDONLY:
+    def _open_virtual(self, node: Virtual, flags: int, caller: Caller) -> Handle | Slow[Handle]:
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise PermissionError(errno.EPERM, "read-only")
-        fd = os.memfd_create("status.json")
-        os.write(fd, self.status_json(caller))
-        handle = self._handle(node, fd, flags)
-        handle.relayed = True
-        return handle
+        if isinstance(node, Generation):
+            return Slow(lambda: self._handle(node, node.open(), flags))
+        if isinstance(node, StatusFile):
+            handle = self._handle(node, node.open(caller.uid), flags)
+            handle.relayed = True
+            return handle
+        raise IsADirectoryError(errno.EISDIR, "a directory")
 
     def _open_for_reading(self, node: File, parent: Directory, flags: int) -> Handle | Slow[Handle]:
         with self.lock:
@@ -263,13 +265,12 @@ class Files(Relay):
     def release(self, handle_id: int) -> Slow[None] | None:
         with self.lock:
             handle = self.handles.pop(handle_id)
-            if isinstance(handle.node, File):
+            if isinstance(handle.node, File | Virtual):
                 handle.node.handles.discard(handle)
         work = self.versions.release(handle)
         os.close(handle.fd)
         with self.lock:
-            if isinstance(handle.node, File):
-                self.nodes.drop_if_forgotten(handle.node)
+            self.nodes.drop_if_forgotten(handle.node)
         return None if work is None else Slow(work)
 
     def fsync(self, handle_id: int) -> Slow[None]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.mount.base import Base, Entry, New, Slow, lstat, own, owner
-from ckptfs.mount.nodes import ROOT_ID, Directory, File, Node, identity
+from ckptfs.mount.nodes import ROOT_ID, Directory, File, Listed, Node, Virtual, identity
 from ckptfs.mount.versions import Caller, Handle
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
@@ -37,15 +37,24 @@ class Namespace(Base):
         node = self.nodes.get(nodeid)
         return isinstance(node, Directory) and not self.versions.any_below(node)
 
-    def listing(self, handle_id: int, restart: bool) -> list[tuple[str, int, int]]:
-        """``(name, inode, type)`` of every name, staged ones too; taken anew on ``restart``."""
+    def listing(self, handle_id: int, restart: bool) -> list[Listed] | Slow[list[Listed]]:
+        """Every name, staged ones too; taken anew on ``restart``. One of history reads records."""
         handle = self.handle(handle_id)
-        if restart:
-            handle.listing = list(self._list(handle.node))
-        return handle.listing
 
-    def _list(self, node: Node) -> Iterator[tuple[str, int, int]]:
+        def anew() -> list[Listed]:
+            handle.listing = list(self._list(handle.node))
+            return handle.listing
+
+        if not restart:
+            return handle.listing
+        return Slow(anew) if isinstance(handle.node, Virtual) else anew()
+
+    def _list(self, node: Node) -> Iterator[Listed]:
         yield ".", node.ident[1], stat.S_IFDIR
+        if isinstance(node, Virtual):
+            yield "..", (node.above or self.nodes.root).ident[1], stat.S_IFDIR
+            yield from node.entries()
+            return
         yield "..", (node.parent or node).ident[1], stat.S_IFDIR
         if not isinstance(node, Directory):
             return
@@ -67,7 +76,10 @@ class Namespace(Base):
 
     def releasedir(self, handle_id: int) -> None:
         with self.lock:
-            self.handles.pop(handle_id, None)
+            handle = self.handles.pop(handle_id, None)
+            if handle is not None and isinstance(handle.node, Virtual):
+                handle.node.handles.discard(handle)
+                self.nodes.drop_if_forgotten(handle.node)
 
     def mkdir(self, parent_id: int, name: str, new: New) -> Entry:
         parent = self._writable_parent(parent_id, name)

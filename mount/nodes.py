@@ -14,9 +14,9 @@ import errno
 import itertools
 import os
 import stat
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from ckptfs import format as fmt
 from ckptfs import osfs
 
 if TYPE_CHECKING:
@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 ROOT_ID = 1
 CONTROL_ID = 2  # .ckptfs as the mount shows it
 STATUS_ID = 3  # .ckptfs/status.json
+HISTORY_ID = 4  # .ckptfs/history
 _FIRST_ID = 16
 
 # st_dev, st_ino and the file type, since a freed inode number may come back as something else
 Identity = tuple[int, int, int]
+Listed = tuple[str, int, int]  # name, inode number, type
+_Key = tuple[int, str, Identity]
 
 
 def identity(status: os.stat_result) -> Identity:
@@ -54,6 +57,9 @@ class Node:
         if self.parent is None or self.parent.id == ROOT_ID:
             return self.name
         return f"{self.parent.path()}/{self.name}"
+
+    def key(self) -> _Key:
+        return (self.parent.id if self.parent else 0), self.name, self.ident
 
 
 class Directory(Node):
@@ -84,10 +90,31 @@ class File(Node):
 
 
 class Virtual(Node):
-    """The control directory and what can be read in it."""
+    """What the mount alone shows, read-only: ``.ckptfs`` and what lies in it. ``name`` is its
+    path, and it lies in ``above``."""
 
+    def __init__(self, nodeid: int, above: Virtual | None, name: str, ident: Identity) -> None:
+        super().__init__(nodeid, None, name, ident)
+        self.above = above
+        self.handles: set[Handle] = set()
 
-_Key = tuple[int, str, Identity]
+    def key(self) -> _Key:
+        return (self.above.id if self.above else ROOT_ID), self.name, self.ident
+
+    def status(self) -> os.stat_result:
+        raise NotImplementedError
+
+    def child(self, name: str) -> Virtual:
+        raise NotADirectoryError(errno.ENOTDIR, "not a directory")
+
+    def entries(self) -> Iterable[Listed]:
+        return ()
+
+    def getxattr(self, key: str) -> bytes:
+        raise OSError(errno.EOPNOTSUPP, "no extended attributes")
+
+    def listxattr(self) -> list[str]:
+        raise OSError(errno.EOPNOTSUPP, "no extended attributes")
 
 
 class NodeTable:
@@ -95,11 +122,6 @@ class NodeTable:
         self.root = Directory(ROOT_ID, None, "", osfs.duplicate(root_fd))
         self.root.lookups = 1
         self._by_id: dict[int, Node] = {ROOT_ID: self.root}
-        for nodeid, name, kind in (
-            (CONTROL_ID, fmt.CONTROL, stat.S_IFDIR),
-            (STATUS_ID, f"{fmt.CONTROL}/status.json", stat.S_IFREG),
-        ):
-            self._by_id[nodeid] = Virtual(nodeid, self.root, name, (0, nodeid, kind))
         self._by_key: dict[_Key, Node] = {}
         self._ids = itertools.count(_FIRST_ID)
 
@@ -134,17 +156,27 @@ class NodeTable:
         self._add(node)
         return node
 
-    def _add(self, node: Node) -> None:
-        assert node.parent is not None
-        node.parent.children += 1
+    def fix(self, node: Virtual) -> None:
+        """One that is never forgotten."""
         self._by_id[node.id] = node
-        self._by_key[node.parent.id, node.name, node.ident] = node
+
+    def virtual(self, key: _Key, make: Callable[[int], Virtual]) -> Virtual:
+        node = self._by_key.get(key)
+        if node is None:
+            node = make(next(self._ids))
+            self._add(node)
+        assert isinstance(node, Virtual) and node.key() == key
+        return node
+
+    def _add(self, node: Node) -> None:
+        if node.parent is not None:
+            node.parent.children += 1
+        self._by_id[node.id] = node
+        self._by_key[node.key()] = node
 
     def _drop_key(self, node: Node) -> None:
-        if node.parent is not None:
-            key = node.parent.id, node.name, node.ident
-            if self._by_key.get(key) is node:
-                del self._by_key[key]
+        if self._by_key.get(node.key()) is node:
+            del self._by_key[node.key()]
 
     def move(self, node: Node, parent: Directory, name: str) -> None:
         self._drop_key(node)
@@ -164,7 +196,7 @@ class NodeTable:
 
     def forget(self, nodeid: int, lookups: int) -> None:
         node = self._by_id.get(nodeid)
-        if node is None or isinstance(node, Virtual) or nodeid == ROOT_ID:
+        if node is None or nodeid < _FIRST_ID:
             return
         node.lookups -= lookups
         self.drop_if_forgotten(node)
@@ -180,6 +212,10 @@ class NodeTable:
 
 
 def _in_use(node: Node) -> bool:
+    if node.id < _FIRST_ID:
+        return True
     if isinstance(node, File):
         return bool(node.version or node.handles)
+    if isinstance(node, Virtual):
+        return bool(node.handles)
     return isinstance(node, Directory) and node.children > 0

@@ -29,6 +29,7 @@ from ckptfs.mount.base import Entry, New, Slow, exists, lstat
 from ckptfs.mount.inodes import Inodes, Opened, Place
 from ckptfs.mount.nodes import ROOT_ID, File, Identity, Node, identity
 from ckptfs.mount.operations import Operations
+from ckptfs.mount.past import Generation
 from ckptfs.mount.versions import Caller, Handle
 
 log = logging.getLogger("ckptfs.session")
@@ -363,6 +364,8 @@ class PortableSession:
         # The end that an append goes to is known to the daemon alone.
         if handle.relayed or access == os.O_WRONLY or handle.flags & os.O_APPEND:
             return False
+        if isinstance(node, Generation):
+            return True  # of one path and number, one version
         with self.ops.lock:
             if not isinstance(node, File) or node.parent is None:
                 return False
@@ -421,7 +424,7 @@ class PortableSession:
     def readdir(self, _path: str | None, handle_id: int) -> list[tuple[str, dict[str, int], int]]:
         return [
             (libfuse.from_name(name), {"st_ino": inode, "st_mode": kind}, 0)
-            for name, inode, kind in self.ops.listing(handle_id, restart=True)
+            for name, inode, kind in _finished(self.ops.listing(handle_id, restart=True))
         ]
 
     def releasedir(self, _path: str | None, handle_id: int) -> None:

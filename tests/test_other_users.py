@@ -70,7 +70,9 @@ def place(lab: Lab, served: UserMount) -> Place:
 def test_the_control_directory_is_its_owners(place: Place) -> None:
     control = place.mount.below / ".ckptfs"
     assert control.stat().st_mode & 0o7777 == 0o700
-    names = ["stage", "history", "salvage", "quarantine", "sidecar", "lock", "format"]
+    place.shell(ALICE, "echo 1 > f; echo 2 > f")
+    (lineage, *_) = os.listdir(control / "history")
+    names = ["stage", "salvage", "quarantine", "sidecar", "lock", "format", f"history/{lineage}"]
     with place.lab.actors(place.mount.path, 0, BOB) as users:
         for user in users:  # through the mount not even root
             for name in names:

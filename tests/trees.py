@@ -95,13 +95,13 @@ def needs_binding(name: str) -> None:
 
 
 @contextlib.contextmanager
-def shared_by(way: str, factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def shared_by(way: str, factory: pytest.TempPathFactory, *options: str) -> Iterator[Shared]:
     """One of WAYS; a run through libfuse (``pytest --binding``) has only the relay."""
     if mounts.binding() != "kernel" and way != "relayed":
         pytest.skip("libfuse always relays")
     if "--binding" in WAYS[way]:
         needs_binding(way)
-    with sharing(factory.mktemp(way), *WAYS[way]) as shared:
+    with sharing(factory.mktemp(way), *WAYS[way], *options) as shared:
         yield shared
 
 

@@ -29,7 +29,7 @@ from ckptfs.mount.kernel import wire
 from ckptfs.mount.kernel.passthrough import Passthrough
 from ckptfs.mount.kernel.wire import Op
 from ckptfs.mount.locks import Lock
-from ckptfs.mount.nodes import File, Node
+from ckptfs.mount.nodes import File, Listed, Node, Virtual
 from ckptfs.mount.operations import Operations
 from ckptfs.mount.sessions import Openers, errno_of
 from ckptfs.mount.versions import Caller, Handle
@@ -244,6 +244,8 @@ class Session:
         try:
             return _entry(self.ops.lookup(nodeid, _names(body)[0], caller))
         except FileNotFoundError:
+            if isinstance(self.ops.nodes.get(nodeid), Virtual):
+                raise  # a commit may put it there, which drops no name
             return _ABSENT
 
     def _getattr(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
@@ -452,10 +454,10 @@ class Session:
         lasts = self.ops.listing_lasts(nodeid)
         return wire.OPEN_OUT.pack(handle.id, _CACHED_LISTING if lasts else 0, 0)
 
-    def _readdir(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
+    def _readdir(self, nodeid: int, caller: Caller, body: memoryview) -> Any:
         return self._listing(body, lambda name: b"", b"")
 
-    def _readdirplus(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
+    def _readdirplus(self, nodeid: int, caller: Caller, body: memoryview) -> Any:
         def look_up(name: str) -> bytes:
             if name in (".", ".."):
                 return _NO_ENTRY
@@ -466,17 +468,20 @@ class Session:
 
         return self._listing(body, look_up, _NO_ENTRY)
 
-    def _listing(self, body: memoryview, plus: Callable[[str], bytes], room: bytes) -> bytes:
+    def _listing(self, body: memoryview, plus: Callable[[str], bytes], room: bytes) -> Any:
         handle, offset, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
-        reply = bytearray()
-        listing = self.ops.listing(handle, restart=offset == 0)
-        for at in range(offset, len(listing)):
-            name, inode, kind = listing[at]
-            entry = wire.dirent(inode, at + 1, kind, os.fsencode(name))
-            if len(reply) + len(room) + len(entry) > size:
-                break
-            reply += plus(name) + entry
-        return bytes(reply)
+
+        def fill(listing: list[Listed]) -> bytes:
+            reply = bytearray()
+            for at in range(offset, len(listing)):
+                name, inode, kind = listing[at]
+                entry = wire.dirent(inode, at + 1, kind, os.fsencode(name))
+                if len(reply) + len(room) + len(entry) > size:
+                    break
+                reply += plus(name) + entry
+            return bytes(reply)
+
+        return _then(self.ops.listing(handle, restart=offset == 0), fill)
 
     def _releasedir(self, nodeid: int, caller: Caller, body: memoryview) -> None:
         self.ops.releasedir(wire.RELEASE_IN.unpack_from(body)[0])

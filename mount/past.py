@@ -1,0 +1,289 @@
+"""Kept generations, as the mount shows them: ``.ckptfs/history/<path>/<generation>``, read-only.
+
+Below ``.ckptfs/history`` every directory of the tree has its like, and every file of whose lineage
+something is kept is a directory of its generations. Nothing is remembered of what stands where:
+the kernel asks for each name and each attribute anew.
+
+Who gets at a generation must be let in twice. Its directory follows the file as it is now, so what
+a file denies, its past denies. The generation itself keeps the owner, mode and ACL that it had:
+who may rename a file of his own over a secret one must not read the secret by that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ckptfs import format as fmt
+from ckptfs import history, osfs
+from ckptfs.errors import CkptfsError
+from ckptfs.layout import Layout
+from ckptfs.mount import acl
+from ckptfs.mount.nodes import HISTORY_ID, Identity, Listed, NodeTable, Virtual, identity
+from ckptfs.store import Store
+
+# Set in the inode numbers of directories here, which are no other names of those that they mirror.
+_PAST = 1 << 62
+_KEPT_FIELDS = ("st_atime_ns", "st_mtime_ns", "st_ctime_ns", "st_blksize", "st_blocks")
+
+
+@dataclass(frozen=True)
+class _View:
+    store: Store
+    nodes: NodeTable
+
+    @property
+    def layout(self) -> Layout:
+        return self.store.layout
+
+
+class _Past(Virtual):
+    """``above`` holds what the name was found in, as long as the node lives."""
+
+    def __init__(
+        self, nodeid: int, above: Virtual, name: str, ident: Identity, view: _View
+    ) -> None:
+        super().__init__(nodeid, above, name, ident)
+        self.view = view
+
+    @property
+    def entry(self) -> str:
+        return self.name.rpartition("/")[2]
+
+    def _like(self) -> contextlib.AbstractContextManager[int]:
+        """A descriptor of what it has its owner, mode, ACL and times from."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _allowed(permissions: int) -> int:
+        """What is left of three permission bits."""
+        return permissions & 5
+
+    def status(self) -> os.stat_result:
+        with self._like() as fd:
+            found = os.fstat(fd)
+        mode = sum(self._allowed(found.st_mode >> shift & 7) << shift for shift in (6, 3, 0))
+        kept = {key: getattr(found, key) for key in _KEPT_FIELDS}
+        inode, links, size = found.st_ino, found.st_nlink, found.st_size
+        kind = self.ident[2]
+        if kind == stat.S_IFDIR:  # of one link, or find(1) expects no more directories in it
+            inode, links, size, kept["st_blocks"] = self.ident[1], 1, 0, 0
+        owner = found.st_uid, found.st_gid
+        fields = (kind | mode, inode, found.st_dev, links, *owner, size, 0, 0, 0)
+        return os.stat_result(fields, kept)
+
+    def getxattr(self, key: str) -> bytes:
+        if key != acl.ACCESS:
+            return super().getxattr(key)
+        with self._like() as fd:
+            return acl.limited(os.getxattr(fd, key), self._allowed)
+
+    def listxattr(self) -> list[str]:
+        with self._like() as fd:
+            return [key for key in os.listxattr(fd) if key == acl.ACCESS]
+
+
+class PastDirectory(_Past):
+    """The like of a directory of the tree, which it holds open as ``fd``."""
+
+    def __init__(
+        self, nodeid: int, above: Virtual, name: str, ident: Identity, view: _View, fd: int
+    ) -> None:
+        super().__init__(nodeid, above, name, ident, view)
+        self.fd = fd
+
+    def _like(self) -> contextlib.AbstractContextManager[int]:
+        return contextlib.nullcontext(self.fd)
+
+    def child(self, name: str) -> Virtual:
+        if self._hides(name):
+            raise FileNotFoundError(errno.ENOENT, "no history of its own")
+        status = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
+            return self._directory(name, status)
+        with _committed(self.view.layout, self.fd, name) as (_, lineage):
+            if not history.generations(self.view.layout, lineage):
+                raise FileNotFoundError(errno.ENOENT, "nothing of it is kept")
+        ident = status.st_dev, _number(lineage), stat.S_IFDIR
+        whole = f"{self.name}/{name}"
+        return self.view.nodes.virtual(
+            (self.id, whole, ident),
+            lambda nodeid: PastFile(nodeid, self, whole, ident, self.view, lineage, self.fd),
+        )
+
+    def _directory(self, name: str, status: os.stat_result) -> Virtual:
+        ident, whole = _mirrored(status), f"{self.name}/{name}"
+
+        def make(nodeid: int) -> Virtual:
+            fd = os.open(name, osfs.DIRECTORY, dir_fd=self.fd)
+            return PastDirectory(nodeid, self, whole, ident, self.view, fd)
+
+        return self.view.nodes.virtual((self.id, whole, ident), make)
+
+    def entries(self) -> Iterator[Listed]:
+        layout = self.view.layout
+        kept = set(layout.fs.listdir(layout.history))
+        with (
+            osfs.opened(layout.fs, self.fd, ".", osfs.DIRECTORY) as fd,
+            os.scandir(fd) as entries,
+        ):
+            for entry in entries:
+                if self._hides(entry.name):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    yield entry.name, entry.inode() | _PAST, stat.S_IFDIR
+                elif entry.is_file(follow_symlinks=False):
+                    lineage = self._lineage(entry.name)
+                    if lineage in kept and history.generations(layout, lineage):
+                        yield entry.name, _number(lineage), stat.S_IFDIR
+
+    def _lineage(self, name: str) -> str:
+        """Empty where there is none, or it cannot be told."""
+        with (
+            contextlib.suppress(OSError, CkptfsError),
+            _committed(self.view.layout, self.fd, name) as (_, lineage),
+        ):
+            return lineage
+        return ""
+
+    def _hides(self, name: str) -> bool:
+        return self.id == HISTORY_ID and name == fmt.CONTROL
+
+
+class PastFile(_Past):
+    """The directory of a file's generations: who may read the file may list and search it."""
+
+    def __init__(
+        self,
+        nodeid: int,
+        above: Virtual,
+        name: str,
+        ident: Identity,
+        view: _View,
+        lineage: str,
+        at: int,
+    ) -> None:
+        super().__init__(nodeid, above, name, ident, view)
+        self.lineage = lineage
+        self._at = at  # the descriptor of ``above``
+
+    @staticmethod
+    def _allowed(permissions: int) -> int:
+        return permissions & 4 | (permissions & 4) >> 2
+
+    @contextlib.contextmanager
+    def _like(self) -> Iterator[int]:
+        with _committed(self.view.layout, self._at, self.entry) as (fd, lineage):
+            if lineage != self.lineage:
+                raise FileNotFoundError(errno.ENOENT, "another file has this name by now")
+            yield fd
+
+    def child(self, name: str) -> Virtual:
+        if not (name.isascii() and name.isdigit() and str(int(name)) == name):
+            raise FileNotFoundError(errno.ENOENT, "no generation")
+        with self.folder() as folder:
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if not stat.S_ISREG(status.st_mode):
+            raise FileNotFoundError(errno.ENOENT, "no generation")
+        ident, whole = identity(status), f"{self.name}/{name}"
+        return self.view.nodes.virtual(
+            (self.id, whole, ident),
+            lambda nodeid: Generation(nodeid, self, whole, ident, self.view, self),
+        )
+
+    def entries(self) -> Iterator[Listed]:
+        with self.folder() as folder:
+            for generation in reversed(history.generations(self.view.layout, self.lineage)):
+                with contextlib.suppress(FileNotFoundError):
+                    status = self.view.layout.fs.lstat(folder, str(generation))
+                    yield str(generation), status.st_ino, stat.S_IFREG
+
+    def folder(self) -> contextlib.AbstractContextManager[int]:
+        """Where the generations lie."""
+        layout = self.view.layout
+        return osfs.opened(layout.fs, layout.history, self.lineage, osfs.DIRECTORY)
+
+
+class Generation(_Past):
+    """One earlier version. Whoever has it open keeps it when it is let go of."""
+
+    def __init__(
+        self, nodeid: int, above: Virtual, name: str, ident: Identity, view: _View, file: PastFile
+    ) -> None:
+        super().__init__(nodeid, above, name, ident, view)
+        self._file = file
+
+    def open(self) -> int:
+        """For reading. May digest it. Raises Rotten, and FileNotFoundError once it is let go of."""
+        store = self.view.store
+        with self._file.folder() as folder:
+            if store.options.verify_opens:
+                store.verify_kept(self.name, folder, self.entry)
+            return self._open_in(folder)
+
+    def _open_in(self, folder: int) -> int:
+        fd = self.view.layout.fs.open(folder, self.entry, osfs.O_RDONLY | os.O_NONBLOCK)
+        if identity(os.fstat(fd)) != self.ident:
+            os.close(fd)
+            raise FileNotFoundError(errno.ENOENT, "another version")
+        return fd
+
+    @contextlib.contextmanager
+    def _like(self) -> Iterator[int]:
+        for handle in self.handles:
+            yield handle.fd
+            return
+        with self._file.folder() as folder:
+            fd = self._open_in(folder)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def getxattr(self, key: str) -> bytes:
+        if key in acl.KEYS:
+            return super().getxattr(key)
+        with self._like() as fd:
+            return os.getxattr(fd, key)
+
+    def listxattr(self) -> list[str]:
+        with self._like() as fd:
+            return os.listxattr(fd)
+
+
+def root_of_history(control: Virtual, store: Store, nodes: NodeTable) -> PastDirectory:
+    """``.ckptfs/history``, the like of the root."""
+    ident = _mirrored(os.fstat(store.root))
+    name, fd = f"{control.name}/{fmt.HISTORY}", osfs.duplicate(store.root)
+    return PastDirectory(HISTORY_ID, control, name, ident, _View(store, nodes), fd)
+
+
+@contextlib.contextmanager
+def _committed(layout: Layout, at: int, name: str) -> Iterator[tuple[int, str]]:
+    """The file at ``at/name``, open, and its lineage. Raises FileNotFoundError where it has none;
+    RecordDamaged."""
+    if osfs.is_regular(layout.fs.lstat(at, name)):
+        with osfs.opened(layout.fs, at, name, osfs.O_RDONLY | os.O_NONBLOCK) as fd:
+            record = layout.read_record(fd)
+            if record is not None:
+                yield fd, record.lineage
+                return
+    raise FileNotFoundError(errno.ENOENT, "no history")
+
+
+def _mirrored(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino | _PAST, stat.S_IFDIR
+
+
+def _number(lineage: str) -> int:
+    """An inode number that follows the file through its versions."""
+    try:
+        number = int(lineage, 16)
+    except ValueError:
+        number = zlib.crc32(lineage.encode())
+    return number & (_PAST - 1) | _PAST
