@@ -84,9 +84,7 @@ class Record:
             if magic != _MAGIC:
                 raise ValueError(f"record version {magic!r}")
             named = dict(field.split("=", 1) for field in fields)
-            if not named[
-                "lineage"
-            ].isalnum():  # a name, and who owns the directory can write records
+            if not named["lineage"].isalnum():  # who owns a directory can write records, too
                 raise ValueError("not a lineage")
             return cls(
                 digest=named["digest"],

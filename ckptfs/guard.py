@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 
 from ckptfs import format as fmt
@@ -26,6 +27,8 @@ class Guard:
 
     def __init__(self, committer: Committer) -> None:
         self.committer, self.layout, self.fs = committer, committer.layout, committer.fs
+        # told of a path that was rolled back, and of what stood there, if anything
+        self.replaced: Callable[[str, osfs.Status | None], None] = lambda path, before: None
         self._known: OrderedDict[tuple[int, int], tuple[int, int, int]] = OrderedDict()
         self._guard = threading.Lock()
 
@@ -90,7 +93,7 @@ class Guard:
         lineage, generation = self._newest_good(at, name, finding)
         self.committer.require_writable()
         self._quarantine(at, name, finding)
-        self._install(lineage, generation, at, name)
+        self._install(lineage, generation, at, name, finding.path)
         done = f"rolled back to generation {generation}"
         return replace(finding, repair=done, replaced=True)
 
@@ -126,14 +129,18 @@ class Guard:
         self.layout.put_aside(self.layout.stage, draft, self.layout.quarantine, story)
         self.committer.sync_dir(self.layout.quarantine)
 
-    def _install(self, lineage: str, generation: int, at: int, name: str) -> None:
-        """Let ``at/name`` be that generation. By way of stage: history lets go of the good version
-        only once it is settled."""
+    def _install(self, lineage: str, generation: int, at: int, name: str, path: str) -> None:
+        """Let ``path``, ``at/name``, be that generation. By way of stage: history lets go of the
+        good version only once it is settled."""
+        before = None
+        with contextlib.suppress(FileNotFoundError):
+            before = self.fs.lstat(at, name)
         with osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder:
             draft = fmt.new_txid()
             self.fs.link(folder, str(generation), self.layout.stage, draft)
             self._inherit(at, name, draft)
             self.fs.rename(self.layout.stage, draft, at, name)
+            self.replaced(path, before)
             self.committer.sync_dir(at)
             with contextlib.suppress(OSError):
                 self.fs.unlink(folder, str(generation))
@@ -162,7 +169,7 @@ class Guard:
             generation = self.chosen(lineage, finding.path, to)
             if finding.condition is not Condition.MISSING:
                 self._quarantine(at, name, finding)
-            self._install(lineage, generation, at, name)
+            self._install(lineage, generation, at, name, finding.path)
         return generation
 
     def lineage_at(self, path: str, record: Record | None) -> str:

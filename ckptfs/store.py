@@ -358,6 +358,7 @@ class Store:
         path = finding.path
         lineage = self.guard.lineage_at(path, finding.record)
         generation = self.guard.chosen(lineage, path, to)
+        before = self.fs.lstat(at, name)
         staged = self.stage(path, at, name, exists=True, truncate=True)
         try:
             with (
@@ -372,6 +373,7 @@ class Store:
                     self.fs.copy_metadata(fd, staged.fd, skip=fmt.XATTR)  # see Guard
                 self.fs.copy_times(fd, staged.fd)
             self.commit(staged, at, name)
+            self.guard.replaced(path, before)
         except BaseException as error:
             if staged.state is State.OPEN:
                 self.abort(staged, str(error))

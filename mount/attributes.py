@@ -12,6 +12,7 @@ from typing import Any
 
 from ckptfs import format as fmt
 from ckptfs import osfs
+from ckptfs.mount import commands
 from ckptfs.mount.base import Slow, T, lstat, stale
 from ckptfs.mount.files import Files
 from ckptfs.mount.nodes import Directory, File, Node, Virtual, identity
@@ -222,7 +223,12 @@ class Attributes(Files):
         keys = [key for key in keys if key != fmt.XATTR]
         return [key for key in keys if caller.uid == 0 or not key.startswith("trusted.")]
 
-    def setxattr(self, nodeid: int, key: str, value: bytes, flags: int) -> Slow[None] | None:
+    def setxattr(
+        self, nodeid: int, key: str, value: bytes, flags: int, caller: Caller
+    ) -> Slow[None] | None:
+        if key.startswith(commands.PREFIX):
+            node = self.nodes.get(nodeid)
+            return Slow(lambda: commands.perform(self, node, key, value, caller))
         return self._change_xattr(nodeid, key, lambda path: os.setxattr(path, key, value, flags))
 
     def removexattr(self, nodeid: int, key: str) -> Slow[None] | None:
@@ -231,7 +237,7 @@ class Attributes(Files):
     def _change_xattr(
         self, nodeid: int, key: str, change: Callable[[str], None]
     ) -> Slow[None] | None:
-        if key == fmt.XATTR:
+        if key == fmt.XATTR or key.startswith(commands.PREFIX):
             raise PermissionError(errno.EPERM, "the record is written by commits alone")
         node = self.nodes.get(nodeid)
 

@@ -79,6 +79,7 @@ class Base:
         self.locks = Locks()
         self.caches = Caches()
         self.versions.sealed = self._sealed
+        store.guard.replaced = self._superseded
         self._ids = itertools.count(1)
         self.control = Control(store, self.nodes, status)
 
@@ -139,6 +140,25 @@ class Base:
             return self.control if name == fmt.CONTROL else None
         parent = self.nodes.get(parent_id)
         return parent.child(name) if isinstance(parent, Virtual) else None
+
+    def _superseded(self, path: str, before: os.stat_result | None) -> None:
+        """A file was rolled back: readers keep what they have open, everybody else looks the name
+        up anew."""
+        *folders, name = path.split("/")
+        parent: Node | None = self.nodes.root
+        with self.lock:
+            for folder in folders:
+                assert isinstance(parent, Directory)
+                status = lstat(parent.fd, folder)
+                parent = self.nodes.find(parent, folder, status) if status else None
+                if not isinstance(parent, Directory):
+                    return  # the kernel does not know it
+            assert parent is not None
+            old = self.nodes.find(parent, name, before) if before else None
+            if isinstance(old, File):
+                old.superseded = True
+        self.caches.drop_attributes(parent.id)
+        self.caches.drop_name(parent.id, name)
 
     def forget(self, nodeid: int, lookups: int) -> None:
         with self.lock:

@@ -12,11 +12,22 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import TYPE_CHECKING
 
 from ckptfs import format as fmt
+from ckptfs import fsck, history
+from ckptfs.mount.nodes import CONTROL_ID, Directory, File, Node, Virtual, identity
+from ckptfs.verify import Condition, Finding
+
+if TYPE_CHECKING:
+    from ckptfs.mount.attributes import Attributes
+    from ckptfs.mount.writers import Caller
 
 PREFIX = f"{fmt.XATTR}."
 VERIFY, ADOPT, ROLLBACK = f"{PREFIX}verify", f"{PREFIX}adopt", f"{PREFIX}rollback"
+
+
+# --- the asking side -----------------------------------------------------------------------------
 
 
 def check(mountpoint: str, path: str) -> None:
@@ -55,3 +66,66 @@ def _on_file_or_control(mountpoint: str, path: str, key: str, value: bytes) -> N
     except FileNotFoundError:
         asked = b" ".join([value or b"-", os.fsencode(path)])
         os.setxattr(f"{mountpoint}/{fmt.CONTROL}", key, asked)
+
+
+# --- the daemon's side ---------------------------------------------------------------------------
+
+
+def perform(ops: Attributes, node: Node, key: str, value: bytes, caller: Caller) -> None:
+    """In a thread that may wait. The kernel has seen to it that the caller may write the file."""
+    if isinstance(node, Virtual):
+        trusted = caller.uid in (0, os.geteuid(), os.fstat(ops.store.root).st_uid)
+        if node.id != CONTROL_ID or not trusted:
+            raise PermissionError(errno.EPERM, "not for everybody")
+        _perform_on_control(ops, key, value)
+    elif isinstance(node, File) and node.parent is not None:
+        _perform_on_file(ops, node, node.parent, key, value)
+    else:
+        raise IsADirectoryError(errno.EISDIR, "files have versions, directories have none")
+
+
+def _perform_on_file(
+    ops: Attributes, node: File, parent: Directory, key: str, value: bytes
+) -> None:
+    store, path = ops.store, node.path()
+    if key == VERIFY:
+        status = os.stat(node.name, dir_fd=parent.fd, follow_symlinks=False)
+        if ops.versions.sealed_here(identity(status)):
+            store.committer.reseal_committed(parent.fd, node.name)
+        store.check(path, parent.fd, node.name)
+    elif ops.in_place(parent, node.name):
+        raise OSError(errno.EOPNOTSUPP, "written in place")
+    elif key == ADOPT:
+        store.adopt(path)
+        ops.caches.drop_attributes(node.id)
+    elif key == ROLLBACK:
+        store.rollback(path, _generation(value))
+    else:
+        raise OSError(errno.EOPNOTSUPP, "no such command")
+
+
+def _perform_on_control(ops: Attributes, key: str, value: bytes) -> None:
+    store = ops.store
+    if key == VERIFY:
+        generation = fsck.generation_of(os.fsdecode(value))
+        if generation is None:
+            raise OSError(errno.EINVAL, "not a generation")
+        store.set_aside(*generation)
+        return
+    what, _, name = value.partition(b" ")
+    path = os.fsdecode(name)
+    if key == ROLLBACK:
+        store.rollback(path, _generation(what))
+    elif key == ADOPT:
+        known = history.lineages_by_path(store.layout)
+        store.take(Finding(path, Condition.MISSING), known)
+    else:
+        raise OSError(errno.EOPNOTSUPP, "no such command")
+
+
+def _generation(value: bytes) -> int | None:
+    if value in (b"", b"-"):
+        return None
+    if not value.isdigit():
+        raise OSError(errno.EINVAL, "not a generation")
+    return int(value)

@@ -32,7 +32,7 @@ class Control(Virtual):
         self._made_ns = time.time_ns()
 
     def status(self) -> os.stat_result:
-        return _status(self, stat.S_IFDIR | 0o555, 0, self._made_ns)
+        return _status(self, stat.S_IFDIR | 0o755, 0, self._made_ns)
 
     def child(self, name: str) -> Virtual:
         try:

@@ -74,8 +74,6 @@ class Files(Relay):
                 live = self.versions.sealed_here(identity(status))
                 found = self.store.verify_open(node.path(), parent.fd, node.name, live=live)
                 if found is not None and found.replaced:
-                    node.rotten = identity(status) == node.ident
-                    self.caches.drop_attributes(parent.id)
                     raise stale()  # rolled back: the name stands for another inode now
                 with contextlib.suppress(Replaced):
                     handle = self._open_current(node, parent, status, flags)
@@ -96,7 +94,7 @@ class Files(Relay):
             if not same or identity(status)[:2] in self.versions.extending:
                 os.close(fd)
                 raise Replaced
-            if node.rotten:
+            if node.superseded:
                 os.close(fd)
                 raise stale()
             for other in node.handles:  # a node has one file as long as it is open at all

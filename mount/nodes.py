@@ -86,7 +86,7 @@ class File(Node):
         self.stands_for = 0  # the inode that it will replace, whose number it shows: vim looks
         self.version: Version | None = None  # while it is staged or live
         self.handles: set[Handle] = set()
-        self.rotten = False  # rolled back: who holds it open keeps it, nobody else gets it
+        self.superseded = False  # by a rollback: who holds it open keeps it, nobody else gets it
 
 
 class Virtual(Node):

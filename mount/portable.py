@@ -248,8 +248,10 @@ class PortableSession:
         if key.startswith("system.posix_acl_"):  # the kernel would not go by it
             raise OSError(errno.EOPNOTSUPP, "no ACLs")
 
+        caller = self._caller()
+
         def work(entry: Entry) -> Slow[None] | None:
-            return self.ops.setxattr(entry.node.id, libfuse.to_name(key), value, flags)
+            return self.ops.setxattr(entry.node.id, libfuse.to_name(key), value, flags, caller)
 
         self._on_entry(path, work)
 

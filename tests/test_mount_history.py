@@ -465,5 +465,5 @@ def test_a_forged_lineage_leads_nowhere(place: Place, lab: Lab, served: UserMoun
         for lineage in ("../stage", "..", "/etc", "../../..", "."):
             forged = Record(**{**vars(record), "lineage": lineage})
             os.setxattr(place.below / "f", "user.ckptfs", forged.to_bytes())
-            assert bob.errno_of(f"os.listdir('{place.past}/f')") == "ENOENT"
+            assert bob.errno_of(f"os.listdir('{place.past}/f')") in ("ENOENT", "EIO")
             assert bob.value(f"os.listdir('{place.past}')") == []

@@ -339,7 +339,7 @@ class Session:
     def _setxattr(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None] | None:
         size, flags = wire.SETXATTR_IN.unpack_from(body)
         key, _, value = bytes(body[wire.SETXATTR_IN.size :]).partition(b"\0")
-        return self.ops.setxattr(nodeid, os.fsdecode(key), value[:size], flags)
+        return self.ops.setxattr(nodeid, os.fsdecode(key), value[:size], flags, caller)
 
     def _removexattr(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None] | None:
         return self.ops.removexattr(nodeid, _names(body)[0])
