@@ -145,15 +145,14 @@ class Base:
         """A file was rolled back: readers keep what they have open, everybody else looks the name
         up anew."""
         *folders, name = path.split("/")
-        parent: Node | None = self.nodes.root
+        parent = self.nodes.root
         with self.lock:
             for folder in folders:
-                assert isinstance(parent, Directory)
                 status = lstat(parent.fd, folder)
-                parent = self.nodes.find(parent, folder, status) if status else None
-                if not isinstance(parent, Directory):
+                found = self.nodes.find(parent, folder, status) if status else None
+                if not isinstance(found, Directory):
                     return  # the kernel does not know it
-            assert parent is not None
+                parent = found
             old = self.nodes.find(parent, name, before) if before else None
             if isinstance(old, File):
                 old.superseded = True
