@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from ckptfs.errors import CannotServe, CkptfsError
-from ckptfs.tools import corrupt_batch, corrupt_quiet, corrupt_report
+from ckptfs.tools import corrupt_batch, corrupt_plot, corrupt_quiet, corrupt_report
 from ckptfs.tools.corrupt_batch import Row, shortcomings
 from ckptfs.tools.corrupt_draw import Trial, trial
 from ckptfs.tools.corrupt_worker import Loaders
@@ -161,15 +161,17 @@ def replay(numbers: Sequence[int], on: Path, seed: int, max_bytes: int, *, contr
     return not any(row["short"] for row in rows)
 
 
-def report(rows: Sequence[Row], out: Path, options: Sequence[str], seed: int, control: bool) -> bool:
+def report(
+    rows: Sequence[Row], out: Path, options: Sequence[str], seed: int, control: bool
+) -> bool:
     """Write table, plot and reproducers into ``out``. Whether all promises held."""
     text = corrupt_report.table(rows, seed=seed, control=control)
     (out / "table.md").write_text(text, "utf-8")
     script = corrupt_report.reproducers(rows, options, control=control)
     (out / "reproduce.sh").write_text(script)
     click.echo(text)
-    if not corrupt_report.plot(rows, out / "plot", control=control):
-        click.echo(corrupt_report.NO_MATPLOTLIB, err=True)
+    if not corrupt_plot.plot(rows, out / "plot", control=control):
+        click.echo(corrupt_plot.NO_MATPLOTLIB, err=True)
     for row in corrupt_report.unheld(rows):
         click.echo(f"not as promised: {json.dumps(row)}", err=True)
     fell = corrupt_report.short(rows, control=control)
@@ -230,7 +232,7 @@ def main(
             Path(on or out),
             seed,
             max_size,
-            counts=(trials, reads, edits),
+            counts=(trials, 0, 0) if control else (trials, reads, edits),
             batch=batch,
             control=control,
         )

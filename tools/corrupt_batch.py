@@ -164,9 +164,7 @@ def _load(root: Path, states: Sequence[_State], loaders: Loaders) -> None:
             continue
         folder = root / state.trial.directory
         path = folder if state.trial.format == "dcp" else folder / state.trial.target
-        found = loaders.try_all(
-            state.trial.format, path, shapes(state.trial), state.values
-        )
+        found = loaders.try_all(state.trial.format, path, shapes(state.trial), state.values)
         state.row["loaders"] = found
 
 
@@ -200,8 +198,7 @@ def _read(mount: Mount, state: _State) -> None:
     state.row["events"] = [
         event["event"]
         for event in mount.status()["events"]
-        if event["path"] == trial.path
-        and event["event"] != "committed"
+        if event["path"] == trial.path and event["event"] != "committed"
     ]
     if trial.kind is Kind.STALE and state.row["served"] == "older" and not state.row["events"]:
         state.row["served"] = "wrong"  # no rollback: these are the stale bytes themselves

@@ -21,7 +21,9 @@ import numpy as np
 import safetensors.torch
 import torch
 from blake3 import blake3
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import StorageMeta
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from ckptfs.tools.corrupt_draw import Trial
 
@@ -41,17 +43,14 @@ class Content:
 def build(trial: Trial, version: int, scratch: Path) -> Content:
     """Version 1 or 2 of the checkpoint of a trial; always the same bytes."""
     size = trial.size_bytes if version == trial.versions else trial.earlier_bytes
-    room = max(64, size - _OVERHEAD_BYTES[trial.format])
-    # No more tensors than would fit into the smaller version, so that both have the same names.
-    most = min(trial.size_bytes, trial.earlier_bytes) // 2048
-    count = 1 + trial.draw("tensors").randrange(max(1, min(_MAX_TENSORS, most)))
+    room = _room(trial, size)
     chance = np.random.default_rng([trial.seed, trial.number, version])
     if trial.format == "json":
         value: Any = {"step": version, "rows": list(_rows(chance, room))}
         return Content({trial.target: json.dumps(value).encode()}, fingerprint(value))
-    arrays = {
-        f"w{n}": np.frombuffer(chance.bytes(4 * (room // (4 * count))), dtype=np.float32)
-        for n in range(count)
+    arrays: dict[str, Any] = {
+        f"w{n}": np.frombuffer(chance.bytes(4 * length), dtype=np.float32)
+        for n, length in enumerate(_lengths(trial, size))
     }
     if trial.format == "npz":
         with io.BytesIO() as file:
@@ -73,12 +72,17 @@ def _rows(chance: np.random.Generator, room: int) -> Iterator[str]:
         yield chance.bytes(min(_ROW_BYTES, room // 2 - start)).hex()
 
 
+class _Writer(FileSystemWriter):
+    def storage_meta(self) -> StorageMeta:
+        """Not where and when it was saved, so that the bytes are always the same."""
+        return StorageMeta()
+
+
 def _distributed(state: dict[str, Any], scratch: Path) -> Content:
     folder = scratch / "dcp"
     try:
         with quiet():
-            writer = dcp.FileSystemWriter(folder, sync_files=False)
-            dcp.save(state, storage_writer=writer, no_dist=True)
+            save(state, storage_writer=_Writer(folder, sync_files=False), no_dist=True)
         files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -87,10 +91,18 @@ def _distributed(state: dict[str, Any], scratch: Path) -> Content:
 
 def shapes(trial: Trial) -> list[int]:
     """Elements of each tensor of the newest version: what a DCP load asks for."""
-    size = max(64, trial.size_bytes - _OVERHEAD_BYTES[trial.format])
+    return _lengths(trial, trial.size_bytes)
+
+
+def _lengths(trial: Trial, size_bytes: int) -> list[int]:
+    """As many tensors as fit into the smaller version, so that both have the same names."""
     most = min(trial.size_bytes, trial.earlier_bytes) // 2048
     count = 1 + trial.draw("tensors").randrange(max(1, min(_MAX_TENSORS, most)))
-    return [size // (4 * count)] * count
+    return [_room(trial, size_bytes) // (4 * count)] * count
+
+
+def _room(trial: Trial, size_bytes: int) -> int:
+    return max(64, size_bytes - _OVERHEAD_BYTES[trial.format])
 
 
 @contextlib.contextmanager

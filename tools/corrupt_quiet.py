@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import stat
@@ -20,6 +21,7 @@ from ckptfs.tools.rig import Mount
 
 _FILES = 240
 _FILES_MAX_BYTES = 256 << 10
+_FILES_MIN_BYTES = 8 << 10  # far more than the requests of one open, read and close
 _EDITED_MAX_BYTES = 1 << 20
 _HARMLESS = {"committed"}
 _SHELL_LIMIT_S = 60.0
@@ -39,68 +41,90 @@ def _content(drawn: Trial, version: int, scratch: Path) -> bytes:
 # --- untouched files -----------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _File:
+    name: str
+    size_bytes: int
+    digest: str
+
+
 def read_untouched(
-    count: int, chunk: int, seed: int, on: Path, step: Callable[[int], None] = lambda _: None
+    count: int,
+    chunk: int,
+    seed: int,
+    on: Path,
+    step: Callable[[int], None] = lambda _: None,
+    *,
+    again: bool = True,
 ) -> Iterator[Row]:
     """Open and read untouched files through a mount ``count`` times; a row for each ``chunk``.
 
     Before each read the file's change time is moved below the mount (chmod to the same mode), so
-    that what the daemon remembers of it no longer holds and it digests the file again. ``rchar`` of
-    the daemon, the bytes it has read by system calls, proves that it did: passthrough reads of the
-    programs do not count there.
+    that what the daemon remembers of it no longer holds and it digests the file ``again``.
+    ``rchar`` of the daemon, the bytes it has read by system calls, proves for each read that it
+    did: what programs read by passthrough does not count there, requests are much shorter than the
+    files.
     """
+    if count <= 0:
+        return
     with tempfile.TemporaryDirectory(prefix="ckptfs-corrupt-", dir=on) as name:
         root = Path(os.path.realpath(name), "served")
         root.mkdir()
-        draws = [_single(seed, number, _FILES_MAX_BYTES) for number in range(_FILES)]
-        names = [f"{number:04}.{drawn.format}" for number, drawn in enumerate(draws)]
-        with served(root) as mount:
-            sums, sizes = [], []
-            for path, drawn in zip(names, draws, strict=True):
-                data = _content(drawn, 1, Path(name))
-                write_file(root / path, data)
-                sums.append(digest(data))
-                sizes.append(len(data))
+        with served(root):
+            files = list(_write_files(root, seed, Path(name)))
         for start in range(0, count, chunk):
             with served(root) as mount:
-                todo = [number % _FILES for number in range(start, min(count, start + chunk))]
-                row = _read_chunk(mount, names, sums, todo, step)
-            row["expected_bytes"] = sum(sizes[number] for number in todo)
+                todo = [files[n % _FILES] for n in range(start, min(count, start + chunk))]
+                row = _read_chunk(mount, todo, step, again=again)
             conditions = [found[0]["condition"] for found in verify(root).values()]
             row["not_ok"] = sum(condition != "ok" for condition in conditions)
             yield row
 
 
+def _write_files(root: Path, seed: int, scratch: Path) -> Iterator[_File]:
+    numbers = itertools.count()
+    for index in range(_FILES):
+        data = b""
+        while len(data) < _FILES_MIN_BYTES:
+            drawn = _single(seed, next(numbers), _FILES_MAX_BYTES)
+            data = _content(drawn, 1, scratch)
+        name = f"{index:04}.{drawn.format}"
+        write_file(root / name, data)
+        yield _File(name, len(data), digest(data))
+
+
 def _read_chunk(
-    mount: Mount,
-    names: Sequence[str],
-    sums: Sequence[str],
-    todo: Sequence[int],
-    step: Callable[[int], None],
+    mount: Mount, files: Sequence[_File], step: Callable[[int], None], *, again: bool
 ) -> Row:
     status = mount.status()
-    below = os.open(f"/proc/{status['pid']}/fd/{status['root_fd']}", os.O_RDONLY | os.O_DIRECTORY)
-    alarms = 0
-    before = _bytes_read(status["pid"])
+    pid = status["pid"]
+    below = os.open(f"/proc/{pid}/fd/{status['root_fd']}", os.O_RDONLY | os.O_DIRECTORY)
+    alarms = digests = total = 0
     try:
-        for number in todo:
-            mode = stat.S_IMODE(os.stat(names[number], dir_fd=below).st_mode)
-            os.chmod(names[number], mode, dir_fd=below)
+        for file in files:
+            if again:
+                mode = stat.S_IMODE(os.stat(file.name, dir_fd=below).st_mode)
+                os.chmod(file.name, mode, dir_fd=below)
+            before = _bytes_read(pid)
             try:
-                good = digest((mount.path / names[number]).read_bytes()) == sums[number]
+                good = digest((mount.path / file.name).read_bytes()) == file.digest
             except OSError:
                 good = False
+            read = _bytes_read(pid) - before
             alarms += not good
+            digests += read >= file.size_bytes
+            total += read
             step(1)
     finally:
         os.close(below)
     counts = mount.status()["counts"]
     return {
         "what": "reads",
-        "reads": len(todo),
+        "reads": len(files),
         "alarms": alarms,
         "events": sum(count for event, count in counts.items() if event not in _HARMLESS),
-        "digested_bytes": _bytes_read(status["pid"]) - before,
+        "digests": digests,
+        "digested_bytes": total,
     }
 
 
@@ -230,6 +254,6 @@ def _has_rsync() -> bool:
 def held(row: Row) -> bool:
     """Whether an edit was left alone, or a chunk of reads raised no alarm and was digested."""
     if row["what"] == "edit":
-        return row["served"] == "as edited" and not row["events"]
+        return bool(row["served"] == "as edited" and not row["events"])
     quiet = row["alarms"] == row["events"] == row["not_ok"] == 0
-    return quiet and row["digested_bytes"] >= row["expected_bytes"]
+    return bool(quiet and row["digests"] == row["reads"])

@@ -6,7 +6,6 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ckptfs.tools.corrupt_batch import Row, can_be_noticed, had_good_generation, shortcomings
 from ckptfs.tools.corrupt_draw import Kind
@@ -14,9 +13,8 @@ from ckptfs.tools.corrupt_quiet import held
 from ckptfs.tools.corrupt_worker import LOADERS, noticed
 
 PAPER = "arXiv 2511.18323: SHA-256 guard, 1,600 trials, 99.8-100% noticed, 0 false positives"
-NO_MATPLOTLIB = "no plot: matplotlib is not installed (pip install 'ckptfs[dev]')"
+NOTHING = "-"
 _HEADS = ("damage", "trials", "at open", "by verify", "noticed", "good one served", "wrong bytes")
-_BLUES = ("#f7fbff", "#08306b")
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Share:
     def __str__(self) -> str:
         """Never rounded up to 100% nor down to 0%."""
         if not self.whole:
-            return "–"
+            return NOTHING
         percent = 100 * self.part / self.whole
         digits = 0 if self.part in (0, self.whole) else 1
         if digits:
@@ -63,8 +61,8 @@ class Line:
         return self.share(lambda row: row["served"] in ("newest", "older"), rows)
 
     @property
-    def wrong(self) -> int:
-        return sum(row["served"] == "wrong" for row in self.rows)
+    def wrong(self) -> Share:
+        return self.share(lambda row: row["served"] == "wrong")
 
     def by_loader(self, name: str) -> Share:
         rows = [row for row in self.rows if name in row.get("loaders", {})]
@@ -75,7 +73,7 @@ class Line:
         by_verify = self.share(lambda row: row["by_verify"])
         counts = [f"{len(self.rows):,}", str(at_open), str(by_verify), str(self.noticed)]
         loaders = [str(self.by_loader(name)) for name in LOADERS]
-        return [self.name, *counts, str(self.good_served), f"{self.wrong:,}", *loaders]
+        return [self.name, *counts, str(self.good_served), f"{self.wrong.part:,}", *loaders]
 
 
 def lines(rows: Iterable[Row]) -> list[Line]:
@@ -105,11 +103,11 @@ def quiet_lines(rows: Sequence[Row]) -> list[str]:
     if reads:
         alarms = sum(row["alarms"] + row["events"] + row["not_ok"] for row in reads)
         digested = sum(row["digested_bytes"] for row in reads)
-        expected = sum(row["expected_bytes"] for row in reads)
+        digests = sum(row["digests"] for row in reads)
         count = sum(row["reads"] for row in reads)
         said.append(
-            f"{count:,} reads of untouched files, each digested again ({digested:,} bytes read by "
-            f"the daemon for files of {expected:,} bytes): {alarms:,} false alarms."
+            f"{count:,} reads of untouched files, {digests:,} of them digested again (the daemon "
+            f"read {digested:,} bytes for them): {alarms:,} false alarms."
         )
     if edits:
         changed = sum(not held(row) for row in edits)
@@ -190,7 +188,8 @@ def _condition_lines(found: Sequence[Line]) -> list[str]:
 def _short_lines(rows: Sequence[Row], *, control: bool) -> list[str]:
     fell = short(rows, control=control)
     if not fell:
-        return ["Every trial held what was promised."]
+        held = "All damage of a file's bytes came through." if control else "Every trial held."
+        return [held]
     counts = Counter((Kind[row["kind"]].value, reason) for row, why in fell for reason in why)
     text = [f"## {len(fell):,} trials fell short", ""]
     text += [f"- {kind}: {count:,} {reason}" for (kind, reason), count in counts.most_common()]
@@ -204,62 +203,3 @@ def reproducers(rows: Iterable[Row], options: Sequence[str], *, control: bool) -
         command = ["python", "-m", "ckptfs.tools.corrupt", *options, "--only", str(row["number"])]
         text.append(f"{shlex.join(command)}  # {Kind[row['kind']].value}: {'; '.join(why)}")
     return "\n".join(text) + "\n"
-
-
-# --- the picture ---------------------------------------------------------------------------------
-
-
-def plot(rows: Sequence[Row], stem: Path, *, control: bool) -> bool:
-    """``stem``.png and .svg: who notices which damage. False where matplotlib is missing."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-        from matplotlib.colors import LinearSegmentedColormap
-    except ImportError:
-        return False
-    found = lines(rows)
-    heads = ["ckptfs", *LOADERS]
-    shares = [[line.noticed, *(line.by_loader(name) for name in LOADERS)] for line in found]
-    names = [f"{line.name}  (n = {len(line.rows):,})" for line in found]
-    figure, axes = pyplot.subplots(figsize=(10.5, 0.46 * len(found) + 2.3), layout="constrained")
-    colours = LinearSegmentedColormap.from_list("noticed", _BLUES)
-    for y, line in enumerate(shares):
-        for x, share in enumerate(line):
-            value = share.value
-            left = x + (0.18 if x else 0)
-            face = "#ffffff" if value is None else colours(0.06 + 0.84 * value)
-            box = pyplot.Rectangle((left, y), 0.96, 0.92, facecolor=face, edgecolor="none")
-            axes.add_patch(box)
-            ink = "#b0b0b0" if value is None else "white" if value > 0.5 else "#202020"
-            weight = "bold" if x == 0 else "normal"
-            middle = (left + 0.48, y + 0.47)
-            axes.text(
-                *middle, str(share), ha="center", va="center", color=ink, weight=weight, fontsize=10
-            )
-    axes.axhline(len(found) - 1.04, color="#404040", linewidth=0.8)
-    axes.set_xlim(-0.02, len(heads) + 0.16)
-    axes.set_ylim(len(found), -0.08)
-    axes.set_xticks([x + 0.48 + (0.18 if x else 0) for x in range(len(heads))], heads, fontsize=10)
-    axes.set_yticks([y + 0.47 for y in range(len(found))], names, fontsize=10)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    wrong = found[-1].wrong
-    trials = len(found[-1].rows)
-    title = f"Damaged checkpoints that are noticed: {trials:,} trials"
-    if control:
-        title += " (control: opens are not checked)"
-    axes.set_title(title, fontsize=13, weight="bold", loc="left", pad=14)
-    notes = [
-        f"ckptfs: at open or by verify; it served wrong bytes {wrong:,} times. The loaders: "
-        "by themselves, from the same damaged bytes; – where the file itself is sound.",
-        PAPER + ".",
-    ]
-    figure.supxlabel("\n".join(notes), fontsize=8.5, color="#404040", x=0.01, ha="left")
-    for suffix in (".png", ".svg"):
-        figure.savefig(stem.with_suffix(suffix), dpi=160)
-    pyplot.close(figure)
-    return True

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 
 from ckptfs.tools.corrupt_content import fingerprint, quiet
 
@@ -33,7 +34,7 @@ def _dcp(folder: Path, shapes: Shapes) -> object:
     tensors = {f"w{n}": torch.zeros(length) for n, length in enumerate(shapes)}
     state = {"step": torch.tensor(0), "model": tensors}
     with quiet():
-        dcp.load(state, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
+        load_distributed(state, storage_reader=FileSystemReader(folder), no_dist=True)
     return state
 
 
