@@ -64,7 +64,7 @@ def build(trial: Trial, version: int, scratch: Path) -> Content:
         with io.BytesIO() as file:
             torch.save(value, file)
             return Content({trial.target: file.getvalue()}, fingerprint(value))
-    return _distributed({"step": torch.tensor(version), "model": tensors}, scratch)
+    return _distributed(tensors, version, scratch)
 
 
 def _rows(chance: np.random.Generator, room: int) -> Iterator[str]:
@@ -73,16 +73,21 @@ def _rows(chance: np.random.Generator, room: int) -> Iterator[str]:
 
 
 class _Writer(FileSystemWriter):
+    version = 0
+
     def storage_meta(self) -> StorageMeta:
-        """Not where and when it was saved, so that the bytes are always the same."""
-        return StorageMeta()
+        """Not where it was saved nor by whom, so that the bytes are always the same."""
+        return StorageMeta(save_id=str(self.version))
 
 
-def _distributed(state: dict[str, Any], scratch: Path) -> Content:
+def _distributed(tensors: dict[str, Any], version: int, scratch: Path) -> Content:
+    state = {"step": torch.tensor(version), "model": tensors}
     folder = scratch / "dcp"
+    writer = _Writer(folder, sync_files=False)
+    writer.version = version
     try:
         with quiet():
-            save(state, storage_writer=_Writer(folder, sync_files=False), no_dist=True)
+            save(state, storage_writer=writer, no_dist=True)
         files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
