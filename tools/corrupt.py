@@ -40,18 +40,21 @@ class Rows:
     """``rows.jsonl``: the first line says of what, each other one is a result."""
 
     def __init__(self, path: Path, study: Row) -> None:
-        self._path = path
-        found = list(_whole_lines(path))
+        self._path, self.rows = path, []
+        whole = _without_torn_line(path)
+        found = [json.loads(line) for line in whole.splitlines()]
         if found and found[0] != study:
             raise CannotServe(f"{path}: of another study ({found[0]}); choose another --out")
-        self.rows = found[1:]
-        with open(path, "wb") as file:  # without a torn last line
-            file.writelines(_line(row) for row in [study, *self.rows])
+        if found:
+            os.truncate(path, len(whole))
+            self.rows = found[1:]
+        else:
+            path.write_bytes(_line(study))
 
     def add(self, rows: Sequence[Row]) -> None:
         """Kept from now on, also if the study is interrupted."""
         with open(self._path, "ab") as file:
-            file.writelines(_line(row) for row in rows)
+            file.write(b"".join(map(_line, rows)))
         self.rows += rows
 
     def of(self, what: str) -> list[Row]:
@@ -67,11 +70,11 @@ def _line(row: Row) -> bytes:
     return json.dumps(row).encode() + b"\n"
 
 
-def _whole_lines(path: Path) -> Iterator[Row]:
+def _without_torn_line(path: Path) -> bytes:
     with contextlib.suppress(FileNotFoundError):
-        for line in path.read_bytes().splitlines(keepends=True):
-            if line.endswith(b"\n"):
-                yield json.loads(line)
+        content = path.read_bytes()
+        return content[: content.rfind(b"\n") + 1]
+    return b""
 
 
 def batches(trials: Iterable[Trial], most: int) -> Iterator[list[Trial]]:
@@ -93,8 +96,8 @@ class _Steps:
     def __init__(self, console: Console, bar: Progress | None) -> None:
         self._console, self._bar = console, bar
 
-    @contextlib.contextmanager
-    def of(self, what: str, total: int, done: int) -> Iterator[Step]:
+    def of(self, what: str, total: int, done: int) -> Step:
+        """To be called with what is done on top of ``done``."""
         task = self._bar.add_task(what, total=total, completed=done) if self._bar else None
 
         def step(count: int) -> None:
@@ -105,7 +108,7 @@ class _Steps:
             elif 10 * before // total != 10 * done // total:
                 self._console.print(f"{what}: {done:,} of {total:,}", highlight=False)
 
-        yield step
+        return step
 
 
 @contextlib.contextmanager
@@ -133,21 +136,18 @@ def study(
     trials, reads, edits = counts
     with _progress() as steps, Loaders() as loaders:
         todo = rows.missing("trial", trials)
-        with steps.of("trials", trials, trials - len(todo)) as step:
-            drawn = (trial(seed, number, max_bytes) for number in todo)
-            for some in batches(drawn, batch):
-                rows.add(
-                    corrupt_batch.run(some, on, loaders, control=control, step=lambda: step(1))
-                )
+        step = steps.of("trials", trials, trials - len(todo))
+        for some in batches((trial(seed, number, max_bytes) for number in todo), batch):
+            rows.add(corrupt_batch.run(some, on, loaders, step, control=control))
         left = reads - sum(row["reads"] for row in rows.of("reads"))
-        with steps.of("reads of untouched files", reads, reads - left) as step:
-            for row in corrupt_quiet.read_untouched(left, _READS_PER_ROW, seed, on, step):
-                rows.add([row])
+        step = steps.of("reads of untouched files", reads, reads - left)
+        for row in corrupt_quiet.read_untouched(left, _READS_PER_ROW, seed, on, step):
+            rows.add([row])
         todo = rows.missing("edit", edits)
-        with steps.of("edits made outside", edits, edits - len(todo)) as step:
-            for start in range(0, len(todo), _EDITS_PER_BATCH):
-                numbers = todo[start : start + _EDITS_PER_BATCH]
-                rows.add(corrupt_quiet.edit_outside(numbers, seed, on, step))
+        step = steps.of("edits made outside", edits, edits - len(todo))
+        for start in range(0, len(todo), _EDITS_PER_BATCH):
+            numbers = todo[start : start + _EDITS_PER_BATCH]
+            rows.add(corrupt_quiet.edit_outside(numbers, seed, on, step))
 
 
 def replay(numbers: Sequence[int], on: Path, seed: int, max_bytes: int, *, control: bool) -> bool:

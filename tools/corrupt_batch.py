@@ -68,9 +68,9 @@ def run(
     trials: Sequence[Trial],
     on: Path,
     loaders: Loaders,
+    step: Callable[[int], None] = lambda _: None,
     *,
     control: bool = False,
-    step: Callable[[], None] = lambda: None,
 ) -> list[Row]:
     """Run the trials in a directory below ``on``, which is gone afterwards. One row each."""
     with tempfile.TemporaryDirectory(prefix="ckptfs-corrupt-", dir=on) as name:
@@ -89,7 +89,7 @@ def run(
             for state in states:
                 _read(mount, state)
                 _judge(state, findings)
-                step()
+                step(1)
     return [state.row for state in states]
 
 
@@ -229,7 +229,7 @@ def _judge(state: _State, findings: Mapping[str, list[Row]]) -> None:
     ]
     row["condition"] = "/".join(finding["condition"] for finding in own) or "not looked at"
     row["history"] = sorted({finding["condition"] for finding in of_history} - {"ok"})
-    told = [tuple(found) for finding in own for found in finding.get("ranges") or []]
+    told = [_pair(found) for finding in own for found in finding.get("ranges") or []]
     if told and trial.kind.changes_bytes:
         row["told"] = told
         row["located"] = all(
@@ -240,6 +240,12 @@ def _judge(state: _State, findings: Mapping[str, list[Row]]) -> None:
         row["by_open"] = row["by_open"] or row["served"] == "older"
     others = any(finding["condition"] != "ok" for finding in own)
     row["by_verify"] = others or bool(row["history"])
+
+
+def _pair(found: Any) -> list[int]:
+    """A range of bytes, from and up to, as JSON has it."""
+    start, end = found.values() if isinstance(found, dict) else found
+    return [start, end]
 
 
 def shortcomings(row: Row, *, control: bool = False) -> list[str]:
