@@ -18,7 +18,7 @@ import pytest
 
 from ckptfs.errors import CannotServe
 from ckptfs.tools import corrupt, corrupt_plot, corrupt_quiet, corrupt_report
-from ckptfs.tools.corrupt_batch import shortcomings
+from ckptfs.tools.corrupt_batch import _pair, shortcomings
 from ckptfs.tools.corrupt_content import build, shapes
 from ckptfs.tools.corrupt_damage import (
     Undamageable,
@@ -204,6 +204,10 @@ def test_what_falls_short_is_told() -> None:
     assert shortcomings({**missing, "kept": 0}) == []
     assert shortcomings(row(Kind.BIT), control=True)
     assert not shortcomings(row(Kind.BIT, served="wrong"), control=True)
+
+
+def test_ranges_are_read_as_pairs_and_as_objects() -> None:
+    assert _pair([1, 2]) == _pair({"from": 1, "to": 2}) == [1, 2]
 
 
 def test_rows_outlive_an_interruption_in_the_middle_of_a_line(tmp_path: Path) -> None:

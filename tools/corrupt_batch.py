@@ -193,8 +193,8 @@ def _read(mount: Mount, state: _State) -> None:
     for name, sums in state.sums.items():
         served[name] = _served(mount.path / trial.directory / name, sums)
     state.row["served"] = served.pop(trial.target)
-    # The target comes first, and its neighbours in a checkpoint are as they were written.
-    state.row["neighbours"] = sorted(name for name, what in served.items() if what != "newest")
+    others = [f"{name} is {what}" for name, what in served.items() if what != "newest"]
+    state.row["neighbours"] = others
     state.row["events"] = [
         event["event"]
         for event in mount.status()["events"]
@@ -238,8 +238,12 @@ def _judge(state: _State, findings: Mapping[str, list[Row]]) -> None:
     row["by_open"] = row["served"] == "EIO" or bool(row["events"])
     if trial.kind.changes_bytes:
         row["by_open"] = row["by_open"] or row["served"] == "older"
-    others = any(finding["condition"] != "ok" for finding in own)
-    row["by_verify"] = others or bool(row["history"])
+    not_ok = any(finding["condition"] != "ok" for finding in own)
+    row["by_verify"] = not_ok or bool(row["history"])
+    for name in state.sums.keys() - {trial.target}:
+        for finding in findings.get(f"{trial.directory}/{name}", []):
+            if finding["condition"] != "ok":
+                row["neighbours"].append(f"{name} is called {finding['condition']}")
 
 
 def _pair(found: Any) -> list[int]:
