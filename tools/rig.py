@@ -113,12 +113,19 @@ class Mount:
         command = [sys.executable, "-m", "ckptfs", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_LIMIT_S)
 
+    def abort(self) -> bool:
+        """Fail every request of the mount, which frees who waits for it. False: not mounted."""
+        device = mounted_device(self.path)
+        if device is None:
+            return False
+        with contextlib.suppress(OSError):
+            abort = Path("/sys/fs/fuse/connections", device.partition(":")[2], "abort")
+            abort.write_text("1")
+        return True
+
     def _take_away(self) -> None:
-        """Nothing is left, whatever state it is in: aborting the connection frees who waits."""
-        while (device := mounted_device(self.path)) is not None:
-            with contextlib.suppress(OSError):
-                abort = Path("/sys/fs/fuse/connections", device.partition(":")[2], "abort")
-                abort.write_text("1")
+        """Nothing is left, whatever state it is in."""
+        while self.abort():
             if subprocess.run(["umount", "-l", str(self.path)], check=False).returncode != 0:
                 return
 
