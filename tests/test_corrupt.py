@@ -33,7 +33,7 @@ SMALL = 64 << 10
 TRIALS = 5 * len(Kind)
 SEED = 3
 # What has to hold as soon as bytes rot under an intact record of the same size.
-ROT = (Kind.BIT, Kind.BYTE, Kind.BURST, Kind.ZERO_BLOCK, Kind.ZERO_HALF, Kind.SWAPPED)
+ROT = tuple(kind for kind in Kind if kind.changes_bytes and kind is not Kind.BOTH)
 
 
 # --- draws ---------------------------------------------------------------------------------------
@@ -278,10 +278,9 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"cannot mount here: {reason}")
     folder = tmp_path_factory.mktemp("study")
     done = run(*options(folder, reads=300, edits=2 * len(corrupt_quiet.EDITS)))
-    assert done.returncode in (0, 1), done.stderr
-    fell = corrupt_report.short(read_rows(folder), control=False)
-    assert done.returncode == (1 if fell else 0)
-    assert len((folder / "reproduce.sh").read_text().splitlines()) == 3 + len(fell)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert corrupt_report.short(read_rows(folder), control=False) == []
+    assert len((folder / "reproduce.sh").read_text().splitlines()) == 3
     return folder
 
 

@@ -24,6 +24,7 @@ _FILES_MAX_BYTES = 256 << 10
 _FILES_MIN_BYTES = 8 << 10  # far more than the requests of one open, read and close
 _EDITED_MAX_BYTES = 1 << 20
 _HARMLESS = {"committed"}
+_TOLD = _HARMLESS | {"modified outside"}  # that an edit is noticed is no harm to it
 _SHELL_LIMIT_S = 60.0
 
 
@@ -242,7 +243,7 @@ def _read_edited(mount: Mount, edit: _Edit, right: str) -> Row:
         "events": [
             event["event"]
             for event in mount.status()["events"]
-            if event["path"] == edit.path and event["event"] not in _HARMLESS
+            if event["path"] == edit.path and event["event"] not in _TOLD
         ],
     }
 
