@@ -34,6 +34,7 @@ SALVAGE = "salvage"
 QUARANTINE = "quarantine"
 SIDECAR = "sidecar"  # records of files whose filesystem has no room for the xattr
 COUNTER = "generation"
+SCRUB = "scrub"  # what the last one found
 GROWS = ".grows"  # in stage: a link to the committed file that is being extended
 NOTE = ".json"  # beside what lies in salvage and quarantine
 SUBDIRECTORIES = (STAGE, HISTORY, SALVAGE, QUARANTINE, SIDECAR)

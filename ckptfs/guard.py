@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from ckptfs import format as fmt
 from ckptfs import history, osfs
@@ -53,9 +54,10 @@ class Guard:
 
     # --- checking --------------------------------------------------------------------------------
 
-    def check(self, at: int, name: str, path: str, *, direct: bool = False) -> Finding:
+    def check(self, at: int, name: str, path: str, **how: Any) -> Finding:
         """Examine ``at/name``, which is ``path``, whatever is remembered of it, and see to what
         has rotted: see ``repair`` and ``replaced`` of the answer. A rollback is durable on return.
+        ``how`` is as for :func:`examine`.
         Raises Rotten where no good generation is left.
         """
         while True:
@@ -64,7 +66,7 @@ class Guard:
                 raise Rotten(
                     f"{path}: half extended, and could not be cut back; remount to repair it"
                 )
-            finding = replace(examine(self.layout, at, name, direct=direct), path=path)
+            finding = replace(examine(self.layout, at, name, **how), path=path)
             if finding.condition not in ROTTEN:
                 if finding.condition is not Condition.BUSY:
                     self._remember(before)

@@ -211,6 +211,16 @@ class Layout:
         )
         return value if fits else None
 
+    def read_note(self, name: str) -> dict[str, object]:
+        """A file of the control directory that only informs; empty if it is not there."""
+        try:
+            return _parse(_read_small(self.fs, self.control, name))
+        except OSError:
+            return {}
+
+    def write_note(self, name: str, note: dict[str, object]) -> None:
+        _install(self.fs, self.stage, name, json.dumps(note).encode() + b"\n", self.control)
+
     # --- salvage and quarantine ----------------------------------------------------------------
 
     def put_aside(self, at: int, name: str, folder: int, story: dict[str, object]) -> str:

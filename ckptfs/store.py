@@ -11,6 +11,7 @@ import fnmatch
 import threading
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from ckptfs import format as fmt
 from ckptfs import growth, history, osfs
@@ -234,10 +235,10 @@ class Store:
             return None
         return self.check(path, at, name)
 
-    def check(self, path: str, at: int, name: str, *, direct: bool = False) -> Finding:
+    def check(self, path: str, at: int, name: str, **how: Any) -> Finding:
         """:meth:`Guard.check`, and what was found is noted."""
         try:
-            finding = self.guard.check(at, name, path, direct=direct)
+            finding = self.guard.check(at, name, path, **how)
         except Rotten as error:
             self.note("rotten", path, str(error))
             raise

@@ -13,10 +13,11 @@ import errno
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ckptfs import format as fmt
 from ckptfs import history, osfs, sums
-from ckptfs.digest import ALGORITHMS, digest_file
+from ckptfs.digest import ALGORITHMS, Before, digest_file
 from ckptfs.errors import RecordDamaged
 from ckptfs.format import Record
 from ckptfs.layout import Layout
@@ -76,26 +77,28 @@ def examine(
     digest_modified: bool = False,
     direct: bool = False,
     quick: bool = False,
+    before: Before | None = None,
 ) -> Finding:
     """Compare ``at/name`` with its record. ``digest_modified`` also reads files whose mtime
     moved while the size did not: the same bytes under a new time are still what was committed.
-    ``direct`` reads past the page cache, ``quick`` no bytes at all.
+    ``direct`` reads past the page cache, ``quick`` no bytes at all; ``before`` is called ahead of
+    each chunk.
 
     Raises OSError where the file cannot be opened.
     """
     for wait_s in _LOOKS_AFTER_S:
         time.sleep(wait_s)
-        before = stamp(layout.fs.lstat(at, name))
-        finding = _examine_once(layout, at, name, digest_modified, direct, quick)
+        was = stamp(layout.fs.lstat(at, name))
+        finding = _examine_once(layout, at, name, digest_modified, direct, quick, before)
         if finding.condition in _SETTLED:
             return finding
-        unchanged = stamp(layout.fs.lstat(at, name)) == before
-        if unchanged and not _is_being_extended(layout, before[0][1]):
+        unchanged = stamp(layout.fs.lstat(at, name)) == was
+        if unchanged and not _is_being_extended(layout, was[0][1]):
             return finding
     return Finding(name, Condition.BUSY, finding.size_bytes, detail="written while it was read")
 
 
-def examine_at(layout: Layout, path: str, at: int, name: str, **how: bool) -> Finding:
+def examine_at(layout: Layout, path: str, at: int, name: str, **how: Any) -> Finding:
     """Examine ``at/name``, which is ``path``; errors become findings."""
     try:
         return replace(examine(layout, at, name, **how), path=path)
@@ -106,7 +109,13 @@ def examine_at(layout: Layout, path: str, at: int, name: str, **how: bool) -> Fi
 
 
 def _examine_once(
-    layout: Layout, at: int, name: str, digest_modified: bool, direct: bool, quick: bool
+    layout: Layout,
+    at: int,
+    name: str,
+    digest_modified: bool,
+    direct: bool,
+    quick: bool,
+    before: Before | None,
 ) -> Finding:
     fs = layout.fs
     with osfs.opened(fs, at, name, osfs.O_RDONLY) as fd:
@@ -127,7 +136,7 @@ def _examine_once(
             return Finding(name, Condition.MODIFIED, size, record, "edited outside ckptfs")
         if quick and size == record.size_bytes:
             return Finding(name, Condition.UNREAD, size, record)
-        found, trouble = _digest(fs, at, name, fd, record, size, direct)
+        found, trouble = _digest(fs, at, name, fd, record, size, direct, before)
         if found == record.digest and size == record.size_bytes:
             broken = record.structure == Verdict.BROKEN.value
             return Finding(name, Condition.BROKEN if broken else Condition.OK, size, record)
@@ -137,7 +146,14 @@ def _examine_once(
 
 
 def _digest(
-    fs: FileSystem, at: int, name: str, fd: int, record: Record, size: int, direct: bool
+    fs: FileSystem,
+    at: int,
+    name: str,
+    fd: int,
+    record: Record,
+    size: int,
+    direct: bool,
+    before: Before | None,
 ) -> tuple[str, str]:
     """The digest of the file, read again from the disk if it is not as recorded; and what kept it
     from being read."""
@@ -147,7 +163,7 @@ def _digest(
             continue
         try:
             with _opened_again(fs, at, name, fd, past_cache) as again:
-                found = digest_file(fs, again, size, record.algorithm)
+                found = digest_file(fs, again, size, record.algorithm, before)
         except OSError as error:
             if error.errno in _UNREADABLE:
                 trouble = f"cannot be read: {error.strerror}"

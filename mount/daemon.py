@@ -29,6 +29,7 @@ from ckptfs.mount.kernel import mounting
 from ckptfs.mount.kernel.session import Session as KernelSession
 from ckptfs.mount.operations import Operations
 from ckptfs.mount.portable import PortableSession
+from ckptfs.scrub import Scrub
 from ckptfs.store import Options, Store
 
 log = logging.getLogger("ckptfs.daemon")
@@ -50,6 +51,7 @@ class MountOptions:
     foreground: bool = False
     log_file: str = ""
     stop_timeout_s: float = 25.0
+    scrub_interval_s: float = 0.0  # 0: never
 
 
 def mount(options: MountOptions) -> None:
@@ -195,11 +197,13 @@ class Daemon:
         self._root_id = [root.st_dev, root.st_ino]
         try:
             self.operations = Operations(self.store, self.status)
+            self.scrub = Scrub(self.store, options.scrub_interval_s, self._being_written)
             self.session = self._session()
             self.session.ready = lambda: ready(self._warnings())
             stopper = threading.Thread(target=self.wait_for_end, daemon=True)
             stopper.start()
             log.info("serving %s at %s", options.directory, options.mountpoint)
+            self.scrub.start()
             self.session.run()
             self._finish()
         finally:
@@ -229,6 +233,7 @@ class Daemon:
 
     def _finish(self) -> None:
         self.ended.set()
+        self.scrub.stop()
         self.operations.versions.abort_all("the mount was taken away while it was being written")
         self.operations.versions.stop()
         log.info("ended; %s", dict(self.store.counts))
@@ -283,6 +288,9 @@ class Daemon:
             found.append("records lie in sidecars: the filesystem has no room for xattrs")
         return found
 
+    def _being_written(self) -> set[str]:
+        return {version.staged.path for version in self.operations.versions.all()}
+
     def status(self) -> dict[str, Any]:
         """What ``.ckptfs/status.json`` shows."""
         store, session, options = self.store, self.session, self.options
@@ -305,7 +313,8 @@ class Daemon:
             "passthrough_refusal": refusal,
             "degraded": self._degraded(),
             "in_place": list(store.patterns),
-            "writing": [v.staged.path for v in self.operations.versions.all()],
+            "writing": sorted(self._being_written()),
+            "scrub": self.scrub.status(),
             "counts": dict(store.counts),
             "events": store.events[-20:],
             "requests": dict(session.requests),

@@ -19,6 +19,18 @@ if TYPE_CHECKING:
     from ckptfs.mount.daemon import MountOptions
 
 
+def _seconds(_context: click.Context, _option: click.Parameter, text: str) -> float:
+    """Of ``90``, ``15m``, ``12h``, ``7d``."""
+    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:], 0)
+    try:
+        seconds = float(text[:-1]) * unit if unit else float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise click.BadParameter(f"{text}: not a time, such as 90s, 15m, 12h or 7d")
+    return seconds
+
+
 @commands.command()
 @click.argument("directory")
 @click.argument("mountpoint", required=False)
@@ -78,6 +90,14 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="After SIGTERM, serve on while the mount is used, at most this long.",
 )
+@click.option(
+    "--scrub-interval",
+    callback=_seconds,
+    default="7d",
+    show_default=True,
+    metavar="TIME",
+    help="Read everything again that often, at idle priority (12h, 7d…; 0: never).",
+)
 def mount(directory: str, mountpoint: str | None, **given: Any) -> None:
     """Serve DIRECTORY over itself, or at MOUNTPOINT. Returns once it is served."""
     from ckptfs.mount.daemon import mount as start
@@ -109,6 +129,7 @@ def _mount_options(directory: str, mountpoint: str | None, given: dict[str, Any]
         foreground=given.get("foreground", False),
         log_file=osfs.real_path(given["log_file"]) if given["log_file"] else "",
         stop_timeout_s=given["stop_timeout"],
+        scrub_interval_s=given["scrub_interval"],
     )
 
 
@@ -174,6 +195,7 @@ def _status_lines(found: dict[str, Any]) -> Iterator[str]:
     counts = found["counts"]
     yield "  so far    " + (", ".join(f"{counts[k]} {k}" for k in sorted(counts)) or "nothing")
     yield f"  in place  {' '.join(found['in_place'])}"
+    yield f"  scrub     {_scrub(found['scrub'])}"
     yield f"  log       {found['log']}"
     for path in found["writing"]:
         yield f"  writing   {path}"
@@ -183,3 +205,15 @@ def _status_lines(found: dict[str, Any]) -> Iterator[str]:
         if event["event"] != "committed":
             what = f"{event['event']} {event['path']}: {event['detail']}"
             yield f"  {when(event['time_ns'])}  {what}"
+
+
+def _scrub(found: dict[str, Any]) -> str:
+    if not found["interval_s"]:
+        return "never"
+    if found["running"]:
+        return f"under way: {found['running']['files']} files so far"
+    last = found["last"]
+    if not last:
+        return "none yet"
+    counts = ", ".join(f"{count} {what}" for what, count in sorted(last["found"].items()))
+    return f"{when(last['ended_ns'])}: {last['files']} files, {last['bytes']} bytes: {counts}"

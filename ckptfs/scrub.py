@@ -1,0 +1,136 @@
+"""Reading everything again now and then: rot is found while there is a good version to go back to.
+
+One thread beside the mount, at idle I/O priority, reading past the page cache (which would hide
+what the disk has come to, and which the trainer needs) at most half of the time. What has rotted
+is seen to as an open would. When the last scrub ended, and what it found, lies in
+``.ckptfs/scrub``, so that the next one is due at its time however often it is mounted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from ckptfs import format as fmt
+from ckptfs import history, osfs
+from ckptfs.errors import CkptfsError
+from ckptfs.store import Store
+from ckptfs.verify import ROTTEN, examine_at, walk
+
+_LOOK_S = 60.0  # between looks at the clock, which may be set
+
+
+class _Stopped(Exception):
+    pass
+
+
+class Scrub:
+    """``busy`` says which paths are being written: their bytes are on the way to a digest."""
+
+    def __init__(self, store: Store, interval_s: float, busy: Callable[[], set[str]]) -> None:
+        self.store, self.fs, self.interval_s, self._busy = store, store.fs, interval_s, busy
+        self.running: dict[str, int] = {}  # files and bytes so far, while it runs
+        self._woke_s = 0.0  # monotonic
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        if self.interval_s > 0:
+            self._thread = threading.Thread(target=self._run, name="ckptfs-scrub", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Returns once it has let go of the store: between two chunks."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def last(self) -> dict[str, object]:
+        """What the last one that came to its end found; empty if there was none."""
+        return self.store.layout.read_note(fmt.SCRUB)
+
+    def status(self) -> dict[str, object]:
+        return {"interval_s": self.interval_s, "last": self.last(), "running": self.running}
+
+    def _run(self) -> None:
+        osfs.be_idle()
+        while not self._stopping.wait(min(_LOOK_S, self._due_in_s())):
+            if self._due_in_s() <= 0:
+                self.run()
+
+    def _due_in_s(self) -> float:
+        layout = self.store.layout
+        since_ns = self.last().get("ended_ns") or self.fs.stat(layout.control).st_ctime_ns
+        return max(0.0, int(str(since_ns)) / 1e9 + self.interval_s - self.fs.now_ns() / 1e9)
+
+    def run(self) -> dict[str, object]:
+        """Read everything once. Returns what it found, as ``last`` will."""
+        started_ns, found = self.fs.now_ns(), Counter[str]()
+        self.running = {"files": 0, "bytes": 0}
+        self._woke_s = time.monotonic()
+        with contextlib.suppress(_Stopped):
+            for what, size in self._everything():
+                self._pause(0, 0)
+                found[what] += 1
+                files, so_far = self.running["files"], self.running["bytes"]
+                self.running = {"files": files + 1, "bytes": so_far + size}
+        result: dict[str, object] = {
+            "started_ns": started_ns,
+            "ended_ns": self.fs.now_ns(),
+            **self.running,
+            "found": dict(found),
+        }
+        self.running = {}
+        if not self._stopping.is_set():
+            with contextlib.suppress(OSError):
+                self.store.layout.write_note(fmt.SCRUB, result)
+        return result
+
+    def _everything(self) -> Iterator[tuple[str, int]]:
+        """The condition and size of every file and generation; what has rotted is seen to."""
+        store = self.store
+        for path, status in walk(self.fs, store.root):
+            if path in self._busy() or store.in_place(path):
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                yield self._file(path), status.st_size
+        for lineage in self.fs.listdir(store.layout.history):
+            for generation in history.generations(store.layout, lineage):
+                with contextlib.suppress(FileNotFoundError):
+                    yield self._generation(lineage, generation)
+
+    def _file(self, path: str) -> str:
+        try:
+            with osfs.place(self.fs, self.store.root, path) as (at, name):
+                found = self.store.check(path, at, name, direct=True, before=self._pause)
+                return found.condition.value
+        except FileNotFoundError:
+            raise
+        except (CkptfsError, OSError):
+            return "lost"
+
+    def _pause(self, offset: int, length: int) -> None:
+        """Ahead of every chunk, wait as long as the last one took."""
+        now = time.monotonic()
+        if self._stopping.wait(min(1.0, now - self._woke_s)):
+            raise _Stopped
+        self._woke_s = time.monotonic()
+
+    def _generation(self, lineage: str, generation: int) -> tuple[str, int]:
+        layout, name = self.store.layout, str(generation)
+        with osfs.opened(self.fs, layout.history, lineage, osfs.DIRECTORY) as folder:
+            finding = examine_at(
+                layout,
+                name,
+                folder,
+                name,
+                digest_modified=True,
+                direct=True,
+                before=self._pause,
+            )
+        if finding.condition in ROTTEN:
+            self.store.set_aside(lineage, generation)
+        return f"earlier {finding.condition.value}", finding.size_bytes
