@@ -13,7 +13,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from ckptfs import format as fmt
 from ckptfs import history, osfs
@@ -22,6 +21,8 @@ from ckptfs.store import Store
 from ckptfs.verify import ROTTEN, Condition, Finding, examine_at, walk
 
 _AHEAD = 4  # files a job that wait their turn: results come in order, memory is bounded
+_LONG_BYTES = 512 << 10
+_Job = tuple[int, Callable[[], Finding]]  # bytes to read, and the reading
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,12 @@ class Check:
             yield from self._history([lineage])
 
     def _files(self, found: Iterable[tuple[str, osfs.Status | None]]) -> Iterator[Finding]:
-        def jobs() -> Iterator[Callable[[], Finding]]:
+        def jobs() -> Iterator[_Job]:
             for path, status in found:
                 self.files += 1
                 self._note_links(path, status)
-                yield lambda path=path: self._examine(path)  # type: ignore[misc]
+                size = status.st_size if status is not None else _LONG_BYTES
+                yield size, lambda path=path: self._examine(path)  # type: ignore[misc]
 
         for finding in self._in_order(jobs()):
             record = finding.record
@@ -124,19 +126,24 @@ class Check:
         except OSError as error:
             return Finding(path, Condition.UNREADABLE, detail=error.strerror or str(error))
 
-    def _in_order(self, jobs: Iterator[Callable[[], Finding]]) -> Iterator[Finding]:
+    def _in_order(self, jobs: Iterator[_Job]) -> Iterator[Finding]:
         """Examine in parallel, in the order given. Memory: 8 MiB a job at most."""
-        if self.scope.jobs == 1:
-            yield from (job() for job in jobs)
-            return
+        waiting: deque[Future[Finding]] = deque()
         with ThreadPoolExecutor(self.scope.jobs, thread_name_prefix="ckptfs-verify") as pool:
-            waiting: deque[Future[Finding]] = deque()
-            waiting.extend(pool.submit(job) for job in islice(jobs, self.scope.jobs * _AHEAD))
             try:
+                for size, job in jobs:
+                    if size >= _LONG_BYTES and self.scope.jobs > 1:
+                        waiting.append(pool.submit(job))
+                    else:  # handing it over would cost more than reading it
+                        done = Future[Finding]()
+                        done.set_result(job())
+                        waiting.append(done)
+                    while len(waiting) > self.scope.jobs * _AHEAD or (
+                        waiting and waiting[0].done()
+                    ):
+                        yield waiting.popleft().result()
                 while waiting:
-                    finding = waiting.popleft().result()
-                    waiting.extend(pool.submit(job) for job in islice(jobs, 1))
-                    yield finding
+                    yield waiting.popleft().result()
             finally:  # interrupted: no need to read on
                 for future in waiting:
                     future.cancel()
@@ -165,10 +172,11 @@ class Check:
     # --- history ---------------------------------------------------------------------------------
 
     def _history(self, lineages: Iterable[str]) -> Iterator[Finding]:
-        def jobs() -> Iterator[Callable[[], Finding]]:
+        def jobs() -> Iterator[_Job]:
             for lineage in lineages:
                 for generation in reversed(history.generations(self.layout, lineage)):
-                    yield lambda at=(lineage, generation): self._generation(*at)  # type: ignore[misc]
+                    where = lineage, generation
+                    yield _LONG_BYTES, lambda at=where: self._generation(*at)  # type: ignore[misc]
 
         for finding in self._in_order(jobs()):
             if finding.condition is Condition.MISSING:

@@ -25,7 +25,7 @@ from ckptfs.osfs import FileSystem
 from ckptfs.structure import Verdict
 
 Stamp = tuple[tuple[int, int], tuple[int, int, int]]
-_LOOKS_AFTER_S = (0.0, 0.02, 0.2)  # at what is being changed
+_LOOK_AGAIN_AFTER_S = (0.02, 0.2, None)  # at what is being changed
 _UNREADABLE = {errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO)}
 
 
@@ -86,8 +86,7 @@ def examine(
 
     Raises OSError where the file cannot be opened.
     """
-    for wait_s in _LOOKS_AFTER_S:
-        time.sleep(wait_s)
+    for wait_s in _LOOK_AGAIN_AFTER_S:
         was = stamp(layout.fs.lstat(at, name))
         finding = _examine_once(layout, at, name, digest_modified, direct, quick, before)
         if finding.condition in _SETTLED:
@@ -95,6 +94,8 @@ def examine(
         unchanged = stamp(layout.fs.lstat(at, name)) == was
         if unchanged and not _is_being_extended(layout, was[0][1]):
             return finding
+        if wait_s is not None:
+            time.sleep(wait_s)
     return Finding(name, Condition.BUSY, finding.size_bytes, detail="written while it was read")
 
 
