@@ -106,6 +106,8 @@ class Check:
                 yield size, lambda path=path: self._examine(path)  # type: ignore[misc]
 
         for finding in self._in_order(jobs()):
+            if finding.condition is Condition.MISSING and not self.scope.paths:
+                continue  # deleted or renamed since the walk came by
             record = finding.record
             if record is not None:
                 self._highest = max(self._highest, record.generation)
