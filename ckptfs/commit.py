@@ -54,6 +54,8 @@ class Committer(Ordering):
         self.layout = layout
         self.checksum, self.keep, self.validate = checksum, keep, validate
         self.growth = Growth(layout)
+        # Told of each path whose last version went to history, and how long that is.
+        self.kept: Callable[[str, int], None] = lambda path, size_bytes: None
 
     # --- stage ---------------------------------------------------------------------------------
 
@@ -106,6 +108,8 @@ class Committer(Ordering):
                         self.publish(staged, at, name)
                         self.settle(staged, at)
                         self.prune(replaced)
+                        if replaced is not None:
+                            self._tell_kept(staged.path, replaced)
                 self.growth.remember(staged, self.checksum)
                 staged.base = None
             except BaseException as error:
@@ -314,6 +318,10 @@ class Committer(Ordering):
             with contextlib.suppress(OSError):  # the next commit prunes again
                 history.prune(self.layout, replaced.lineage, self.keep)
 
+    def _tell_kept(self, path: str, replaced: Replaced) -> None:
+        if self.keep > 0 and replaced.record is not None:
+            self.kept(path, replaced.record.size_bytes)
+
     def expose(self, staged: Staged, at: int, name: str) -> None:
         """Give up the transaction: the version stands under its name as it is, without a record,
         and is written in place. What it replaces is kept."""
@@ -427,9 +435,9 @@ class Committer(Ordering):
 
     # --- a rename by the user is a commit of its target -------------------------------------------
 
-    def rename(self, at: int, name: str, to: int, target: str) -> None:
-        """Rename a committed file onto ``to/target``: keeps what stood there, takes over its
-        lineage. Durable on return as the mode says."""
+    def rename(self, at: int, name: str, to: int, target: str, path: str) -> None:
+        """Rename a committed file onto ``to/target``, which is ``path``: keeps what stood there,
+        takes over its lineage. Durable on return as the mode says."""
         self.require_writable()
         if not self.mode.transactional:
             self.fs.rename(at, name, to, target)
@@ -455,6 +463,7 @@ class Committer(Ordering):
                     history.prune(self.layout, replaced.lineage, self.keep)
                     if left is not None:
                         history.forget(self.layout, left)
+                self._tell_kept(path, replaced)
 
     def _adopt_lineage(self, at: int, name: str, lineage: str) -> str | None:
         """Give a committed file another lineage, durably. Returns the one it leaves, if any."""

@@ -29,6 +29,7 @@ from ckptfs.mount.kernel import mounting
 from ckptfs.mount.kernel.session import Session as KernelSession
 from ckptfs.mount.operations import Operations
 from ckptfs.mount.portable import PortableSession
+from ckptfs.sharing import Sharer
 from ckptfs.store import Options, Store
 
 log = logging.getLogger("ckptfs.daemon")
@@ -191,10 +192,13 @@ class Daemon:
         _raise_descriptor_limit()
         mounting.drop_reserve_rights()
         self.store = Store.open(options.directory, options.store, options.mountpoint)
+        self.sharer = Sharer(self.store.share)
         root = os.fstat(self.store.root)
         self._root_id = [root.st_dev, root.st_ino]
         try:
             self.operations = Operations(self.store, self.status)
+            if options.store.share:
+                self.store.committer.kept = self.sharer.add
             self.session = self._session()
             self.session.ready = lambda: ready(self._warnings())
             stopper = threading.Thread(target=self.wait_for_end, daemon=True)
@@ -231,6 +235,7 @@ class Daemon:
         self.ended.set()
         self.operations.versions.abort_all("the mount was taken away while it was being written")
         self.operations.versions.stop()
+        self.sharer.stop()
         log.info("ended; %s", dict(self.store.counts))
 
     # --- ending ----------------------------------------------------------------------------------
