@@ -23,7 +23,6 @@ import os
 import stat as stat_module
 import struct
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
@@ -507,13 +506,12 @@ def free_space(fd: int) -> int:
     return status.f_bavail * status.f_frsize
 
 
-def lower_priority() -> None:
-    """Let the calling thread wait, for disk and processor, behind everybody else. Linux."""
+def yield_disk() -> None:
+    """Let the calling thread wait for the disk behind everybody else. Linux. Not for the processor:
+    all threads would wait for one that holds the interpreter's lock."""
     number = _IOPRIO_SET.get(os.uname().machine) if sys.platform == "linux" else None
     if number is not None:
         _libc.syscall(number, _IOPRIO_THREAD, 0, _IOPRIO_IDLE)
-        with contextlib.suppress(OSError):  # of the thread alone: Linux has it so
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def cpu_count() -> int:

@@ -264,7 +264,7 @@ class Sharer:
             thread.join(limit_s)
 
     def _run(self) -> None:
-        osfs.lower_priority()
+        osfs.yield_disk()
         while (path := self._next()) is not None:
             try:
                 self._share(path, self._stopping.is_set)

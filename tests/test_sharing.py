@@ -5,6 +5,7 @@ On images of XFS and btrfs, where blocks are really shared, and of ext4, where t
 
 from __future__ import annotations
 
+import ctypes
 import errno as errors
 import os
 import random
@@ -367,6 +368,22 @@ def test_the_worker_waits_for_quiet_and_does_a_path_once() -> None:
     assert not sharer._thread.is_alive()
     sharer.add("late", MIB)
     assert not sharer._queue
+
+
+def test_the_worker_alone_yields_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.uname().machine != "x86_64":
+        pytest.skip("the number of ioprio_get is that of x86_64")
+    idle = 3
+    get = ctypes.CDLL(None).syscall
+    found: list[int] = []
+    sharer = Sharer(lambda path, stopped: found.append(get(252, 1, 0) >> 13) or 0, quiet_s=0)
+    sharer.add("a", MIB)
+    deadline = time.monotonic() + 5
+    while not found and time.monotonic() < deadline:
+        time.sleep(0.01)
+    sharer.stop()
+    assert found == [idle]
+    assert get(252, 1, 0) >> 13 != idle
 
 
 def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
