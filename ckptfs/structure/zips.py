@@ -113,14 +113,16 @@ def _locate_directory(file: File, end: int, lenient: bool) -> _Directory:
             for place in places
             if place <= end - 76 and file.bytes(place, 4) == _ZIP64_END
         ]
-        records = wide or records
+        records = wide + records
     # Offsets count from where the archive starts, which may be behind other data; with a gap
     # before the end record, from the start of the file. A gap may be damaged records of zip64.
-    for count, size, offset, end in records:
+    for number, (count, size, offset, end) in enumerate(records):
         for base in (end - size - offset, end - 76 - size - offset, 0):
             at = base + offset
             fits = base >= 0 and at + size <= end and (lenient or size >= count % 65536 * 46)
             if fits and (size == 0 or file.bytes(at, 4) == _ZIP_CENTRAL):
+                if number > 0:
+                    raise Unjudged  # readers differ in which record they take
                 return _Directory(at, size, base, count)
     for _, _, offset, _ in records:
         if offset + 4 <= file.size and file.bytes(offset, 4) == _ZIP_CENTRAL:
@@ -241,19 +243,24 @@ def _npz_member(file: File, entry: _Entry, end: int) -> None:
 # --- torch archives
 
 _ID = b".data/serialization_id"
+_READ = {b"version", b"byteorder", b"data.pkl"}
 _UNREAD = {b".format_version", b".storage_alignment", _ID}  # by torch.load
 _BOOKKEEPING = {b"version", b"byteorder", b".format_version", b".storage_alignment", _ID}
 
 
-def _is_spare(entry: _Entry, root: bytes) -> bool:
+def _is_spare(entry: _Entry, root: bytes, plain: bool) -> bool:
     """Whether torch.load gives the same whatever is there: it does not look at it."""
-    return entry.size_bytes == 0 or entry.name[len(root) + 1 :] in _UNREAD
+    name = entry.name.lower()[len(root) + 1 :]
+    unread = plain and name not in _READ and not name.startswith((b"data/", b"tensors/"))
+    return entry.size_bytes == 0 or name in _UNREAD or unread
 
 
 def _torch_archive(file: File, name: str, entries: list[_Entry], directory_at: int) -> None:
     """Broken is only said of what torch.load reads; damage elsewhere leaves it unjudged."""
     root = entries[0].name.lower().split(b"/")[0]
-    read = [entry for entry in entries if not _is_spare(entry, root)]
+    names = {entry.name.lower() for entry in entries}
+    plain = root + b"/data.pkl" in names and root + b"/constants.pkl" not in names  # no script
+    read = [entry for entry in entries if not _is_spare(entry, root, plain)]
     doubtful = False
     with broken_only_if(name.endswith(_ZIP_SUFFIXES)):
         for entry, end in _in_order(file, read, directory_at):
@@ -263,10 +270,8 @@ def _torch_archive(file: File, name: str, entries: list[_Entry], directory_at: i
                 _whole(file, entry, end, torch=True)
                 doubtful = True
     try:
-        for entry, end in (
-            _in_order(file, entries, directory_at) if len(read) < len(entries) else ()
-        ):
-            if _is_spare(entry, root):
+        for entry, end in _in_order(file, entries, directory_at):
+            if _is_spare(entry, root, plain):
                 _whole(file, entry, end)
     except Broken:
         doubtful = True
