@@ -83,6 +83,8 @@ class Committer(Committed):
                         self.publish(staged, at, name)
                         self.settle(staged, at)
                         self.prune(replaced)
+                        if replaced is not None:
+                            self._tell_kept(staged.path, replaced)
                 self.growth.remember(staged, self.checksum)
                 staged.base = None
             except BaseException as error:

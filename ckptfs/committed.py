@@ -37,6 +37,8 @@ class Committed(Ordering):
         self.layout = layout
         self.checksum, self.keep, self.validate = checksum, keep, validate
         self.growth = Growth(layout)
+        # told of each path whose last version went to history, and how long that is
+        self.kept: Callable[[str, int], None] = lambda path, size_bytes: None
 
     def fingerprint(self, fd: int) -> Fingerprint:
         return self.growth.fingerprint(fd)
@@ -215,10 +217,15 @@ class Committed(Ordering):
                     history.prune(self.layout, replaced.lineage, self.keep)
                     if left is not None:
                         history.forget(self.layout, left)
+                self._tell_kept(path, replaced)
             else:
                 record = self._record_at(to, target)
                 if record is not None:
                     history.follow(self.layout, record.lineage, path)
+
+    def _tell_kept(self, path: str, replaced: Replaced) -> None:
+        if self.keep > 0 and replaced.record is not None:
+            self.kept(path, replaced.record.size_bytes)
 
     def _record_at(self, at: int, name: str) -> Record | None:
         with contextlib.suppress(OSError, RecordDamaged):

@@ -161,7 +161,8 @@ class Check:
                 self._live |= {found.lineage} if found else set()
         for path, lineage in gone.items():
             kept = history.generations(self.layout, lineage)
-            if lineage not in self._live and kept:
+            forgotten = history.noted_path(self.layout, lineage) != path  # deleted just now
+            if lineage not in self._live and kept and not forgotten:
                 detail = f"deleted outside ckptfs; history has generation {kept[0]}"
                 yield Finding(path, Condition.MISSING, detail=detail)
 

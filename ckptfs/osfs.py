@@ -21,11 +21,11 @@ import fcntl
 import mmap
 import os
 import stat as stat_module
+import struct
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 if sys.platform != "linux":  # Linux has these calls in the standard library
     import xattr as _xattr
@@ -43,6 +43,16 @@ _ALL_BITS = 0o7777
 _COPY_CHUNK = 4 << 20
 
 Status = os.stat_result
+
+
+class Extent(NamedTuple):
+    """Blocks of a file, in bytes. ``place`` is where they lie on the disk, as a number to compare;
+    None where it tells nothing (compressed, inline, not written yet)."""
+
+    start: int
+    end: int
+    place: int | None
+    shared: bool  # with another file, or another part of this one
 
 
 class FileSystem(Protocol):
@@ -73,6 +83,22 @@ class FileSystem(Protocol):
 
     def copy_times(self, source: int, target: int) -> None:
         """Give ``target`` the access and modification time of ``source``."""
+
+    def dedupe(self, source: int, target: int, start: int, end: int) -> int:
+        """Let ``target`` refer to the blocks of ``source`` where it holds the same bytes, which the
+        filesystem compares itself. Returns how many bytes, from ``start`` on; moves no time."""
+
+    def extents(self, fd: int) -> Iterator[Extent]:
+        """Where the file has blocks, in order. Raises OSError where that is not to be had."""
+
+    def exclusive_bytes(self, fd: int) -> int:
+        """What the file takes on the disk that no other shares."""
+
+    def pins_extents(self, fd: int) -> bool:
+        """Whether all of an extent stays allocated while a file refers to a part of it (btrfs)."""
+
+    def drop_cache(self, fd: int, start: int, end: int) -> None:
+        """Let clean pages go."""
 
     def redirect(self, fd: int, to: int) -> None:
         """Let ``fd`` stand for the open file of ``to``; whoever uses it meanwhile gets either."""
@@ -114,12 +140,21 @@ class FileSystem(Protocol):
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _SYNC_WAIT_BEFORE, _SYNC_WRITE, _SYNC_WAIT_AFTER = 1, 2, 4
-_FICLONE = 0x40049409
+_FICLONE, _FIDEDUPERANGE, _FS_IOC_FIEMAP = 0x40049409, 0xC0189436, 0xC020660B
+_DEDUPE = struct.Struct("=QQHHIqQQiI")  # with room for one target
+_DEDUPE_BYTES = 16 << 20  # more in one call is cut short
+_DEDUPE_SAME = 0
+_FIEMAP, _FIEMAP_EXTENT, _FIEMAP_BATCH = struct.Struct("=QQIIII"), struct.Struct("=QQQ16xI12x"), 128
+_EXTENT_LAST, _EXTENT_SHARED = 0x1, 0x2000
+_EXTENT_NO_PLACE = 0x2 | 0x4 | 0x8 | 0x100 | 0x200 | 0x800  # from UNKNOWN to UNWRITTEN
 _RENAME_EXCHANGE = 2
 _AT_FDCWD, _AT_SYMLINK_NOFOLLOW = -100, 0x100
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2  # in tv_nsec
 NOW = -(1 << 63)  # a time
-_CLEANS = frozenset({0xEF53, 0x58465342, 0x9123683E, 0xF2F52010})  # ext4, XFS, btrfs, f2fs
+_BTRFS = 0x9123683E
+_CLEANS = frozenset({0xEF53, 0x58465342, _BTRFS, 0xF2F52010})  # ext4, XFS, btrfs, f2fs
+_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30}  # no function in libc
+_IOPRIO_THREAD, _IOPRIO_IDLE = 1, 3 << 13
 
 
 def _data_ranges(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -187,6 +222,54 @@ class OsFs:
         if sys.platform != "linux":
             raise OSError(errno.EOPNOTSUPP, "no clones")
         fcntl.ioctl(target, _FICLONE, source)
+
+    def dedupe(self, source: int, target: int, start: int, end: int) -> int:
+        if sys.platform != "linux":
+            raise OSError(errno.EOPNOTSUPP, "no deduplication")
+        at = start
+        while at < end:
+            size = min(end - at, _DEDUPE_BYTES)
+            request = bytearray(_DEDUPE.pack(at, size, 1, 0, 0, target, at, 0, 0, 0))
+            fcntl.ioctl(source, _FIDEDUPERANGE, request, True)
+            shared, status, _ = _DEDUPE.unpack(request)[-3:]
+            if status < 0:
+                raise OSError(-status, os.strerror(-status))
+            if status != _DEDUPE_SAME or shared == 0:
+                break
+            at += shared
+        return at - start
+
+    def extents(self, fd: int) -> Iterator[Extent]:
+        if sys.platform != "linux":
+            raise OSError(errno.EOPNOTSUPP, "no extents")
+        at, flags = 0, 0
+        while not flags & _EXTENT_LAST:
+            request = bytearray(_FIEMAP.size + _FIEMAP_BATCH * _FIEMAP_EXTENT.size)
+            _FIEMAP.pack_into(request, 0, at, (1 << 64) - 1 - at, 0, 0, _FIEMAP_BATCH, 0)
+            fcntl.ioctl(fd, _FS_IOC_FIEMAP, request, True)
+            found = int(_FIEMAP.unpack_from(request)[3])
+            if found == 0:
+                return
+            for number in range(found):
+                where = _FIEMAP.size + number * _FIEMAP_EXTENT.size
+                at, place, length, flags = _FIEMAP_EXTENT.unpack_from(request, where)
+                known = None if flags & _EXTENT_NO_PLACE else place
+                yield Extent(at, at + length, known, bool(flags & _EXTENT_SHARED))
+                at += length
+
+    def exclusive_bytes(self, fd: int) -> int:
+        allocated = os.fstat(fd).st_blocks * 512
+        with contextlib.suppress(OSError):
+            shared = sum(end - start for start, end, _, shared in self.extents(fd) if shared)
+            return max(0, allocated - shared)
+        return allocated
+
+    def pins_extents(self, fd: int) -> bool:
+        return sys.platform == "linux" and _fs_type(fd) == _BTRFS
+
+    def drop_cache(self, fd: int, start: int, end: int) -> None:
+        if sys.platform == "linux":
+            os.posix_fadvise(fd, start, end - start, os.POSIX_FADV_DONTNEED)
 
     def copy_times(self, source: int, target: int) -> None:
         status = os.fstat(source)
@@ -367,16 +450,6 @@ def set_times(
     check(_libc.utimensat(where, os.fsencode(path), times, flags))
 
 
-def be_idle() -> None:
-    """Let the calling thread have the disk and the processor when nobody else wants them, as far
-    as the system knows of such a thing."""
-    if sys.platform == "linux":
-        number = {"x86_64": 251, "aarch64": 30}.get(os.uname().machine)
-        if number is not None:
-            _libc.syscall(number, 1, 0, 3 << 13)  # ioprio_set: this thread, the idle class
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-
-
 def touch(fd: int) -> None:
     """Move mtime and ctime to the present, as a change would; the atime stays. Linux."""
     check(_libc.futimens(fd, (ctypes.c_long * 4)(*_timespec(None), *_timespec(NOW))))
@@ -434,6 +507,14 @@ def free_space(fd: int) -> int:
     """Bytes an ordinary user may still write on the filesystem of ``fd``."""
     status = os.fstatvfs(fd)
     return status.f_bavail * status.f_frsize
+
+
+def yield_disk() -> None:
+    """Let the calling thread wait for the disk behind everybody else. Linux. Not for the processor:
+    all threads would wait for one that holds the interpreter's lock."""
+    number = _IOPRIO_SET.get(os.uname().machine) if sys.platform == "linux" else None
+    if number is not None:
+        _libc.syscall(number, _IOPRIO_THREAD, 0, _IOPRIO_IDLE)
 
 
 def cpu_count() -> int:

@@ -56,7 +56,7 @@ class Scrub:
         return {"interval_s": self.interval_s, "last": self.last(), "running": self.running}
 
     def _run(self) -> None:
-        osfs.be_idle()
+        osfs.yield_disk()
         while not self._stopping.wait(min(_LOOK_S, self._due_in_s())):
             if self._due_in_s() <= 0:
                 self.run()

@@ -30,6 +30,7 @@ from ckptfs.mount.kernel.session import Session as KernelSession
 from ckptfs.mount.operations import Operations
 from ckptfs.mount.portable import PortableSession
 from ckptfs.scrub import Scrub
+from ckptfs.sharing import Sharer
 from ckptfs.store import Options, Store
 
 log = logging.getLogger("ckptfs.daemon")
@@ -193,11 +194,14 @@ class Daemon:
         _raise_descriptor_limit()
         mounting.drop_reserve_rights()
         self.store = Store.open(options.directory, options.store, options.mountpoint)
+        self.sharer = Sharer(self.store.share)
         root = os.fstat(self.store.root)
         self._root_id = [root.st_dev, root.st_ino]
         try:
             self.operations = Operations(self.store, self.status)
             self.scrub = Scrub(self.store, options.scrub_interval_s, self._being_written)
+            if options.store.share:
+                self.store.committer.kept = self.sharer.add
             self.session = self._session()
             self.session.ready = lambda: ready(self._warnings())
             stopper = threading.Thread(target=self.wait_for_end, daemon=True)
@@ -236,6 +240,7 @@ class Daemon:
         self.scrub.stop()
         self.operations.versions.abort_all("the mount was taken away while it was being written")
         self.operations.versions.stop()
+        self.sharer.stop()
         log.info("ended; %s", dict(self.store.counts))
 
     # --- ending ----------------------------------------------------------------------------------

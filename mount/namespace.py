@@ -296,7 +296,8 @@ class Namespace(Base):
             unchanged = self.metadata.unchanged_bytes
             quiet = unchanged(parent, name) if is_file else contextlib.nullcontext()
             with quiet:
-                committer.rename(parent.fd, name, target.fd, new_name, target.child_path(new_name))
+                path = target.child_path(new_name)
+                committer.rename(parent.fd, name, target.fd, new_name, path)
             return
         os.rename(name, new_name, src_dir_fd=parent.fd, dst_dir_fd=target.fd)
         committer.note_changed_dir(parent.fd)

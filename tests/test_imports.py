@@ -11,13 +11,11 @@ PROJECT = Path(__file__).parent.parent
 FOLDERS = {"ckptfs": "ckptfs", "mount": "ckptfs.mount", "tools": "ckptfs.tools"}
 LAYERS = {
     "errors": 0,
-    **dict.fromkeys(
-        ["protocol", "osfs", "structure", "format", "digest", "sums", "keyed", "sharing"], 1
-    ),
+    **dict.fromkeys(["protocol", "osfs", "structure", "format", "digest", "sums", "keyed"], 1),
     **dict.fromkeys(
         ["layout", "history", "ordering", "staged", "growth", "committed", "commit"], 2
     ),
-    **dict.fromkeys(["verify", "guard", "sets", "pipeline", "writeback"], 3),
+    **dict.fromkeys(["verify", "guard", "sets", "pipeline", "writeback", "sharing", "usage"], 3),
     "store": 4,
     **dict.fromkeys(["fsck", "adoption", "scrub"], 4),
     "mount": 5,

@@ -32,7 +32,7 @@ from ckptfs import structure
 from ckptfs.structure import Structure, Verdict, check
 
 SOUND, BROKEN, UNKNOWN = Verdict.SOUND, Verdict.BROKEN, Verdict.UNKNOWN
-ZIP_END = b"PK\x05\x06"
+ZIP_CENTRAL, ZIP_END = b"PK\x01\x02", b"PK\x05\x06"
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -331,14 +331,23 @@ def test_a_hole_in_the_central_directory_is_broken() -> None:
         directory = data.index(b"PK\x01\x02")
         for at in range(directory, data.index(ZIP_END) - 64, 64):
             hole = data[:at] + bytes(64) + data[at + 64 :]
-            assert judge(name, hole).verdict is BROKEN, at
+            verdict = judge(name, hole).verdict
+            if name == "a.pt" and ZIP_CENTRAL not in data[at : at + 64 + 3]:
+                assert verdict is not SOUND, at  # torch can do without some of the names
+            else:
+                assert verdict is BROKEN, at
 
 
 def test_a_zeroed_local_header_is_broken() -> None:
     data = saved(many())
     for entry in zipfile.ZipFile(io.BytesIO(data)).infolist()[1:]:
         at = entry.header_offset
-        assert judge("a.pt", data[:at] + bytes(30) + data[at + 30 :]).verdict is BROKEN
+        verdict = judge("a.pt", data[:at] + bytes(30) + data[at + 30 :]).verdict
+        # torch.load reads nothing where nothing is, nor these three.
+        unread = entry.file_size == 0 or entry.filename.endswith(
+            (".format_version", ".storage_alignment", ".data/serialization_id")
+        )
+        assert verdict is (UNKNOWN if unread else BROKEN), entry.filename
 
 
 @pytest.mark.parametrize("name", ["a.pt", "a.pth", "a.pth.tar", "a.npz", "a.safetensors"])
@@ -445,13 +454,20 @@ def test_a_damaged_compressed_member_is_broken() -> None:
 
 @pytest.mark.parametrize("fields", [(20, 24), (20,), (24,)])
 def test_an_entry_of_the_wrong_size_is_broken(fields: tuple[int, ...]) -> None:
-    """Both sizes: it reaches into the next entry. One: stored and true size differ."""
-    for name, data in (("a.pt", bytearray(saved(many()))), ("a.npz", bytearray(npz(**ARRAYS)))):
-        at = data.index(b"PK\x01\x02")
+    """Both sizes: it reaches into the next entry. One: stored and true size differ. NumPy reads
+    what the npy header says, if there is as much."""
+
+    def changed(data: bytes, by: int) -> bytes:
+        content = bytearray(data)
+        at = content.index(ZIP_CENTRAL)
         for field in fields:
-            size_bytes = struct.unpack_from("<L", data, at + field)[0]
-            struct.pack_into("<L", data, at + field, size_bytes + 512)
-        assert judge(name, bytes(data)).verdict is BROKEN
+            size_bytes = struct.unpack_from("<L", content, at + field)[0]
+            struct.pack_into("<L", content, at + field, size_bytes + by)
+        return bytes(content)
+
+    assert judge("a.pt", changed(saved(many()), 512)).verdict is BROKEN
+    assert judge("a.npz", changed(npz(**ARRAYS), 512)).verdict is UNKNOWN
+    assert judge("a.npz", changed(npz(**ARRAYS), -1)).verdict is BROKEN
 
 
 def test_a_hole_in_an_npy_header_is_broken() -> None:

@@ -28,7 +28,7 @@ import stat
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
 
-from ckptfs.osfs import Status
+from ckptfs.osfs import Extent, Status
 
 EXHAUSTIVE_UP_TO = 4096  # states; about twelve independent changes
 _SAMPLES = 1024
@@ -393,6 +393,21 @@ class CrashFs:
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:
         self.write(target, self.read(source, end - start, start), start)
+
+    def dedupe(self, source: int, target: int, start: int, end: int) -> int:
+        raise _error(errno.EOPNOTSUPP, "no deduplication")
+
+    def extents(self, fd: int) -> Iterator[Extent]:
+        raise _error(errno.EOPNOTSUPP, "no extents")
+
+    def exclusive_bytes(self, fd: int) -> int:
+        return len(self._node(fd).data)
+
+    def pins_extents(self, fd: int) -> bool:
+        return False
+
+    def drop_cache(self, fd: int, start: int, end: int) -> None:
+        pass
 
     def copy_times(self, source: int, target: int) -> None:
         self._set(self._number(target), mtime_ns=self._node(source).inode.mtime_ns)

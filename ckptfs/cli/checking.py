@@ -14,7 +14,7 @@ import click
 
 from ckptfs import format as fmt
 from ckptfs import fsck, history, osfs
-from ckptfs.cli.base import Below, Progress, commands, when
+from ckptfs.cli.base import Below, Progress, commands, size, when
 from ckptfs.errors import CannotServe, CkptfsError, UsageError
 from ckptfs.format import Record
 from ckptfs.fsck import Check, Scope
@@ -282,7 +282,20 @@ def _log_path(below: Below, layout: Layout, path: str) -> None:
             click.echo(f"{_log_line(record)}  current, {record.mode.value}, {record.structure}")
     for generation in history.generations(layout, lineage):
         old = history.record_of(layout, lineage, generation)
-        click.echo(_log_line(old) if old else f"generation {generation}  unrecorded")
+        line = _log_line(old) if old else f"generation {generation}  unrecorded"
+        click.echo(f"{line}{_space_of(layout, lineage, generation)}")
+
+
+def _space_of(layout: Layout, lineage: str, generation: int) -> str:
+    """What letting go of it would free."""
+    with (
+        contextlib.suppress(OSError),
+        osfs.opened(layout.fs, layout.history, lineage, osfs.DIRECTORY) as folder,
+        osfs.opened(layout.fs, folder, str(generation), osfs.O_RDONLY) as fd,
+    ):
+        if layout.fs.stat(fd).st_nlink == 1:
+            return f"  {size(layout.fs.exclusive_bytes(fd))} of its own"
+    return "  nothing of its own"
 
 
 def _log_line(record: Record) -> str:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ckptfs import osfs
-from ckptfs.cli.base import absolute, commands, status_of, when
+from ckptfs.cli.base import Below, absolute, commands, size, status_of, when
 from ckptfs.digest import ALGORITHMS
+from ckptfs.errors import CannotServe
 from ckptfs.protocol import Mode
 from ckptfs.store import Options
+from ckptfs.usage import usage
 
 if TYPE_CHECKING:
     from ckptfs.mount.daemon import MountOptions
@@ -70,6 +73,11 @@ def _seconds(_context: click.Context, _option: click.Parameter, text: str) -> fl
     metavar="GLOB",
     help="Also write these in place, without transactions.",
 )
+@click.option(
+    "--no-share",
+    is_flag=True,
+    help="Give every earlier version blocks of its own (XFS and btrfs share what is equal).",
+)
 @click.option("--salvage-bytes", type=click.IntRange(0), default=16 << 30, show_default=True)
 @click.option(
     "--binding",
@@ -118,6 +126,7 @@ def _mount_options(directory: str, mountpoint: str | None, given: dict[str, Any]
         validate=given["validate"] == "overwrite",
         in_place=tuple(given["in_place"]),
         salvage_bytes=given["salvage_bytes"],
+        share=not given["no_share"],
     )
     return MountOptions(
         directory=served,
@@ -175,10 +184,11 @@ def status(directory: str, as_json: bool, check: bool) -> None:
             click.echo(str(why))
             sys.exit(why.exit_code)
         raise why
+    space = None if check else _space(directory)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        click.echo(json.dumps(found if space is None else {**found, "space": space}, indent=1))
     else:
-        for line in _status_lines(found):
+        for line in (*_status_lines(found), *_space_lines(space or {})):
             click.echo(line)
     if check and found["degraded"]:
         sys.exit(2)
@@ -207,6 +217,25 @@ def _status_lines(found: dict[str, Any]) -> Iterator[str]:
             yield f"  {when(event['time_ns'])}  {what}"
 
 
+def _space(directory: str) -> dict[str, Any] | None:
+    """What lies where, in bytes on the disk; None where one cannot look below the mount."""
+    try:
+        return asdict(usage(Below(directory).needed_layout()))
+    except (CannotServe, OSError):
+        return None
+
+
+def _space_lines(space: dict[str, Any]) -> Iterator[str]:
+    """A class a line, those that hold nothing left out."""
+    for name in ("live", "history", "staged", "salvage", "quarantine"):
+        if name in space and space[name]["files"]:
+            found = space[name]
+            line = f"  {name:10}{size(found['bytes'])} in {found['files']} files"
+            if name == "history":
+                line += f", {size(space['history_exclusive_bytes'])} of its own"
+            yield line
+
+
 def _scrub(found: dict[str, Any]) -> str:
     if not found["interval_s"]:
         return "never"
@@ -216,4 +245,4 @@ def _scrub(found: dict[str, Any]) -> str:
     if not last:
         return "none yet"
     counts = ", ".join(f"{count} {what}" for what, count in sorted(last["found"].items()))
-    return f"{when(last['ended_ns'])}: {last['files']} files, {last['bytes']} bytes: {counts}"
+    return f"{when(last['ended_ns'])}: {last['files']} files, {size(last['bytes'])}: {counts}"

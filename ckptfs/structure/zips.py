@@ -34,7 +34,7 @@ _ZIP_SUFFIXES = (
 )  # fmt: skip
 ZIP_LOCAL, _ZIP_CENTRAL, ZIP_END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
 _ZIP64_END, _ZIP64_LOCATOR = b"PK\x06\x06", b"PK\x06\x07"
-_CENTRAL = struct.Struct("<4s4xHH8xLLHHH8xL")
+_CENTRAL = struct.Struct("<4s4xHHH6xLLHHH8xL")
 _TWO_U16 = struct.Struct("<HH")
 _IN_ZIP64 = 0xFFFFFFFF
 
@@ -43,71 +43,99 @@ class _Entry(NamedTuple):
     name: bytes
     encrypted: int
     method: int
+    time: int
     stored_bytes: int
     size_bytes: int
     at: int  # where its local header is in the file
+
+
+class _Directory(NamedTuple):
+    at: int
+    size_bytes: int
+    base: int  # what its offsets count from
+    entries: int
 
 
 def check_zip(file: File, name: str) -> None:
     """One archive, or several end to end: torch.save into an open file, shards of DCP."""
     end = file.size
     while end > 0 and file.steps_left > 0:
+        lenient = name.endswith(".npz")  # read by Python's zipfile, which looks at less
         with broken_only_if(name.endswith(_ZIP_SUFFIXES)):
-            directory_at, directory_bytes, base = _find_directory(file, end)
-            if directory_bytes > METADATA_LIMIT_BYTES:
+            directory = _find_directory(file, end, lenient)
+            if directory.size_bytes > METADATA_LIMIT_BYTES:
                 return
-            entries = _read_directory(file.bytes(directory_at, directory_bytes), base)
-        _members(file, name, entries, directory_at)
-        end = min((entry.at for entry in entries), default=directory_at)
+        with broken_only_if(not _absolute_too(file, name, directory)):
+            with broken_only_if(name.endswith(_ZIP_SUFFIXES)):
+                entries = _read_directory(file, directory, lenient)
+            _members(file, name, entries, directory.at)
+        end = min((entry.at for entry in entries), default=directory.at)
         if end > 0 and (end < 22 or file.bytes(end - 22, 4) != ZIP_END):
             raise Unjudged  # something else comes first
 
 
-def _find_directory(file: File, end: int) -> tuple[int, int, int]:
-    """Offset and length of the central directory, and what its offsets count from."""
+def _absolute_too(file: File, name: str, directory: _Directory) -> bool:
+    """Whether torch.load may find another directory than ours: it takes offsets to count from
+    the start of the file. Shards of DCP are read piece by piece."""
+    if directory.base == 0 or name.endswith((".npz", ".distcp")):
+        return False
+    return file.bytes(directory.at - directory.base, 4) == _ZIP_CENTRAL
+
+
+def _find_directory(file: File, end: int, lenient: bool) -> _Directory:
     if end >= 22:
         record = file.bytes(end - 22, 22)
         if record.startswith(ZIP_END) and record.endswith(b"\0\0"):  # no comment
-            return _locate_directory(file, end - 22)
+            return _locate_directory(file, end - 22, lenient)
     tail_at = max(0, end - 22 - 0xFFFF)  # the longest comment there can be
     tail = file.bytes(tail_at, end - tail_at)
     found = [match.start() for match in re.finditer(ZIP_END, tail[:-18])]
     for at in reversed(found):
         if at + 22 + U16.unpack_from(tail, at + 20)[0] == len(tail):
-            return _locate_directory(file, tail_at + at)
+            return _locate_directory(file, tail_at + at, lenient)
     if found:
         rest = tail[found[-1] + 22 + U16.unpack_from(tail, found[-1] + 20)[0] :]
-        if rest and not ZIP_LOCAL.startswith(rest[:4]):
-            _locate_directory(file, tail_at + found[-1])
-            raise Unjudged  # readers search backwards and pass over what follows
+        if not rest or not ZIP_LOCAL.startswith(rest[:4]):
+            _locate_directory(file, tail_at + found[-1], lenient)
+            raise Unjudged  # readers search backwards and pass over what follows, or a cut comment
     raise Broken("cut short: the zip archive has no end-of-central-directory record")
 
 
-def _locate_directory(file: File, end: int) -> tuple[int, int, int]:
+def _locate_directory(file: File, end: int, lenient: bool) -> _Directory:
     disk, directory_disk, _, count, size, offset = struct.unpack("<4x4H2L2x", file.bytes(end, 22))
     if disk not in (0, 0xFFFF) or directory_disk not in (0, 0xFFFF):
         raise Unjudged  # one volume of several
+    records = [(count, size, offset, end)]
     if end >= 76 and file.bytes(end - 20, 4) == _ZIP64_LOCATOR:
-        for record_at in (end - 76, U64.unpack(file.bytes(end - 12, 8))[0]):
-            if record_at <= end - 76 and file.bytes(record_at, 4) == _ZIP64_END:
-                count, size, offset = struct.unpack("<3Q", file.bytes(record_at + 32, 24))
-                end = record_at
-                break
+        places = (end - 76, int(U64.unpack(file.bytes(end - 12, 8))[0]))
+        wide = [
+            (*struct.unpack("<3Q", file.bytes(place + 32, 24)), place)
+            for place in places
+            if place <= end - 76 and file.bytes(place, 4) == _ZIP64_END
+        ]
+        records = wide + records
     # Offsets count from where the archive starts, which may be behind other data; with a gap
-    # before the end record, from the start of the file.
-    for base in (end - size - offset, 0):
-        at = base + offset
-        fits = base >= 0 and at + size <= end and size >= count % 65536 * 46
-        if fits and (size == 0 or file.bytes(at, 4) == _ZIP_CENTRAL):
-            return at, size, base
+    # before the end record, from the start of the file. A gap may be damaged records of zip64.
+    for number, (count, size, offset, end) in enumerate(records):
+        for base in (end - size - offset, end - 76 - size - offset, 0):
+            at = base + offset
+            fits = base >= 0 and at + size <= end and (lenient or size >= count % 65536 * 46)
+            if fits and (size == 0 or file.bytes(at, 4) == _ZIP_CENTRAL):
+                if number > 0:
+                    raise Unjudged  # readers differ in which record they take
+                return _Directory(at, size, base, count)
+    for _, _, offset, _ in records:
+        if offset + 4 <= file.size and file.bytes(offset, 4) == _ZIP_CENTRAL:
+            raise Unjudged  # it is there; how far it goes, readers learn from its entries
     raise Broken("the zip central directory is not where the end record says")
 
 
-def _read_directory(directory: bytes, base: int) -> list[_Entry]:
-    entries = []
+def _read_directory(file: File, found: _Directory, lenient: bool) -> list[_Entry]:
+    directory, base = file.bytes(found.at, found.size_bytes), found.base
+    entries: list[_Entry] = []
     at, end = 0, len(directory)
     while at + 46 <= end and directory.startswith(_ZIP_CENTRAL, at):
-        _, flags, method, stored, size, name_bytes, extra_bytes, comment_bytes, offset = (
+        _, flags, method, time, stored, size, name_bytes, extra_bytes, comment_bytes, offset = (
             _CENTRAL.unpack_from(directory, at)
         )
         name_at, extra_at = at + 46, at + 46 + name_bytes
@@ -116,7 +144,9 @@ def _read_directory(directory: bytes, base: int) -> list[_Entry]:
             extra = directory[extra_at : extra_at + extra_bytes]
             size, stored, offset = _zip64_fields(extra, (size, stored, offset))
         name = directory[name_at:extra_at]
-        entries.append(_Entry(name, flags & 1, method, stored, size, base + offset))
+        entries.append(_Entry(name, flags & 1, method, time, stored, size, base + offset))
+    if at > end if lenient else at < end and len(entries) == found.entries:
+        raise Unjudged  # the lengths in the last entry: zipfile takes less, torch leaves the rest
     if at != end:
         raise Broken("the zip central directory is damaged")
     return entries
@@ -136,51 +166,59 @@ def _zip64_fields(extra: bytes, fields: tuple[int, int, int]) -> list[int]:
 def _members(file: File, name: str, entries: list[_Entry], directory_at: int) -> None:
     if not entries:
         return
-    by_name = {entry.name: entry for entry in entries}
-    root = entries[0].name.split(b"/")[0]
-    torch = root + b"/version" in by_name or root + b"/" + _ID in by_name
+    names = {entry.name.lower() for entry in entries}  # torch does not tell case
+    root = entries[0].name.lower().split(b"/")[0]
+    torch = root + b"/version" in names or root + b"/" + _ID in names
     if not torch and (name.endswith(".zip") or not name.endswith(_ZIP_SUFFIXES)):
         return  # archives of the wild bend the rules and can be read all the same
-    with broken_only_if(name.endswith(_ZIP_SUFFIXES)):
-        for entry, data_at in _whole_entries(file, entries, directory_at):
-            if name.endswith(".npz") and entry.name.endswith(b".npy"):
-                _npz_member(file, entry, data_at)
     if torch:
-        _torch(file, root, by_name)
+        _torch_archive(file, name, entries, directory_at)
+        return
+    with broken_only_if(name.endswith(_ZIP_SUFFIXES)):
+        for entry, end in _in_order(file, entries, directory_at):
+            if name.endswith(".npz") and entry.name.endswith(b".npy"):
+                _npz_member(file, entry, end)
+            else:
+                _whole(file, entry, end)
 
 
-def _whole_entries(
-    file: File, entries: list[_Entry], directory_at: int
-) -> Iterator[tuple[_Entry, int]]:
-    """The entries, in their order in the file, and where their data begins.
-
-    Each has a local header, and ends before the next one or the directory begins.
-    """
+def _in_order(file: File, entries: list[_Entry], directory_at: int) -> Iterator[tuple[_Entry, int]]:
+    """The entries as they lie in the file, and where the next one or the directory begins."""
     ordered = sorted(entries, key=attrgetter("at"))
     ends = [entry.at for entry in ordered[1:]] + [directory_at]
     skip = max(0, len(ordered) - file.steps_left // 4)  # damage is likelier towards the end
-    for entry, end in zip(ordered[skip:], ends[skip:], strict=True):
-        data_at = _data_at(file, entry)
-        if data_at + entry.stored_bytes > end:
-            raise Broken(f"zip entry {quoted(entry.name)} runs into what follows it")
-        if entry.method == 0 and entry.stored_bytes != entry.size_bytes and not entry.encrypted:
-            raise Broken(f"zip entry {quoted(entry.name)} is shorter than its size")
-        yield entry, data_at
+    yield from zip(ordered[skip:], ends[skip:], strict=True)
 
 
-def _data_at(file: File, entry: _Entry) -> int:
+def _whole(file: File, entry: _Entry, end: int, *, torch: bool = False) -> None:
+    """It has a local header, and ends before the next one begins. ``torch``: as far as torch
+    looks, which does not compare the names, nor the sizes where there is a time."""
+    stored = entry.size_bytes if torch and entry.time and not entry.method else entry.stored_bytes
+    if _data_at(file, entry, named=not torch) + stored > end:
+        raise Broken(f"zip entry {quoted(entry.name)} runs into what follows it")
+    if entry.method == 0 and stored != entry.size_bytes and not entry.encrypted:
+        raise Broken(f"zip entry {quoted(entry.name)} is shorter than its size")
+
+
+def _data_at(file: File, entry: _Entry, *, named: bool) -> int:
+    """``named``: the reader compares the name in the local header, which torch does not."""
     name, at = entry.name, entry.at
     header = file.bytes(at, 30 + len(name))
-    if header[:4] != ZIP_LOCAL or header[30:] != name:
+    if header[:4] != ZIP_LOCAL or (named and header[30:] != name):
         raise Broken(f"zip entry {quoted(name)} has no local header")
     name_bytes, extra_bytes = _TWO_U16.unpack_from(header, 26)
     return at + 30 + int(name_bytes) + int(extra_bytes)
 
 
-def _npz_member(file: File, entry: _Entry, at: int) -> None:
+def _npz_member(file: File, entry: _Entry, end: int) -> None:
+    """NumPy reads as much as the npy header says, whatever the sizes of the entry; what is more
+    than that leaves it unjudged."""
     if entry.encrypted:
         raise Unjudged
-    head = file.bytes(at, min(1024, entry.stored_bytes))
+    at = _data_at(file, entry, named=True)
+    room = end - at
+    stored = entry.stored_bytes if entry.method != 0 else min(entry.stored_bytes, entry.size_bytes)
+    head = file.bytes(at, max(0, min(1024, stored, room)))
     if entry.method == 8:
         try:
             head = zlib.decompressobj(-15).decompress(head, 4096)
@@ -193,14 +231,53 @@ def _npz_member(file: File, entry: _Entry, at: int) -> None:
             raise Unjudged  # numpy.load gives its bytes
         raise Broken(f"{quoted(entry.name)} has no npy header")
     header_bytes, data_bytes = npy_sizes(file if entry.method == 0 else None, at, head)
-    if data_bytes is not None and header_bytes + data_bytes != entry.size_bytes:
+    if data_bytes is None:
+        return
+    needed = header_bytes + data_bytes
+    if needed > entry.size_bytes or (entry.method == 0 and needed > min(stored, room)):
         raise Broken(f"{quoted(entry.name)} is not as long as its npy header says")
+    if needed < entry.size_bytes or entry.stored_bytes > room:
+        raise Unjudged
 
 
 # --- torch archives
 
 _ID = b".data/serialization_id"
+_READ = {b"version", b"byteorder", b"data.pkl"}
+_UNREAD = {b".format_version", b".storage_alignment", _ID}  # by torch.load
 _BOOKKEEPING = {b"version", b"byteorder", b".format_version", b".storage_alignment", _ID}
+
+
+def _is_spare(entry: _Entry, root: bytes, plain: bool) -> bool:
+    """Whether torch.load gives the same whatever is there: it does not look at it."""
+    name = entry.name.lower()[len(root) + 1 :]
+    unread = plain and name not in _READ and not name.startswith((b"data/", b"tensors/"))
+    return entry.size_bytes == 0 or name in _UNREAD or unread
+
+
+def _torch_archive(file: File, name: str, entries: list[_Entry], directory_at: int) -> None:
+    """Broken is only said of what torch.load reads; damage elsewhere leaves it unjudged."""
+    root = entries[0].name.lower().split(b"/")[0]
+    names = {entry.name.lower() for entry in entries}
+    plain = root + b"/data.pkl" in names and root + b"/constants.pkl" not in names  # no script
+    read = [entry for entry in entries if not _is_spare(entry, root, plain)]
+    doubtful = False
+    with broken_only_if(name.endswith(_ZIP_SUFFIXES)):
+        for entry, end in _in_order(file, read, directory_at):
+            try:
+                _whole(file, entry, end)
+            except Broken:
+                _whole(file, entry, end, torch=True)
+                doubtful = True
+    try:
+        for entry, end in _in_order(file, entries, directory_at):
+            if _is_spare(entry, root, plain):
+                _whole(file, entry, end)
+    except Broken:
+        doubtful = True
+    _torch(file, root, {entry.name.lower(): entry for entry in entries})
+    if doubtful:
+        raise Unjudged
 
 
 def _torch(file: File, root: bytes, by_name: dict[bytes, _Entry]) -> None:
@@ -217,7 +294,7 @@ def _torch(file: File, root: bytes, by_name: dict[bytes, _Entry]) -> None:
         return  # torch.package, torch.export
     if entry.method != 0 or entry.size_bytes > METADATA_LIMIT_BYTES:
         return
-    pickle = file.bytes(_data_at(file, entry), entry.size_bytes)
+    pickle = file.bytes(_data_at(file, entry, named=False), entry.size_bytes)
     if pickle and pickle[0] != PROTO:
         return  # the text protocol, or a pickle_module of the user's own
     for key, item_bytes, items in walk_pickle(pickle)[1]:
