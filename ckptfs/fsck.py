@@ -118,10 +118,11 @@ class Check:
                 finding = replace(finding, condition=Condition.RECORD_MISSING, detail=detail)
             yield finding
 
-    def _examine(self, path: str) -> Finding:
+    def _examine(self, path: str, *, quick: bool = False) -> Finding:
         try:
             with osfs.place(self.fs, self.layout.root, path) as (at, name):
-                how = {"quick": not self.scope.reads(path), "direct": self.scope.direct}
+                quick = quick or not self.scope.reads(path)
+                how = {"quick": quick, "direct": self.scope.direct}
                 return examine_at(self.layout, path, at, name, digest_modified=True, **how)
         except FileNotFoundError:
             return Finding(path, Condition.MISSING, detail="no such file")
@@ -157,7 +158,7 @@ class Check:
         gone = {p: lineage for p, lineage in gone.items() if not self._stands(p)}
         if gone and self.scope.served:
             for path, _ in walk(self.fs, self.layout.root):
-                found = self._examine_quickly(path).record
+                found = self._examine(path, quick=True).record
                 self._live |= {found.lineage} if found else set()
         for path, lineage in gone.items():
             kept = history.generations(self.layout, lineage)
@@ -167,10 +168,7 @@ class Check:
                 yield Finding(path, Condition.MISSING, detail=detail)
 
     def _stands(self, path: str) -> bool:
-        return self._examine_quickly(path).condition is not Condition.MISSING
-
-    def _examine_quickly(self, path: str) -> Finding:
-        return Check(self.layout, replace(self.scope, quick=True))._examine(path)
+        return self._examine(path, quick=True).condition is not Condition.MISSING
 
     # --- history ---------------------------------------------------------------------------------
 
