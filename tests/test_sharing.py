@@ -51,7 +51,6 @@ def shares_blocks(request: pytest.FixtureRequest, _mounts: dict[str, Mounted]) -
     directory = Path(tempfile.mkdtemp(dir=mounted.path))
     yield Mounted(mounted.kind, directory, mounted.image)
     shutil.rmtree(directory, ignore_errors=True)
-    used_bytes(mounted.path)
 
 
 def used_bytes(path: Path) -> int:
