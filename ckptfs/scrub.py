@@ -33,6 +33,7 @@ class Scrub:
     def __init__(self, store: Store, interval_s: float, busy: Callable[[], set[str]]) -> None:
         self.store, self.fs, self.interval_s, self._busy = store, store.fs, interval_s, busy
         self.running: dict[str, int] = {}  # files and bytes so far, while it runs
+        self._last = store.layout.read_note(fmt.SCRUB)
         self._woke_s = 0.0  # monotonic
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -50,7 +51,7 @@ class Scrub:
 
     def last(self) -> dict[str, object]:
         """What the last one that came to its end found; empty if there was none."""
-        return self.store.layout.read_note(fmt.SCRUB)
+        return self._last
 
     def status(self) -> dict[str, object]:
         return {"interval_s": self.interval_s, "last": self.last(), "running": self.running}
@@ -62,21 +63,26 @@ class Scrub:
                 self.run()
 
     def _due_in_s(self) -> float:
-        layout = self.store.layout
-        since_ns = self.last().get("ended_ns") or self.fs.stat(layout.control).st_ctime_ns
-        return max(0.0, int(str(since_ns)) / 1e9 + self.interval_s - self.fs.now_ns() / 1e9)
+        since_ns = self._last.get("ended_ns")
+        if not isinstance(since_ns, int):  # none yet
+            since_ns = self.fs.lstat(self.store.layout.control, fmt.FORMAT).st_mtime_ns
+        return max(0.0, since_ns / 1e9 + self.interval_s - self.fs.now_ns() / 1e9)
 
     def run(self) -> dict[str, object]:
         """Read everything once. Returns what it found, as ``last`` will."""
         started_ns, found = self.fs.now_ns(), Counter[str]()
         self.running = {"files": 0, "bytes": 0}
         self._woke_s = time.monotonic()
-        with contextlib.suppress(_Stopped):
+        try:
             for what, size in self._everything():
                 self._pause(0, 0)
                 found[what] += 1
                 files, so_far = self.running["files"], self.running["bytes"]
                 self.running = {"files": files + 1, "bytes": so_far + size}
+        except _Stopped:
+            pass
+        except OSError as error:  # a directory that cannot be read
+            found[f"not all: {error.strerror}"] += 1
         result: dict[str, object] = {
             "started_ns": started_ns,
             "ended_ns": self.fs.now_ns(),
@@ -85,7 +91,8 @@ class Scrub:
         }
         self.running = {}
         if not self._stopping.is_set():
-            with contextlib.suppress(OSError):
+            self._last = result
+            with contextlib.suppress(OSError):  # no room: known until the mount ends
                 self.store.layout.write_note(fmt.SCRUB, result)
         return result
 
