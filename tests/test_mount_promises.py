@@ -67,18 +67,7 @@ def test_c7_a_reader_goes_on_with_what_it_opened(tree: Tree) -> None:
 
 
 def test_ranks_and_readers_on_one_path_see_whole_versions(tree: Tree) -> None:
-    tree.seed("f", "0" * 20_000)
-    save = "for n in range(30):\n    f = open('f', 'w'); f.write(str(n % 10) * 20_000); f.close()\n"
-    load = (
-        "for _ in range(60):\n    t = open('f').read(); assert len(t) == 20_000 == t.count(t[0])\n"
-    )
-    with tree.actors(4) as users:
-        for user, code in zip(users, (save, save, load, load), strict=True):
-            user.send(code)
-        for user in users:
-            user.answer()
-    tree.settle()
-    tree.assert_clean()
+    tree.save_and_read_at_once()
 
 
 def test_large_writes_at_any_offset(tree: Tree) -> None:

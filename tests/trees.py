@@ -186,3 +186,22 @@ class Tree:
         """Flip a bit below the mount. Returns the damaged bytes."""
         rot(self.below / name, offset)
         return (self.below / name).read_bytes()
+
+    def save_and_read_at_once(self) -> None:
+        """Two processes save one path again and again, two read it: whole versions only."""
+        self.seed("f", "0" * 20_000)
+        save = (
+            "for n in range(30):\n"
+            "    f = open('f', 'w'); f.write(str(n % 10) * 20_000); f.close()\n"
+        )
+        load = (
+            "for _ in range(60):\n"
+            "    t = open('f').read(); assert len(t) == 20_000 == t.count(t[0])\n"
+        )
+        with self.actors(4) as users:
+            for user, code in zip(users, (save, save, load, load), strict=True):
+                user.send(code)
+            for user in users:
+                user.answer()
+        self.settle()
+        self.assert_clean()
