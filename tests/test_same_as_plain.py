@@ -161,6 +161,7 @@ class SamePlain(RuleBasedStateMachine):
                     name.endswith(".log"),
                     stat.S_ISREG(status[4]) and not flags & os.O_PATH,
                     {(worker, slot)},
+                    direct=bool(flags & os.O_DIRECT),
                     stale=bool(flags & os.O_PATH) and stat.S_ISREG(status[4]),
                 ),
                 flags,
@@ -275,6 +276,8 @@ class SamePlain(RuleBasedStateMachine):
         (worker, slot), source = self._picked(pick)
         (other_worker, target_slot), target = self._picked(other)
         if other_worker != worker or not (source.is_file and target.is_file):
+            return
+        if source.direct or target.direct:  # a plain file wants it aligned
             return
         self.model.written(target)
         if self.model.masked(source):

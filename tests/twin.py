@@ -80,6 +80,7 @@ class Description:
     is_file: bool
     holders: set[tuple[int, int]]  # (worker, slot)
     flushed: bool = False
+    direct: bool = False  # O_DIRECT
     stale: bool = False  # keeps a version that is no longer, or not, what the path shows
 
 
