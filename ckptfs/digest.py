@@ -69,7 +69,16 @@ def new_hasher(algorithm: str, threads: int = 1, *, sums: bool = False) -> Hashe
 
 _cores = cpu_count()
 _running = 0
+_expected = 0  # that are about to run
 _running_lock = threading.Lock()
+
+
+def expect(count: int) -> None:
+    """So many digests of long files are about to be asked for: what runs meanwhile does not take
+    all cores. Undone by as many negative ones, when they begin."""
+    global _expected
+    with _running_lock:
+        _expected += count
 
 
 @contextlib.contextmanager
@@ -77,7 +86,7 @@ def _counted() -> Iterator[bool]:
     """Count a digest among those that run; says whether the others leave cores idle."""
     global _running
     with _running_lock:
-        idle = _running < max(1, _cores // 2)
+        idle = _running + _expected < max(1, _cores // 2)
         _running += 1
     try:
         yield idle

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from ckptfs import digest, history, osfs
 from ckptfs import format as fmt
-from ckptfs import history, osfs
 from ckptfs.layout import Layout
 from ckptfs.store import Store
 from ckptfs.verify import ROTTEN, Condition, Finding, examine_at, walk
@@ -134,12 +134,12 @@ class Check:
         waiting: deque[Future[Finding]] = deque()
         with ThreadPoolExecutor(self.scope.jobs, thread_name_prefix="ckptfs-verify") as pool:
             try:
-                for size, job in jobs:
+                for size, job in _announced(jobs):
                     if size >= _LONG_BYTES and self.scope.jobs > 1:
-                        waiting.append(pool.submit(job))
+                        waiting.append(pool.submit(_begin, size, job))
                     else:  # handing it over would cost more than reading it
                         done = Future[Finding]()
-                        done.set_result(job())
+                        done.set_result(_begin(size, job))
                         waiting.append(done)
                     while len(waiting) > self.scope.jobs * _AHEAD or (
                         waiting and waiting[0].done()
@@ -148,8 +148,7 @@ class Check:
                 while waiting:
                     yield waiting.popleft().result()
             finally:  # interrupted: no need to read on
-                for future in waiting:
-                    future.cancel()
+                digest.expect(-sum(future.cancel() for future in waiting))
 
     def _missing(self) -> Iterator[Finding]:
         """Files that history knows, and that are not there. One that was renamed while the walk
@@ -233,6 +232,31 @@ class Check:
                 outside = links - self._names[inode]
                 detail = f"{outside} of its {links} names lie outside: it can be changed in place"
                 yield Finding(path, Condition.LINKED, detail=detail)
+
+
+def _announced(jobs: Iterator[_Job]) -> Iterator[_Job]:
+    """The jobs, each once it is known whether a long one follows: the digest of a long file takes
+    all cores if it is the only one."""
+    held: _Job | None = None
+    try:
+        for job in jobs:
+            if job[0] >= _LONG_BYTES:
+                digest.expect(1)
+            ready, held = held, job
+            if ready is not None:
+                yield ready
+        ready, held = held, None
+        if ready is not None:
+            yield ready
+    finally:
+        if held is not None and held[0] >= _LONG_BYTES:
+            digest.expect(-1)
+
+
+def _begin(size_bytes: int, job: Callable[[], Finding]) -> Finding:
+    if size_bytes >= _LONG_BYTES:
+        digest.expect(-1)
+    return job()
 
 
 def generation_path(lineage: str, generation: int) -> str:
