@@ -369,7 +369,7 @@ class CrashFs:
     def read(self, fd: int, size: int, offset: int) -> bytes:
         return bytes(self._node(fd).data[offset : offset + size])
 
-    def readinto(self, fd: int, buffer: bytearray | mmap.mmap, offset: int) -> int:
+    def readinto(self, fd: int, buffer: bytearray | memoryview | mmap.mmap, offset: int) -> int:
         data = self.read(fd, len(buffer), offset)
         buffer[: len(data)] = data
         return len(data)
