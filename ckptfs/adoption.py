@@ -79,7 +79,7 @@ def strip(layout: Layout) -> Iterator[str]:
     fs = layout.fs
     for path, _ in walk(fs, layout.root):
         with (
-            contextlib.suppress(FileNotFoundError),
+            contextlib.suppress(FileNotFoundError, IsADirectoryError),
             osfs.place(fs, layout.root, path) as (at, name),
             osfs.opened(fs, at, name, osfs.O_RDONLY) as fd,
         ):

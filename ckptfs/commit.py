@@ -19,7 +19,6 @@ import contextlib
 from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.committed import Committed, Replaced
-from ckptfs.digest import CHUNK_BYTES, Before
 from ckptfs.errors import BrokenStructure
 from ckptfs.format import Record
 from ckptfs.growth import Alone, nobody_else
@@ -29,7 +28,6 @@ from ckptfs.structure import Structure, Verdict
 
 _SEAL_ATTEMPTS = 2
 DIGESTED_TWICE_BYTES = 1 << 20
-_WRITEBACK_AHEAD_BYTES = 64 << 20
 
 
 class Committer(Committed):
@@ -139,25 +137,10 @@ class Committer(Committed):
         size = before[0]
         # What fills a hole is copied before it is durable, and nobody can map it.
         dirty = staged.has_hole or size <= DIGESTED_TWICE_BYTES
-        clean = None if dirty else self._cleaning(staged.fd, size)
+        clean = None if dirty else self.cleaning(staged.fd, size)
         staged.hasher = self.growth.hash(staged, size, self.checksum, clean)
         judged = self.judge_staged(staged)
         staged.digested = Digested.of(before, self.checksum, staged.hasher, judged)
-
-    def _cleaning(self, fd: int, size: int) -> Before:
-        """Clean each chunk before it is read, with writeback of the next ones under way: handing
-        the whole file to the disk first would keep the hash waiting for as long as that takes."""
-        started = 0
-
-        def clean(offset: int, length: int) -> None:
-            nonlocal started
-            started = max(started, offset + CHUNK_BYTES)  # a chunk is written by its own cleaning
-            while started < min(size, offset + _WRITEBACK_AHEAD_BYTES):
-                self.fs.start_writeback(fd, started, CHUNK_BYTES)
-                started += CHUNK_BYTES
-            self.fs.clean(fd, offset, length)
-
-        return clean
 
     def judge_staged(self, staged: Staged) -> Structure:
         size = self.fs.stat(staged.fd).st_size

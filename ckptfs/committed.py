@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from ckptfs import format as fmt
 from ckptfs import history, osfs, structure
-from ckptfs.digest import hash_range
-from ckptfs.errors import CkptfsError, RecordDamaged
+from ckptfs.digest import CHUNK_BYTES, Before, hash_range
+from ckptfs.errors import CkptfsError, RecordDamaged, Rotten
 from ckptfs.format import Record
 from ckptfs.growth import Growth
 from ckptfs.layout import Layout
@@ -18,6 +18,8 @@ from ckptfs.ordering import Ordering
 from ckptfs.protocol import Mode
 from ckptfs.staged import Digested, Fingerprint
 from ckptfs.structure import Structure, Verdict
+
+_WRITEBACK_AHEAD_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,8 @@ class Committed(Ordering):
                 verdict = self.judge_open(name, fd).verdict
                 return Replaced(None, fmt.new_lineage(), verdict)
             # The lineage stays with the other file: histories of two paths must not mix.
-            shared = self._has_other_name(status, record) or history.has_another_file(
-                self.layout, record.lineage, status.st_ino
-            )
+            own = self._has_lineage(status, record)
+            shared = self._has_other_name(status, record) or not own
             lineage = fmt.new_lineage() if shared else record.lineage
             return Replaced(record, lineage, Verdict(record.structure))
 
@@ -85,6 +86,10 @@ class Committed(Ordering):
         """Whether a hard link other than the one that history may hold carries this version."""
         others = status.st_nlink - 1
         return others > 0 and others > self._links_in_history(status.st_ino, record)
+
+    def _has_lineage(self, status: osfs.Status, record: Record) -> bool:
+        """Whether the history is its own: a copy made outside (``cp -a``) names that of another."""
+        return not history.has_another_file(self.layout, record.lineage, status.st_ino)
 
     def _links_in_history(self, inode: int, record: Record) -> int:
         with (
@@ -118,17 +123,36 @@ class Committed(Ordering):
         """The same for a version without a writer: a store through an old mapping moves the
         mtime. Does nothing while size and mtime are as recorded."""
         with self.path_lock(at, name), osfs.opened(self.fs, at, name, osfs.O_RDWR) as fd:
-            record = self.layout.read_record(fd)
+            try:
+                record = self.layout.read_record(fd)
+            except RecordDamaged:  # the open that follows sees to it
+                return
             before = self.fingerprint(fd)
             if record is None or before == (record.size_bytes, record.mtime_ns):
                 return
             self.fs.fsync(fd)
             self.rerecord(fd, record, self.digest_open(name, fd, record.algorithm))
 
+    def cleaning(self, fd: int, size: int) -> Before:
+        """Clean each chunk before it is read, with writeback of the next ones under way: handing
+        the whole file to the disk first would keep the hash waiting for as long as that takes."""
+        started = 0
+
+        def clean(offset: int, length: int) -> None:
+            nonlocal started
+            started = max(started, offset + CHUNK_BYTES)  # a chunk is written by its own cleaning
+            while started < min(size, offset + _WRITEBACK_AHEAD_BYTES):
+                self.fs.start_writeback(fd, started, CHUNK_BYTES)
+                started += CHUNK_BYTES
+            self.fs.clean(fd, offset, length)
+
+        return clean
+
     def digest_open(self, path: str, fd: int, algorithm: str) -> Digested:
         """What is in a file that stands under its name."""
         before = self.fingerprint(fd)
-        hasher = hash_range(self.fs, fd, (0, before[0]), algorithm, sums=True)
+        clean = self.cleaning(fd, before[0])  # from here on a store through a mapping is seen
+        hasher = hash_range(self.fs, fd, (0, before[0]), algorithm, before=clean, sums=True)
         return Digested.of(before, algorithm, hasher, self.judge_open(path, fd))
 
     def rerecord(self, fd: int, record: Record, digested: Digested) -> Record:
@@ -158,9 +182,20 @@ class Committed(Ordering):
                 self._unlink_history_of(fd, replaced.record)
             self.fs.fsync(fd)
             record = self.new_record(self.digest_open(path, fd, self.checksum), replaced)
+            self._require_edited(path, replaced.record if replaced else None, record)
             self.layout.write_record(fd, record)
             self.fs.fsync(fd)
         return record
+
+    def _require_edited(self, path: str, old: Record | None, new: Record) -> None:
+        """Other bytes under the very time of the record have rotted: not to be made official."""
+        if (
+            old is not None
+            and old.mtime_ns == new.mtime_ns
+            and old.algorithm == new.algorithm
+            and old.digest != new.digest
+        ):
+            raise Rotten(f"{path}: has rotted, which is no edit; `ckptfs verify --repair` first")
 
     def new_record(self, digested: Digested, replaced: Replaced | None) -> Record:
         size, mtime = digested.at
@@ -219,20 +254,27 @@ class Committed(Ordering):
                         history.forget(self.layout, left)
                 self._tell_kept(path, replaced)
             else:
-                record = self._record_at(to, target)
-                if record is not None:
-                    history.follow(self.layout, record.lineage, path)
+                self._follow(to, target, path)
+
+    def _follow(self, at: int, name: str, path: str) -> None:
+        """History hears of the new path of a file."""
+        with contextlib.suppress(OSError, RecordDamaged):
+            if self._is_file(at, name):
+                with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
+                    record = self.layout.read_record(fd)
+                    if record is not None and self._has_lineage(self.fs.stat(fd), record):
+                        history.follow(self.layout, record.lineage, path)
+
+    def moved_directory(self, path: str, target: str) -> None:
+        """History hears of the new paths of the files below. Takes as long as history is wide."""
+        with contextlib.suppress(OSError):
+            for known, lineage in history.lineages_by_path(self.layout).items():
+                if known.startswith(f"{path}/"):
+                    history.follow(self.layout, lineage, target + known[len(path) :])
 
     def _tell_kept(self, path: str, replaced: Replaced) -> None:
         if self.keep > 0 and replaced.record is not None:
             self.kept(path, replaced.record.size_bytes)
-
-    def _record_at(self, at: int, name: str) -> Record | None:
-        with contextlib.suppress(OSError, RecordDamaged):
-            if self._is_file(at, name):
-                with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
-                    return self.layout.read_record(fd)
-        return None
 
     def _adopt_lineage(self, at: int, name: str, lineage: str) -> str | None:
         """Give a committed file another lineage, durably. Returns the one it leaves, if any."""
@@ -258,9 +300,9 @@ class Committed(Ordering):
                 raise
             return record.lineage if record.lineage != lineage else None
 
-    def exchange(self, at: int, name: str, to: int, target: str) -> None:
-        """Swap two names. Both versions stay and keep their lineage, so history has nothing to
-        keep. Durable on return as the mode says."""
+    def exchange(self, at: int, name: str, to: int, target: str, paths: tuple[str, str]) -> None:
+        """Swap two names, which are ``paths``. Both versions stay and keep their lineage, so
+        history has nothing to keep. Durable on return as the mode says."""
         self.require_writable()
         with contextlib.ExitStack() as stack:
             for place in sorted({(at, name), (to, target)}):
@@ -270,6 +312,8 @@ class Committed(Ordering):
             self.sync_dir(to)
             if at != to:
                 self.sync_dir(at)
+            self._follow(at, name, paths[0])
+            self._follow(to, target, paths[1])
 
     def unlink(self, at: int, name: str) -> None:
         """Delete a name and, with the last one, its history. Durable before the next publish."""
@@ -290,11 +334,11 @@ class Committed(Ordering):
             return None
         try:
             with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
-                record = self.layout.read_record(fd)
-                if record is None or self._has_other_name(self.fs.stat(fd), record):
+                record, status = self.layout.read_record(fd), self.fs.stat(fd)
+                if record is None or self._has_other_name(status, record):
                     return None
                 self.layout.drop_sidecar(fd)
-                return record.lineage
+                return record.lineage if self._has_lineage(status, record) else None
         except (OSError, CkptfsError):
             return None
 
@@ -309,7 +353,8 @@ class Committed(Ordering):
             self.layout.remove_record(fd)
             if record is not None:
                 self._unlink_history_of(fd, record)
-                history.follow(self.layout, record.lineage, "")  # no record is missing
+                if self._has_lineage(self.fs.stat(fd), record):  # no record will be missing there
+                    history.follow(self.layout, record.lineage, "")
 
     def _unlink_history_of(self, fd: int, record: Record) -> None:
         if not self._links_in_history(self.fs.stat(fd).st_ino, record):

@@ -95,7 +95,7 @@ class Record:
                 generation=int(named["generation"]),
                 committed_ns=int(named["committed"]),
                 mode=Mode(named["mode"]),
-                structure=named["structure"],
+                structure=_known_verdict(named["structure"]),
                 sums=named.get("sums", ""),
             )
         except (ValueError, KeyError) as error:
@@ -109,6 +109,19 @@ def names_digest(value: bytes, digest: str) -> bool:
     named = value[start : start + len(digest)].decode("latin-1")
     differ = sum(a != b for a, b in zip(named, digest, strict=False))
     return len(named) == len(digest) and differ <= 8
+
+
+def names_lineage(value: bytes, lineage: str) -> bool:
+    """Whether what is left of a damaged record names ``lineage``, but for a few characters."""
+    text, length = value.decode("latin-1"), len(lineage)
+    windows = (text[at : at + length] for at in range(len(text) - length + 1))
+    return any(sum(map(str.__ne__, window, lineage)) <= length // 5 for window in windows)
+
+
+def _known_verdict(text: str) -> str:
+    if text not in ("sound", "broken", "unknown"):
+        raise ValueError(f"structure {text!r}")
+    return text
 
 
 def _check(body: str) -> str:

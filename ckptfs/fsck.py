@@ -102,6 +102,9 @@ class Check:
             for path, status in found:
                 self.files += 1
                 self._note_links(path, status)
+                if status is None and not self.scope.paths:
+                    yield 0, lambda path=path: _unreadable(path)  # type: ignore[misc]
+                    continue
                 size = status.st_size if status is not None else _LONG_BYTES
                 yield size, lambda path=path: self._examine(path)  # type: ignore[misc]
 
@@ -128,6 +131,11 @@ class Check:
             return Finding(path, Condition.MISSING, detail="no such file")
         except OSError as error:
             return Finding(path, Condition.UNREADABLE, detail=error.strerror or str(error))
+
+    def again(self, path: str) -> Finding:
+        """A second look at one thing."""
+        generation = generation_of(path)
+        return self._generation(*generation) if generation else self._examine(path)
 
     def _in_order(self, jobs: Iterator[_Job]) -> Iterator[Finding]:
         """Examine in parallel, in the order given. Memory: 8 MiB a job at most."""
@@ -232,6 +240,10 @@ class Check:
                 outside = links - self._names[inode]
                 detail = f"{outside} of its {links} names lie outside: it can be changed in place"
                 yield Finding(path, Condition.LINKED, detail=detail)
+
+
+def _unreadable(path: str) -> Finding:
+    return Finding(path, Condition.UNREADABLE, detail="the directory cannot be read")
 
 
 def _announced(jobs: Iterator[_Job]) -> Iterator[_Job]:

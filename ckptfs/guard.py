@@ -16,7 +16,7 @@ from typing import Any
 from ckptfs import format as fmt
 from ckptfs import history, osfs
 from ckptfs.commit import Committer
-from ckptfs.errors import NoSuchGeneration, Rotten
+from ckptfs.errors import NoSuchGeneration, RecordDamaged, Rotten
 from ckptfs.format import Record
 from ckptfs.verify import ROTTEN, Condition, Finding, Stamp, examine, stamp
 
@@ -89,7 +89,7 @@ class Guard:
     def _mend(self, at: int, name: str, finding: Finding) -> Finding:
         if finding.proven:
             self.committer.require_writable()
-            lineage = self.lineage_at(finding.path, None)
+            lineage = self.lineage_of(at, name, finding.path)
             self.committer.record(at, name, finding.path, lineage)
             return replace(finding, repair="given a new record")
         lineage, generation = self._newest_good(at, name, finding)
@@ -103,9 +103,8 @@ class Guard:
         """The newest good generation before the rotten one. Later ones can be there where two
         hard links of one version went separate ways; they belong to the other name."""
         record = finding.record
-        lineage = self.lineage_at(finding.path, record)
-        of_another = history.has_another_file(self.layout, lineage, self.fs.lstat(at, name).st_ino)
-        for generation in [] if of_another else history.generations(self.layout, lineage):
+        lineage = self.lineage_of(at, name, finding.path)
+        for generation in history.generations(self.layout, lineage):
             earlier = record is None or generation < record.generation
             if earlier and self._is_good(lineage, generation):
                 return lineage, generation
@@ -114,13 +113,14 @@ class Guard:
             "it was, restore it from a copy"
         )
 
-    def _is_good(self, lineage: str, generation: int) -> bool:
+    def _is_good(self, lineage: str, generation: int, *, asked: bool = False) -> bool:
+        """Proven by its record or, where a user ``asked`` for it, not disproven."""
         with (
             contextlib.suppress(OSError),
             osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder,
         ):
             found = examine(self.layout, folder, str(generation), digest_modified=True)
-            return found.condition is Condition.OK
+            return found.condition is Condition.OK or (asked and found.condition not in ROTTEN)
         return False
 
     def _quarantine(self, at: int, name: str, finding: Finding) -> None:
@@ -149,43 +149,75 @@ class Guard:
 
     def _inherit(self, at: int, name: str, draft: str) -> None:
         """Who may read a file may have changed since that generation: mode and ACL are those of
-        the version that it replaces. But not if that is another user's: who renames a file of his
-        own onto somebody else's must not come to read what was there."""
+        the version that it replaces. But not if that is another user's, or open to more: who
+        renames a file of his own onto somebody else's must not come to read what was there."""
         with (
             contextlib.suppress(FileNotFoundError),
             osfs.opened(self.fs, at, name, osfs.O_RDONLY) as replaced,
             osfs.opened(self.fs, self.layout.stage, draft, osfs.O_RDONLY) as good,
         ):
-            if self.fs.stat(replaced).st_uid == self.fs.stat(good).st_uid:
+            if shows_no_more(self.fs.stat(replaced), self.fs.stat(good)):
                 self.fs.copy_metadata(replaced, good, skip=fmt.XATTR)
                 self.fs.fsync(good)
 
     # --- at the user's wish ----------------------------------------------------------------------
 
-    def restore(self, at: int, name: str, finding: Finding, to: int | None) -> int:
+    def stamp_at(self, at: int, name: str) -> Stamp | None:
+        with contextlib.suppress(FileNotFoundError):
+            return stamp(self.fs.lstat(at, name))
+        return None
+
+    def restore(
+        self, at: int, name: str, finding: Finding, to: int | None, seen: Stamp | None
+    ) -> int | None:
         """Bring back generation ``to``, or the newest good one, in place of what is rotten or not
-        there at all. Durable on return. Returns the generation. Raises NoSuchGeneration."""
+        there at all. Durable on return. Returns the generation; None if the path is no more as
+        it was ``seen``. Raises NoSuchGeneration."""
         self.committer.require_writable()
         with self.committer.path_lock(at, name):
-            lineage = self.lineage_at(finding.path, finding.record)
+            if self.stamp_at(at, name) != seen:
+                return None
+            lineage = self.lineage_of(at, name, finding.path)
             generation = self.chosen(lineage, finding.path, to)
             if finding.condition is not Condition.MISSING:
                 self._quarantine(at, name, finding)
             self._install(lineage, generation, at, name, finding.path)
         return generation
 
-    def lineage_at(self, path: str, record: Record | None) -> str:
-        """Whose history is that of the file at ``path``; empty where it has none."""
-        if record is not None:
-            return record.lineage
-        return history.lineages_by_path(self.layout).get(path, "")
+    def lineage_of(self, at: int, name: str, path: str) -> str:
+        """Whose history is that of the file at ``path``, ``at/name``; empty where it has none.
+
+        A record tells, unless it came along with a copy. A damaged one is believed if what is left
+        of it agrees with the lineage that history knows the path by; of a file that is not
+        there only history can tell. A file without a record has none: it may be another one.
+        """
+        known = history.lineages_by_path(self.layout)
+        try:
+            with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
+                value, inode = self.layout.raw_record(fd) or b"", self.fs.stat(fd).st_ino
+        except FileNotFoundError:
+            return known.get(path, "")
+        try:
+            record = Record.from_bytes(value)
+            lineage = record.lineage if record is not None else ""
+        except RecordDamaged:
+            noted = known.get(path, "")
+            lineage = noted if noted and fmt.names_lineage(value, noted) else ""
+        return "" if history.has_another_file(self.layout, lineage, inode) else lineage
 
     def chosen(self, lineage: str, path: str, to: int | None) -> int:
         """That generation, or the newest one, if it is good. Raises NoSuchGeneration."""
         kept = history.generations(self.layout, lineage)
         for generation in kept:
-            if to in (None, generation) and self._is_good(lineage, generation):
+            if to in (None, generation) and self._is_good(
+                lineage, generation, asked=to is not None
+            ):
                 return generation
         which = "no good generation" if to is None else f"no good generation {to}"
         known = ", ".join(map(str, kept)) or "none"
         raise NoSuchGeneration(f"{path}: {which} in history; there is: {known}")
+
+
+def shows_no_more(now: osfs.Status, then: osfs.Status) -> bool:
+    """Whether owner and mode of ``now`` let nobody in that those of ``then`` kept out."""
+    return now.st_uid == then.st_uid and not now.st_mode & ~then.st_mode & 0o777

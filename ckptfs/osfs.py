@@ -492,6 +492,8 @@ def opened(fs: FileSystem, at: int, name: str, flags: int) -> Iterator[int]:
 def place(fs: FileSystem, root: int, path: str) -> Iterator[tuple[int, str]]:
     """The directory of ``path`` (relative to ``root``) opened, and the name in it."""
     folder, _, name = path.rpartition("/")
+    if not name or {".", ".."} & {*folder.split("/"), name}:
+        raise OSError(errno.EINVAL, "not a path within the directory", path)
     at = fs.open(root, ".", DIRECTORY)
     try:
         for step in filter(None, folder.split("/")):

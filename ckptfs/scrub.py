@@ -64,7 +64,9 @@ class Scrub:
 
     def _due_in_s(self) -> float:
         since_ns = self._last.get("ended_ns")
-        if not isinstance(since_ns, int):  # none yet
+        if (
+            not isinstance(since_ns, int) or since_ns > self.fs.now_ns()
+        ):  # none, or by a wrong clock
             since_ns = self.fs.lstat(self.store.layout.control, fmt.FORMAT).st_mtime_ns
         return max(0.0, since_ns / 1e9 + self.interval_s - self.fs.now_ns() / 1e9)
 
@@ -100,6 +102,9 @@ class Scrub:
         """The condition and size of every file and generation; what has rotted is seen to."""
         store = self.store
         for path, status in walk(self.fs, store.root):
+            if status is None:
+                yield "unreadable", 0
+                continue
             if path in self._busy() or store.in_place(path):
                 continue
             with contextlib.suppress(FileNotFoundError):

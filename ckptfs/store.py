@@ -20,7 +20,7 @@ from ckptfs.commit import Committer
 from ckptfs.errors import CannotServe, Rotten
 from ckptfs.format import Record
 from ckptfs.growth import Alone, nobody_else
-from ckptfs.guard import Guard
+from ckptfs.guard import Guard, shows_no_more
 from ckptfs.layout import Layout
 from ckptfs.osfs import FileSystem, OsFs
 from ckptfs.protocol import Mode, State
@@ -48,6 +48,11 @@ class Options:
     in_place: tuple[str, ...] = ()
     salvage_bytes: int = 16 << 30
     share: bool = True  # the daemon lets near-identical generations share their blocks
+
+
+def keeping_all(checksum: str = "blake3") -> Options:
+    """For commands, which do not know how much the mount keeps: they let nothing go."""
+    return Options(checksum=checksum, keep=1 << 30, salvage_bytes=1 << 62)
 
 
 class Store:
@@ -310,7 +315,8 @@ class Store:
         done; nothing, where it is good after all."""
         name = str(generation)
         with osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder:
-            finding = examine_at(self.layout, name, folder, name, digest_modified=True)
+            how = {"digest_modified": True, "direct": True}
+            finding = examine_at(self.layout, name, folder, name, **how)
             if finding.condition not in ROTTEN:
                 return ""
             path = history.noted_path(self.layout, lineage)
@@ -326,10 +332,20 @@ class Store:
 
     def adopt(self, path: str, known: dict[str, str] | None = None) -> Record:
         """Record the file as it is: one that was there before, or was edited outside. Durable on
-        return. ``known``: the lineages by path, where many files are adopted."""
-        with self._place(path) as (at, name), self.committer.path_lock(at, name):
-            known = history.lineages_by_path(self.layout) if known is None else known
-            record = self.committer.record(at, name, path, known.get(path, ""))
+        return. Without a record that tells its lineage it begins one. Raises Rotten for what no
+        edit has made different."""
+        with self._place(path) as (at, name):
+            return self.adopt_at(path, at, name, known)
+
+    def adopt_at(
+        self, path: str, at: int, name: str, known: dict[str, str] | None = None
+    ) -> Record:
+        """``known``: the lineages by path, where many files are adopted."""
+        known = history.lineages_by_path(self.layout) if known is None else known
+        with self.committer.path_lock(at, name):
+            record = self.committer.record(at, name, path)
+        if known.get(path, record.lineage) != record.lineage:
+            history.follow(self.layout, known[path], "")  # that of the file that was there before
         self.note("adopted", path)
         return record
 
@@ -350,18 +366,23 @@ class Store:
         there is kept as a generation itself or, if it has rotted, in quarantine; who has it open
         keeps it. Durable on return. Returns the generation. Raises NoSuchGeneration."""
         with self._place(path) as (at, name):
+            return self.rollback_at(path, at, name, to)
+
+    def rollback_at(self, path: str, at: int, name: str, to: int | None) -> int:
+        generation = None
+        while generation is None:
+            seen = self.guard.stamp_at(at, name)
             finding = examine_at(self.layout, path, at, name)
             if finding.condition in ROTTEN or finding.condition is Condition.MISSING:
-                generation = self.guard.restore(at, name, finding, to)
+                generation = self.guard.restore(at, name, finding, to, seen)
             else:
-                generation = self._revert(at, name, finding, to)
+                generation = self._revert(path, at, name, to)
         self.note("rolled back", path, f"asked for; to generation {generation}")
         return generation
 
-    def _revert(self, at: int, name: str, finding: Finding, to: int | None) -> int:
+    def _revert(self, path: str, at: int, name: str, to: int | None) -> int:
         """Commit the bytes of an earlier generation anew."""
-        path = finding.path
-        lineage = self.guard.lineage_at(path, finding.record)
+        lineage = self.guard.lineage_of(at, name, path)
         generation = self.guard.chosen(lineage, path, to)
         before = self.fs.lstat(at, name)
         staged = self.stage(path, at, name, exists=True, truncate=True)
@@ -374,8 +395,8 @@ class Store:
                     self.fs.clone(fd, staged.fd)
                 except OSError:
                     self.fs.copy(fd, staged.fd, 0, self.fs.stat(fd).st_size)
-                if self.fs.stat(fd).st_uid != self.fs.stat(staged.fd).st_uid:
-                    self.fs.copy_metadata(fd, staged.fd, skip=fmt.XATTR)  # see Guard
+                if not shows_no_more(self.fs.stat(staged.fd), self.fs.stat(fd)):
+                    self.fs.copy_metadata(fd, staged.fd, skip=fmt.XATTR)
                 self.fs.copy_times(fd, staged.fd)
             self.commit(staged, at, name)
             self.guard.replaced(path, before)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -87,7 +88,10 @@ def examine(
     Raises OSError where the file cannot be opened.
     """
     for wait_s in _LOOK_AGAIN_AFTER_S:
-        was = stamp(layout.fs.lstat(at, name))
+        status = layout.fs.lstat(at, name)
+        if not osfs.is_regular(status):  # opening a FIFO would wait for its writer
+            raise OSError(errno.EINVAL, "not a regular file")
+        was = stamp(status)
         finding = _examine_once(layout, at, name, digest_modified, direct, quick, before)
         if finding.condition in _SETTLED:
             return finding
@@ -159,9 +163,9 @@ def _digest(
     """The digest of the file, read again from the disk if it is not as recorded; and what kept it
     from being read."""
     found = trouble = ""
-    for past_cache in (False, True):
-        if (direct and not past_cache) or found == record.digest:
-            continue
+    for past_cache in (direct, True):
+        if found == record.digest:
+            break
         try:
             with _opened_again(fs, at, name, fd, past_cache) as again:
                 found = digest_file(fs, again, size, record.algorithm, before)
@@ -195,7 +199,7 @@ def _damage(layout: Layout, fd: int, finding: Finding, digest: str) -> Finding:
             detail = f"the bytes are those of generation {earlier.generation}"
             return Finding(finding.path, Condition.STALE, size, record, detail)
     ranges: list[tuple[int, int]] = []
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError, struct.error):  # any owner can write records
         ranges = sums.differing(layout.fs, fd, size, record.size_bytes, record.sums)
     detail = finding.detail or "digest does not match the record"
     if size != record.size_bytes:
@@ -241,16 +245,31 @@ def stamp(status: osfs.Status) -> Stamp:
     )
 
 
-def walk(fs: FileSystem, root: int, prefix: str = "") -> Iterator[tuple[str, osfs.Status]]:
-    """Every regular file below ``root``, by its relative path. The control directory is not."""
+def walk(fs: FileSystem, root: int, prefix: str = "") -> Iterator[tuple[str, osfs.Status | None]]:
+    """Every regular file below ``root``, by its relative path. The control directory is not. A
+    directory that cannot be read is one entry, without a status."""
     with osfs.opened(fs, root, ".", osfs.DIRECTORY) as here:
-        for name in sorted(fs.listdir(here)):
+        try:
+            names = sorted(fs.listdir(here))
+        except OSError:
+            yield prefix.rstrip("/"), None
+            return
+        for name in names:
             if not prefix and name == fmt.CONTROL:
                 continue
             with contextlib.suppress(FileNotFoundError):
                 status = fs.lstat(here, name)
-                if osfs.is_directory(status):
-                    with osfs.opened(fs, here, name, osfs.DIRECTORY) as below:
-                        yield from walk(fs, below, f"{prefix}{name}/")
-                elif osfs.is_regular(status):
+                if osfs.is_regular(status):
                     yield prefix + name, status
+                elif osfs.is_directory(status):
+                    try:
+                        below = fs.open(here, name, osfs.DIRECTORY)
+                    except FileNotFoundError:
+                        raise
+                    except OSError:
+                        yield prefix + name, None
+                        continue
+                    try:
+                        yield from walk(fs, below, f"{prefix}{name}/")
+                    finally:
+                        fs.close(below)

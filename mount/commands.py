@@ -1,7 +1,8 @@
 """What a command asks of the daemon: extended attributes that it sets through the mount.
 
 On a file, by whoever may write it: ``user.ckptfs.verify`` (check it now), ``user.ckptfs.adopt``
-(record it as it is), ``user.ckptfs.rollback`` (a generation, or nothing for the newest good one).
+(record it as it is); by its owner ``user.ckptfs.rollback`` (a generation, or nothing for the newest
+good one).
 On ``.ckptfs``, by the mount's and the directory's owner: ``user.ckptfs.verify`` with the path of a
 generation, ``user.ckptfs.rollback`` and ``user.ckptfs.adopt`` with what to do, ``-`` for nothing,
 and the path of a file that is not there.
@@ -12,11 +13,13 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from ckptfs import format as fmt
 from ckptfs import fsck, history
-from ckptfs.mount.nodes import CONTROL_ID, Directory, File, Node, Virtual, identity
+from ckptfs.mount.base import stale
+from ckptfs.mount.nodes import CONTROL_ID, File, Node, Virtual, identity
 from ckptfs.verify import Condition, Finding
 
 if TYPE_CHECKING:
@@ -79,29 +82,35 @@ def perform(ops: Attributes, node: Node, key: str, value: bytes, caller: Caller)
             raise PermissionError(errno.EPERM, "not for everybody")
         _perform_on_control(ops, key, value)
     elif isinstance(node, File) and node.parent is not None:
-        _perform_on_file(ops, node, node.parent, key, value)
+        _perform_on_file(ops, node, key, value, caller)
     else:
         raise IsADirectoryError(errno.EISDIR, "files have versions, directories have none")
 
 
-def _perform_on_file(
-    ops: Attributes, node: File, parent: Directory, key: str, value: bytes
-) -> None:
-    store, path = ops.store, node.path()
-    if key == VERIFY:
-        status = os.stat(node.name, dir_fd=parent.fd, follow_symlinks=False)
-        if ops.versions.sealed_here(identity(status)):
-            store.committer.reseal_committed(parent.fd, node.name)
-        store.check(path, parent.fd, node.name)
-    elif ops.in_place(parent, node.name):
-        raise OSError(errno.EOPNOTSUPP, "written in place")
-    elif key == ADOPT:
-        store.adopt(path)
-        ops.caches.drop_attributes(node.id)
-    elif key == ROLLBACK:
-        store.rollback(path, _generation(value))
-    else:
-        raise OSError(errno.EOPNOTSUPP, "no such command")
+def _perform_on_file(ops: Attributes, node: File, key: str, value: bytes, caller: Caller) -> None:
+    """The kernel looked at the rights over this very version, so it must be what stands there."""
+    assert node.parent is not None
+    with ops.versions.held(node.parent, node.name):
+        at, name, path = node.parent.fd, node.name, node.path()
+        status = os.stat(name, dir_fd=at, follow_symlinks=False)
+        if identity(status) != node.ident or not stat.S_ISREG(status.st_mode):
+            raise stale()
+        store = ops.store
+        if key == VERIFY:
+            if ops.versions.sealed_here(node.ident):
+                store.committer.reseal_committed(at, name)
+            store.check(path, at, name, direct=True)
+        elif ops.in_place(node.parent, name):
+            raise OSError(errno.EOPNOTSUPP, "written in place")
+        elif key == ADOPT:
+            store.adopt_at(path, at, name)
+            ops.caches.drop_attributes(node.id)
+        elif key == ROLLBACK:
+            if caller.uid not in (0, status.st_uid):  # an earlier version may have been his alone
+                raise PermissionError(errno.EPERM, "for the owner of the file")
+            store.rollback_at(path, at, name, _generation(value))
+        else:
+            raise OSError(errno.EOPNOTSUPP, "no such command")
 
 
 def _perform_on_control(ops: Attributes, key: str, value: bytes) -> None:

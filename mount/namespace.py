@@ -270,7 +270,8 @@ class Namespace(Base):
                 self.metadata.unchanged_bytes(parent, name),
                 self.metadata.unchanged_bytes(target, new_name),
             ):
-                committer.exchange(parent.fd, name, target.fd, new_name)
+                paths = parent.child_path(name), target.child_path(new_name)
+                committer.exchange(parent.fd, name, target.fd, new_name, paths)
         elif found[0] is not None:
             self._rename_committed(parent, name, target, new_name, found[0])
         elif found[1] is not None:
@@ -302,6 +303,7 @@ class Namespace(Base):
         os.rename(name, new_name, src_dir_fd=parent.fd, dst_dir_fd=target.fd)
         committer.note_changed_dir(parent.fd)
         committer.note_changed_dir(target.fd)
+        committer.moved_directory(parent.child_path(name), target.child_path(new_name))
 
 
 def _type_of(entry: os.DirEntry[str]) -> int:

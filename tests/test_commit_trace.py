@@ -47,7 +47,7 @@ def folder_and_two(store: Store) -> None:
 def exchange(store: Store, name: str, below: str) -> None:
     folder, target = below.split("/")
     with osfs.opened(store.fs, store.root, folder, osfs.DIRECTORY) as to:
-        store.committer.exchange(store.root, name, to, target)
+        store.committer.exchange(store.root, name, to, target, (name, below))
 
 
 def two_and_rot(store: Store) -> None:

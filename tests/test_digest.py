@@ -20,6 +20,7 @@ from ckptfs.osfs import OsFs
 from ckptfs.tools.faults import Before, Call, FailNth, Intercepted
 
 SIZES = [0, 1, 4095, 4096, 4097, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES + 5]
+READ_BYTES = 512 << 10
 BIG = 3 * CHUNK_BYTES + 5
 TOOLS = {"blake3": "b3sum", "sha256": "sha256sum"}
 
@@ -130,7 +131,7 @@ def test_C2_an_error_of_a_read_reaches_the_caller(
 ) -> None:
     fd = opened(tmp_path / "a", content[:size])
     faults = FailNth(OsFs(), k)
-    if size > (k - 1) * CHUNK_BYTES:
+    if size > (k - 1) * READ_BYTES:
         with pytest.raises(OSError, match="injected"):
             digest_file(faults.fs, fd, size, "blake3")
     else:

@@ -82,6 +82,11 @@ def garble_record(path: Path) -> None:
     os.setxattr(path, fmt.XATTR, b"ckptfs/1 digest=" + b"?" * 300)
 
 
+def garble_digest(path: Path) -> None:
+    value = os.getxattr(path, fmt.XATTR)
+    os.setxattr(path, fmt.XATTR, value[:20] + b"?" * 60 + value[80:])
+
+
 def flip_in_record(path: Path) -> None:
     value = bytearray(os.getxattr(path, fmt.XATTR))
     value[100] ^= 4
@@ -120,8 +125,13 @@ BREAKAGES = {
     "a bit of the record": Breakage(
         lambda d, of: flip_in_record(d / "a.pt"), {"a.pt": "record-damaged"}, {}
     ),
+    "the digest in the record": Breakage(
+        lambda d, of: garble_digest(d / "a.pt"), {"a.pt": "record-damaged"}, {}, OLD
+    ),
     "the whole record": Breakage(
-        lambda d, of: garble_record(d / "a.pt"), {"a.pt": "record-damaged"}, {}, OLD
+        lambda d, of: garble_record(d / "a.pt"),
+        {"a.pt": "record-damaged"},
+        {"a.pt": "record-damaged"},
     ),
     "no record": Breakage(
         lambda d, of: os.removexattr(d / "a.pt", fmt.XATTR),
@@ -292,7 +302,7 @@ def test_interrupting_a_repair_leaves_each_file_old_or_repaired(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "name", ["rot", "stale", "a bit of the record", "the whole record", "rot in history"]
+    "name", ["rot", "stale", "a bit of the record", "the digest in the record", "rot in history"]
 )
 def test_repair_through_a_mount(name: str, tmp_path: Path) -> None:
     directory = tmp_path / "checkpoints"

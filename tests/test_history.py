@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptfs import history
+from ckptfs.errors import NoSuchGeneration, Rotten
 from ckptfs.store import Store
 
 
@@ -203,4 +204,76 @@ def test_history_knows_a_file_by_its_new_name(quick_dir: Path) -> None:
     (quick_dir / "b.pt").rename(quick_dir / "c.pt")  # outside: it hears of it at the next commit
     put_all(store, "c.pt", b"a3")
     assert history.lineages_by_path(store.layout) == {"c.pt": of}
+    store.close()
+
+
+def test_a_copy_cannot_be_rolled_back_to_its_originals_versions(quick_dir: Path) -> None:
+    store = store_on(quick_dir)
+    of = put_all(store, "a.pt", b"a1", b"a2")
+    copied_with_its_record(quick_dir, "a.pt", "b.pt")
+    with pytest.raises(NoSuchGeneration):
+        store.rollback("b.pt")
+    store.rename("b.pt", "c.pt")
+    assert history.lineages_by_path(store.layout) == {"a.pt": of}
+    rot(quick_dir / "c.pt")
+    with pytest.raises(Rotten):
+        store.get("c.pt")
+    assert versions(quick_dir, of) == [b"a1"]
+    store.close()
+
+
+def test_a_renamed_directory_takes_its_history_along(quick_dir: Path) -> None:
+    store = store_on(quick_dir)
+    (quick_dir / "run").mkdir()
+    of = put_all(store, "run/a.pt", b"a1", b"a2")
+    (quick_dir / "run").rename(quick_dir / "run1")
+    store.committer.moved_directory("run", "run1")
+    assert history.lineages_by_path(store.layout) == {"run1/a.pt": of}
+    store.close()
+
+
+def test_exchanged_files_take_their_histories_along(disk_dir: Path) -> None:
+    store = store_on(disk_dir)
+    of, other = put_all(store, "a.pt", b"a1", b"a2"), put_all(store, "b.pt", b"b1", b"b2")
+    store.committer.exchange(store.root, "a.pt", store.root, "b.pt", ("a.pt", "b.pt"))
+    assert history.lineages_by_path(store.layout) == {"b.pt": of, "a.pt": other}
+    store.close()
+
+
+def test_a_file_committed_while_a_rollback_looked_is_not_overwritten(
+    quick_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_on(quick_dir)
+    put_all(store, "a.pt", b"a1", b"a2")
+    (quick_dir / "a.pt").unlink()
+    honest = store.guard.restore
+
+    def late(*given: object) -> int | None:
+        monkeypatch.setattr(store.guard, "restore", honest)
+        store.put("a.pt", b"new")
+        return honest(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store.guard, "restore", late)
+    with pytest.raises(NoSuchGeneration):  # the new file has a history of its own
+        store.rollback("a.pt")
+    assert store.get("a.pt") == b"new"
+    store.close()
+
+
+def test_a_rollback_shows_nobody_more_than_the_version_did(quick_dir: Path) -> None:
+    store = store_on(quick_dir)
+    store.put("a.pt", b"secret")
+    (quick_dir / "a.pt").chmod(0o600)
+    store.put("a.pt", b"open")
+    (quick_dir / "a.pt").chmod(0o666)
+    store.rollback("a.pt")
+    assert (quick_dir / "a.pt").stat().st_mode & 0o777 == 0o600
+    store.close()
+
+
+@pytest.mark.parametrize("path", ["../a", "a/../../b", ".", "..", "", "a/."])
+def test_no_path_leads_out(path: str, quick_dir: Path) -> None:
+    store = store_on(quick_dir)
+    with pytest.raises(OSError, match="not a path"):
+        store.adopt(path)
     store.close()

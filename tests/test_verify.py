@@ -171,10 +171,20 @@ def test_C5_a_damaged_record_that_still_names_the_bytes_is_written_anew(
 
 def test_C5_bytes_that_no_record_speaks_for_are_rolled_back(quick_dir: Path) -> None:
     store = store_of_two(quick_dir)
-    os.setxattr(quick_dir / "a.pt", fmt.XATTR, b"")
+    damage_record(quick_dir / "a.pt", *range(20, 80))
     assert condition(store, "a.pt") is Condition.RECORD_DAMAGED
     assert store.get("a.pt") == OLD
     assert contents(quarantine(quick_dir)) == [NEW]
+    store.close()
+
+
+def test_C5_and_refused_where_nothing_tells_whose_history_it_is(quick_dir: Path) -> None:
+    """The path is no proof: a directory that was renamed outside leaves it to another file."""
+    store = store_of_two(quick_dir)
+    os.setxattr(quick_dir / "a.pt", fmt.XATTR, b"")
+    with pytest.raises(Rotten):
+        store.get("a.pt")
+    assert (quick_dir / "a.pt").read_bytes() == NEW
     store.close()
 
 

@@ -19,7 +19,7 @@ from ckptfs.errors import CannotServe, CkptfsError, UsageError
 from ckptfs.format import Record
 from ckptfs.fsck import Check, Scope
 from ckptfs.layout import Layout
-from ckptfs.store import Store
+from ckptfs.store import Store, keeping_all
 from ckptfs.verify import BAD, ROTTEN, Condition, Finding, walk
 
 SCHEMA = 1  # of what --json prints: docs/verify.schema.json
@@ -71,11 +71,11 @@ def verify(
     )
     report = _Report(directory, as_json, quiet, repair)
     total = 0 if quiet or as_json else _bytes_to_read(layout, scope)
+    check = Check(layout, scope)
     with (
         Progress(total, quiet or as_json) as advance,
-        _mender(below, scope, repair) as (mend, cleared),
+        _mender(below, check, repair) as (mend, cleared),
     ):
-        check = Check(layout, scope)
         for finding in cleared:
             report.add(finding)
         for finding in check.findings():
@@ -95,21 +95,22 @@ def _part(subset: str) -> tuple[int, int]:
 def _bytes_to_read(layout: Layout, scope: Scope) -> int:
     if scope.paths or not Progress.wanted():
         return 0
-    return sum(status.st_size for path, status in walk(layout.fs, layout.root) if scope.reads(path))
+    found = walk(layout.fs, layout.root)
+    return sum(status.st_size for path, status in found if status and scope.reads(path))
 
 
 @contextlib.contextmanager
-def _mender(below: Below, scope: Scope, repair: bool) -> Iterator[tuple[Mend, list[Finding]]]:
+def _mender(below: Below, check: Check, repair: bool) -> Iterator[tuple[Mend, list[Finding]]]:
     """How a finding is seen to, and what was seen to by beginning."""
+    scope = check.scope
     if not repair:
         yield (lambda finding: finding), []
         return
     if below.served is not None:
-        yield (lambda finding: _ask_the_mount(below, finding, finding.path in scope.paths)), []
+        yield (lambda finding: _ask_the_mount(below, check, finding)), []
         return
-    assert below.layout is not None
-    leftovers = [] if scope.paths else list(Check(below.layout, scope).leftovers())
-    store = Store.open(below.where)  # clears them
+    leftovers = [] if scope.paths else list(check.leftovers())
+    store = Store.open(below.where, keeping_all())  # clears them
 
     def mend(finding: Finding) -> Finding:
         try:
@@ -123,10 +124,10 @@ def _mender(below: Below, scope: Scope, repair: bool) -> Iterator[tuple[Mend, li
         store.close()
 
 
-def _ask_the_mount(below: Below, finding: Finding, asked_for: bool) -> Finding:
+def _ask_the_mount(below: Below, check: Check, finding: Finding) -> Finding:
     from ckptfs.mount import commands as mount_commands
 
-    assert below.layout is not None
+    asked_for = finding.path in check.scope.paths
     try:
         if finding.condition in ROTTEN and fsck.generation_of(finding.path):
             mount_commands.set_aside(below.served_at, finding.path)
@@ -138,6 +139,8 @@ def _ask_the_mount(below: Below, finding: Finding, asked_for: bool) -> Finding:
             return finding
     except OSError as error:
         return replace(finding, detail=f"{finding.detail}; the mount says: {error.strerror}")
+    if check.again(finding.path).condition in ROTTEN:
+        return replace(finding, detail=f"{finding.detail}; the mount found nothing to repair")
     return replace(finding, repair="seen to by the mount")
 
 

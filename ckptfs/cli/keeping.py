@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import click
 
 from ckptfs import adoption, history, osfs
+from ckptfs import format as fmt
 from ckptfs.adoption import ADOPTED
 from ckptfs.cli.base import Below, commands
 from ckptfs.cli.checking import LEFT
@@ -16,7 +17,7 @@ from ckptfs.digest import ALGORITHMS
 from ckptfs.errors import CannotServe, NoSuchGeneration, UsageError
 from ckptfs.fsck import Check, Scope
 from ckptfs.layout import Layout
-from ckptfs.store import Options, Store
+from ckptfs.store import Store, keeping_all
 from ckptfs.verify import Condition, Finding
 
 
@@ -72,7 +73,7 @@ def adopt(directory: str, paths: tuple[str, ...], sums: str | None, checksum: st
             if trouble:
                 wrong += 1
                 click.echo(f"{finding.path}: {trouble}", err=True)
-            elif finding.condition in ADOPTED or finding.path in named:
+            elif finding.condition in ADOPTED and not finding.path.startswith(f"{fmt.CONTROL}/"):
                 done += take(finding)
     click.echo(f"{directory}: {done} adopted" + (f", {wrong} not" if wrong else ""))
     sys.exit(LEFT if wrong else 0)
@@ -114,7 +115,7 @@ def _adopter(below: Below, checksum: str) -> Iterator[Callable[[Finding], bool]]
 @contextlib.contextmanager
 def _opened(below: Below, checksum: str = "blake3") -> Iterator[Store]:
     """The store, to itself."""
-    store = Store.open(below.where, Options(checksum=checksum))
+    store = Store.open(below.where, keeping_all(checksum))
     below.reopen()
     try:
         yield store
