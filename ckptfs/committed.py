@@ -237,7 +237,9 @@ class Committed(Ordering):
             if replaced is not None:
                 left = self._adopt_lineage(at, name, replaced.lineage)
             try:
-                self.keep_replaced(replaced, to, target, path)
+                # what is written in place has no record that could be missing
+                noted = path if self._has_record(at, name) else ""
+                self.keep_replaced(replaced, to, target, noted)
                 self.sync_changed_dirs()
                 self.fs.rename(at, name, to, target)
             except OSError:
@@ -255,6 +257,12 @@ class Committed(Ordering):
                 self._tell_kept(path, replaced)
             else:
                 self._follow(to, target, path)
+
+    def _has_record(self, at: int, name: str) -> bool:
+        if not self._is_file(at, name):
+            return False
+        with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
+            return self.layout.raw_record(fd) is not None
 
     def _follow(self, at: int, name: str, path: str) -> None:
         """History hears of the new path of a file."""

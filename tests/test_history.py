@@ -277,3 +277,13 @@ def test_no_path_leads_out(path: str, quick_dir: Path) -> None:
     with pytest.raises(OSError, match="not a path"):
         store.adopt(path)
     store.close()
+
+
+def test_a_file_without_a_record_that_replaces_another_misses_none(quick_dir: Path) -> None:
+    """git writes index.lock in place and renames it onto index."""
+    store = store_on(quick_dir)
+    for content in (b"one", b"two"):
+        (quick_dir / "index.lock").write_bytes(content)
+        store.rename("index.lock", "index")
+    assert history.lineages_by_path(store.layout) == {}
+    store.close()

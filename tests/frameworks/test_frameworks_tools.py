@@ -213,8 +213,9 @@ def test_a_killed_git_leaves_a_sound_repository(
             ["bash", "-c", f"{_GIT} exec {command}"], cwd=repository, start_new_session=True
         )
         killed += _kill_at(process, below, at)
-        for lock in [*repository.glob(".git/**/*.lock"), *repository.glob(".git/gc.pid")]:
-            lock.unlink()
+        for lock in ("**/*.lock", "gc.pid", "packed-refs.new"):
+            for left_behind in (repository / ".git").glob(lock):
+                left_behind.unlink()
         left = shell(f"{_GIT} git fsck --strict; git log --format=%H", repository)
         assert left.endswith(heads)
         shell(f"{_GIT} edit on{at}; git commit -qam on; git gc -q; git fsck --strict", repository)
