@@ -120,8 +120,8 @@ class Committed(Ordering):
                 history.prune(self.layout, replaced.lineage, self.keep)
 
     def reseal_committed(self, at: int, name: str) -> None:
-        """The same for a version without a writer: a store through an old mapping moves the
-        mtime. Does nothing while size and mtime are as recorded."""
+        """Give a version without a writer a new record, durable on return, if a store through an
+        old mapping moved its mtime. Does nothing while size and mtime are as recorded."""
         with self.path_lock(at, name), osfs.opened(self.fs, at, name, osfs.O_RDWR) as fd:
             try:
                 record = self.layout.read_record(fd)
@@ -237,9 +237,10 @@ class Committed(Ordering):
             if replaced is not None:
                 left = self._adopt_lineage(at, name, replaced.lineage)
             try:
-                # what is written in place has no record that could be missing
-                noted = path if self._has_record(at, name) else ""
-                self.keep_replaced(replaced, to, target, noted)
+                if replaced is not None:
+                    # what is written in place has no record that could be missing
+                    noted = path if self._has_record(at, name) else ""
+                    self.keep_replaced(replaced, to, target, noted)
                 self.sync_changed_dirs()
                 self.fs.rename(at, name, to, target)
             except OSError:

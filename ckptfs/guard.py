@@ -191,18 +191,22 @@ class Guard:
         of it agrees with the lineage that history knows the path by; of a file that is not
         there only history can tell. A file without a record has none: it may be another one.
         """
-        known = history.lineages_by_path(self.layout)
+
+        def noted() -> str:  # history is looked through only where the record does not tell
+            return history.lineages_by_path(self.layout).get(path, "")
+
         try:
             with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
                 value, inode = self.layout.raw_record(fd) or b"", self.fs.stat(fd).st_ino
         except FileNotFoundError:
-            return known.get(path, "")
+            return noted()
         try:
             record = Record.from_bytes(value)
             lineage = record.lineage if record is not None else ""
         except RecordDamaged:
-            noted = known.get(path, "")
-            lineage = noted if noted and fmt.names_lineage(value, noted) else ""
+            lineage = noted()
+            if not (lineage and fmt.names_lineage(value, lineage)):
+                lineage = ""
         return "" if history.has_another_file(self.layout, lineage, inode) else lineage
 
     def chosen(self, lineage: str, path: str, to: int | None) -> int:
