@@ -22,7 +22,7 @@ from ckptfs.committed import Committed, Replaced
 from ckptfs.errors import BrokenStructure
 from ckptfs.format import Record
 from ckptfs.growth import Alone, nobody_else
-from ckptfs.protocol import VISIBLE, Event, State
+from ckptfs.protocol import VISIBLE, Event, State, Step
 from ckptfs.staged import Digested, Fingerprint, Staged
 from ckptfs.structure import Structure, Verdict
 
@@ -43,6 +43,7 @@ class Committer(Committed):
         fd = self.fs.open(self.layout.stage, txid, flags)
         with contextlib.suppress(OSError):  # only helps salvage to name the bytes
             self.fs.setxattr(fd, fmt.XATTR, fmt.staged_note(path))
+        self.fs.step(Step.STAGED)
         try:
             return Staged(txid, fd, path, self.fingerprint(fd))
         except OSError:
@@ -78,6 +79,7 @@ class Committer(Committed):
                     if record is None:
                         record = self.seal(staged, replaced)
                         self.keep_replaced(replaced, at, name, staged.path)
+                        self.fs.step(Step.KEPT)
                         self.publish(staged, at, name)
                         self.settle(staged, at)
                         self.prune(replaced)
@@ -141,6 +143,7 @@ class Committer(Committed):
         staged.hasher = self.growth.hash(staged, size, self.checksum, clean)
         judged = self.judge_staged(staged)
         staged.digested = Digested.of(before, self.checksum, staged.hasher, judged)
+        self.fs.step(Step.DIGESTED)
 
     def judge_staged(self, staged: Staged) -> Structure:
         size = self.fs.stat(staged.fd).st_size
@@ -156,12 +159,14 @@ class Committer(Committed):
             self._require_sound(staged, staged.digested.structure, replaced)
             record = self.new_record(staged.digested, replaced)
             self.layout.write_record(staged.fd, record)
+            self.fs.step(Step.RECORDED)
             self.fs.fsync(staged.fd)
             staged.sealed, staged.record = before, record
             if self._held_still(staged, before):
                 break
             staged.digested = None  # written meanwhile: once more; after that it is live
         staged.advance(Event.SEALED)
+        self.fs.step(Step.SEALED)
         return record
 
     def _held_still(self, staged: Staged, digested_at: Fingerprint) -> bool:
@@ -189,11 +194,13 @@ class Committer(Committed):
         self.sync_changed_dirs()
         self.fs.rename(self.layout.stage, staged.txid, at, name)
         staged.advance(Event.PUBLISH)
+        self.fs.step(Step.PUBLISHED)
 
     def settle(self, staged: Staged, at: int) -> None:
         """Make the name durable."""
         self.sync_dir(at)
         staged.advance(Event.SETTLE)
+        self.fs.step(Step.SETTLED)
 
     def expose(self, staged: Staged, at: int, name: str) -> None:
         """Give up the transaction: the version stands under its name as it is, without a record,

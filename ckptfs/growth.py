@@ -28,6 +28,7 @@ from ckptfs.digest import Before, Hasher, hash_range
 from ckptfs.errors import RecordDamaged, Rotten
 from ckptfs.format import Record
 from ckptfs.layout import Layout
+from ckptfs.protocol import Step
 from ckptfs.staged import Base, Fingerprint, Inode, Staged
 
 COPIED_AT_ONCE_BYTES = 1 << 20  # a short file is copied when it is opened, a rename commits it
@@ -184,11 +185,15 @@ class Growth:
             self.fs.link(at, name, self.layout.stage, intent)
             try:
                 self.fs.fsync_dir(self.layout.stage)
+                self.fs.step(Step.INTENDED)
                 self.fs.copy(staged.fd, fd, base.size, self.fs.stat(staged.fd).st_size)
                 self.fs.fsync(fd)
+                self.fs.step(Step.ADDED)
                 record = record_of(self.fingerprint(fd))
                 self.layout.write_record(fd, record)
+                self.fs.step(Step.RECORDED)
                 self.fs.fsync(fd)
+                self.fs.step(Step.EXTENDED)
             except BaseException:
                 self._back(fd, base.record, base.inode, intent)
                 raise

@@ -136,6 +136,9 @@ class FileSystem(Protocol):
         less ``skip``; it grants nobody more than ``source`` does."""
 
     def now_ns(self) -> int: ...
+    def step(self, name: str) -> None:
+        """A commit has reached this step of the protocol. Nothing is done here: a harness around
+        the filesystem counts steps, or kills the process at one."""
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -201,6 +204,9 @@ class OsFs:
     stat = staticmethod(os.fstat)
     truncate = staticmethod(os.ftruncate)
     now_ns = staticmethod(time.time_ns)
+
+    def step(self, name: str) -> None:
+        pass
 
     def listdir(self, fd: int) -> list[str]:
         with opened(self, fd, ".", DIRECTORY) as anew:

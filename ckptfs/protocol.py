@@ -64,6 +64,24 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.SEALED, Event.ABORT): State.ABORTED,
 }
 
+
+class Step(str, enum.Enum):
+    """What a commit has just done, in its order. Said through ``FileSystem.step``, where harnesses
+    count, stop or kill; see ``tools.crash``."""
+
+    STAGED = "staged"  # an empty file in the shadow tree
+    DIGESTED = "digested"  # its pages clean, its digest known
+    RECORDED = "recorded"  # the record set, not durable yet
+    SEALED = "sealed"  # data and record fsynced
+    KEPT = "kept"  # what it replaces linked into history
+    PUBLISHED = "published"  # renamed onto its path
+    SETTLED = "settled"  # its directory fsynced
+    # A file that was added to where it lies takes these in place of sealed to settled:
+    INTENDED = "intended"  # linked into stage
+    ADDED = "added"  # what is new copied behind the old end, and fsynced
+    EXTENDED = "extended"  # the record for all of it fsynced
+
+
 VISIBLE = frozenset({State.PUBLISHED, State.SETTLED, State.IN_PLACE})
 FINAL = frozenset({State.SETTLED, State.IN_PLACE, State.ABORTED})
 

@@ -17,13 +17,20 @@ from typing import Any
 import pytest
 from harness import NEW, NEWER, OLD, condition, two_versions
 
-from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.errors import CkptfsError
 from ckptfs.protocol import Mode
 from ckptfs.store import Options, Store
 from ckptfs.tools.crashfs import CrashFs
-from ckptfs.tools.faults import CHANGES, SYNCS, Before, Call, Ignoring, Intercepted
+from ckptfs.tools.faults import (
+    CHANGES,
+    SYNCS,
+    Before,
+    Call,
+    Ignoring,
+    RecordAfterFsync,
+    RenameBeforeFsync,
+)
 from ckptfs.verify import Condition
 
 Contents = dict[str, bytes | None]
@@ -362,45 +369,6 @@ def test_control_a_record_that_outruns_its_bytes_is_seen() -> None:
 
 
 # --- controls: the same checker over commits that were broken on purpose -------------------------
-
-
-class RenameBeforeFsync(Intercepted):
-    """The fsync that follows the record is put off until the file has been renamed."""
-
-    def __init__(self, below: Any) -> None:
-        super().__init__(below)
-        self.sealed = -1
-        self.late: list[Callable[[], Any]] = []
-
-    def around(self, call: Call) -> Any:
-        if call.method == "setxattr":
-            self.sealed = call.arguments[0]
-        if call.method == "fsync" and call.arguments[0] == self.sealed:
-            self.late.append(call.run)
-            return None
-        result = call.run()
-        if call.method == "rename":
-            while self.late:
-                self.late.pop()()
-        return result
-
-
-class RecordAfterFsync(Intercepted):
-    """The record is written after the fsync that should have made it durable."""
-
-    def __init__(self, below: Any) -> None:
-        super().__init__(below)
-        self.late: list[Callable[[], Any]] = []
-
-    def around(self, call: Call) -> Any:
-        if call.method == "setxattr" and fmt.path_of_note(call.arguments[2]) is None:
-            self.late.append(call.run)
-            return None
-        result = call.run()
-        if call.method == "fsync":
-            while self.late:
-                self.late.pop()()
-        return result
 
 
 def without(*methods: str) -> Wrap:

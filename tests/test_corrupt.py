@@ -28,6 +28,7 @@ from ckptfs.tools.corrupt_damage import (
 )
 from ckptfs.tools.corrupt_draw import FORMATS, OF_BYTES, PAGE_BYTES, Kind, Trial, trial
 from ckptfs.tools.corrupt_worker import LOADERS, Loaders, noticed
+from ckptfs.tools.study import Rows
 
 SMALL = 64 << 10
 TRIALS = 5 * len(Kind)
@@ -212,16 +213,16 @@ def test_ranges_are_read_as_pairs_and_as_objects() -> None:
 
 def test_rows_outlive_an_interruption_in_the_middle_of_a_line(tmp_path: Path) -> None:
     path, study = tmp_path / "rows.jsonl", {"what": "study", "seed": 1}
-    rows = corrupt.Rows(path, study)
+    rows = Rows(path, study)
     rows.add([{"what": "trial", "number": 0}, {"what": "trial", "number": 2}])
     with path.open("a") as file:
         file.write('{"what": "trial", "num')
-    again = corrupt.Rows(path, study)
+    again = Rows(path, study)
     assert again.missing("trial", 4) == [1, 3]
     again.add([{"what": "trial", "number": 1}])
-    assert corrupt.Rows(path, study).missing("trial", 4) == [3]
+    assert Rows(path, study).missing("trial", 4) == [3]
     with pytest.raises(CannotServe, match="another study"):
-        corrupt.Rows(path, {"what": "study", "seed": 2})
+        Rows(path, {"what": "study", "seed": 2})
 
 
 def test_a_share_is_never_rounded_to_all_or_nothing() -> None:

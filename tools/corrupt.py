@@ -10,71 +10,26 @@ goes on with what is not there yet. Nothing but the output directory is left beh
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from ckptfs.errors import CannotServe, CkptfsError
+from ckptfs.errors import CkptfsError
 from ckptfs.tools import corrupt_batch, corrupt_plot, corrupt_quiet, corrupt_report
-from ckptfs.tools.corrupt_batch import Row, shortcomings
+from ckptfs.tools.corrupt_batch import shortcomings
 from ckptfs.tools.corrupt_draw import Trial, trial
 from ckptfs.tools.corrupt_worker import Loaders
 from ckptfs.tools.stats import size_of
+from ckptfs.tools.study import Row, Rows, progress
 
 _BATCH_BYTES = 1 << 30
 _READS_PER_ROW = 5000
 _EDITS_PER_BATCH = 250
-
-Step = Callable[[int], None]
-
-
-class Rows:
-    """``rows.jsonl``: the first line says of what, each other one is a result."""
-
-    def __init__(self, path: Path, study: Row) -> None:
-        self._path, self.rows = path, []
-        whole = _without_torn_line(path)
-        found = [json.loads(line) for line in whole.splitlines()]
-        if found and found[0] != study:
-            raise CannotServe(f"{path}: of another study ({found[0]}); choose another --out")
-        if found:
-            os.truncate(path, len(whole))
-            self.rows = found[1:]
-        else:
-            path.write_bytes(_line(study))
-
-    def add(self, rows: Sequence[Row]) -> None:
-        """Kept from now on, also if the study is interrupted."""
-        with open(self._path, "ab") as file:
-            file.write(b"".join(map(_line, rows)))
-        self.rows += rows
-
-    def of(self, what: str) -> list[Row]:
-        return [row for row in self.rows if row["what"] == what]
-
-    def missing(self, what: str, count: int) -> list[int]:
-        """The numbers below ``count`` that have no row yet."""
-        done = {row["number"] for row in self.of(what)}
-        return [number for number in range(count) if number not in done]
-
-
-def _line(row: Row) -> bytes:
-    return json.dumps(row).encode() + b"\n"
-
-
-def _without_torn_line(path: Path) -> bytes:
-    with contextlib.suppress(FileNotFoundError):
-        content = path.read_bytes()
-        return content[: content.rfind(b"\n") + 1]
-    return b""
 
 
 def batches(trials: Iterable[Trial], most: int) -> Iterator[list[Trial]]:
@@ -90,38 +45,6 @@ def batches(trials: Iterable[Trial], most: int) -> Iterator[list[Trial]]:
         yield batch
 
 
-class _Steps:
-    """A bar on a terminal, a line for every tenth elsewhere."""
-
-    def __init__(self, console: Console, bar: Progress | None) -> None:
-        self._console, self._bar = console, bar
-
-    def of(self, what: str, total: int, done: int) -> Step:
-        """To be called with what is done on top of ``done``."""
-        task = self._bar.add_task(what, total=total, completed=done) if self._bar else None
-
-        def step(count: int) -> None:
-            nonlocal done
-            before, done = done, done + count
-            if self._bar is not None and task is not None:
-                self._bar.advance(task, count)
-            elif 10 * before // total != 10 * done // total:
-                self._console.print(f"{what}: {done:,} of {total:,}", highlight=False)
-
-        return step
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[_Steps]:
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _Steps(console, None)
-        return
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        yield _Steps(console, bar)
-
-
 def study(
     rows: Rows,
     on: Path,
@@ -134,7 +57,7 @@ def study(
 ) -> None:
     """Do what ``rows`` lacks of these many trials, reads and edits, in directories below ``on``."""
     trials, reads, edits = counts
-    with _progress() as steps, Loaders() as loaders:
+    with progress() as steps, Loaders() as loaders:
         todo = rows.missing("trial", trials)
         step = steps.of("trials", trials, trials - len(todo))
         for some in batches((trial(seed, number, max_bytes) for number in todo), batch):

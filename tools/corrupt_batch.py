@@ -14,8 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,10 @@ from ckptfs.tools.corrupt_content import build, shapes
 from ckptfs.tools.corrupt_damage import DONOR, Ranges, Undamageable, damage, kept, record_of
 from ckptfs.tools.corrupt_draw import Kind, Trial
 from ckptfs.tools.corrupt_worker import Loaders
-from ckptfs.tools.rig import Mount
+from ckptfs.tools.rig import Mount, served
+from ckptfs.tools.study import Row
 
-Row = dict[str, Any]
-
-_LIMIT_S = 600.0  # for what one mount does
+_VERIFY_LIMIT_S = 600.0
 _FILLER = "user.filler"
 _FILLER_BYTES = 3900  # of the about 4,040 that ext4 has for the xattrs of a file
 _VERIFY_CLEAN_OR_NOT = (0, 1, 4)
@@ -48,20 +46,6 @@ class _State:
     lineage: str = ""
     ranges: Ranges = field(default_factory=list)
     row: Row = field(default_factory=dict)
-
-
-@contextlib.contextmanager
-def served(folder: Path, *options: str, limit_s: float = _LIMIT_S) -> Iterator[Mount]:
-    """A mount that is aborted when it takes too long."""
-    mount = Mount(folder, *options)
-    watchdog = threading.Timer(limit_s, mount.abort)
-    watchdog.daemon = True
-    watchdog.start()
-    try:
-        with mount:
-            yield mount
-    finally:
-        watchdog.cancel()
 
 
 def run(
@@ -174,7 +158,7 @@ def _load(root: Path, states: Sequence[_State], loaders: Loaders) -> None:
 def verify(root: Path) -> Mapping[str, list[Row]]:
     """The findings of ``ckptfs verify``, by path. A path can have several."""
     command = [sys.executable, "-m", "ckptfs", "verify", str(root), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_VERIFY_LIMIT_S)
     if done.returncode not in _VERIFY_CLEAN_OR_NOT:
         raise CannotServe(done.stderr.strip() or f"verify ended with {done.returncode}")
     findings: dict[str, list[Row]] = {}

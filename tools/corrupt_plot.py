@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ckptfs.tools.corrupt_batch import Row
 from ckptfs.tools.corrupt_report import NOTHING, PAPER, Line, Share, lines
 from ckptfs.tools.corrupt_worker import LOADERS
+from ckptfs.tools.study import Row
 
 NO_MATPLOTLIB = "no plot: matplotlib is not installed (pip install 'ckptfs[dev]')"
 _OURS = ("noticed", "wrong bytes\nserved")

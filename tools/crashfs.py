@@ -497,6 +497,9 @@ class CrashFs:
             if key != skip:
                 self.setxattr(target, key, value)
 
+    def step(self, name: str) -> None:
+        pass
+
     def now_ns(self) -> int:
         self.clock_ns += _TICK_NS
         return self.clock_ns

@@ -20,9 +20,9 @@ from ckptfs.osfs import FileSystem
 Hook = Callable[["Call"], None]
 
 METHODS = frozenset(name for name in vars(FileSystem) if not name.startswith("_"))
-# close(2) of a local filesystem reports nothing that an fsync did not; the clock and a process's
-# own table of descriptors are no disk.
-NEVER_FAIL = frozenset({"close", "now_ns", "redirect"})
+# close(2) of a local filesystem reports nothing that an fsync did not; the clock, a process's own
+# table of descriptors and the name of a step are no disk.
+NEVER_FAIL = frozenset({"close", "now_ns", "redirect", "step"})
 _MAKES = {"write", "truncate", "clone", "copy", "link", "mkdir"}
 _NAMES = {"rename", "exchange", "unlink", "rmdir"}
 CHANGES = frozenset(_MAKES | _NAMES | {"setxattr", "removexattr", "copy_metadata", "copy_times"})
@@ -137,6 +137,45 @@ class Ignoring(Intercepted):
             self.calls += 1
             return None
         return call.run()
+
+
+class RenameBeforeFsync(Intercepted):
+    """The fsync that follows the record is put off until the file has been renamed."""
+
+    def __init__(self, below: Any) -> None:
+        super().__init__(below)
+        self.sealed = -1
+        self.late: list[Callable[[], Any]] = []
+
+    def around(self, call: Call) -> Any:
+        if call.method == "setxattr":
+            self.sealed = call.arguments[0]
+        if call.method == "fsync" and call.arguments[0] == self.sealed:
+            self.late.append(call.run)
+            return None
+        result = call.run()
+        if call.method == "rename":
+            while self.late:
+                self.late.pop()()
+        return result
+
+
+class RecordAfterFsync(Intercepted):
+    """The record is written after the fsync that should have made it durable."""
+
+    def __init__(self, below: Any) -> None:
+        super().__init__(below)
+        self.late: list[Callable[[], Any]] = []
+
+    def around(self, call: Call) -> Any:
+        if call.method == "setxattr" and fmt.path_of_note(call.arguments[2]) is None:
+            self.late.append(call.run)
+            return None
+        result = call.run()
+        if call.method == "fsync":
+            while self.late:
+                self.late.pop()()
+        return result
 
 
 class BadMemory(Intercepted):

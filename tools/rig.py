@@ -12,8 +12,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ Subject = Callable[[], float]  # does the work once and returns the seconds that
 Samples = dict[str, list[float]]
 
 _COMMAND_LIMIT_S = 120.0
+_MOUNT_LIMIT_S = 600.0  # for what one mount does
 
 
 def alternate(
@@ -70,10 +72,13 @@ def fill_page_cache(path: Path) -> None:
 
 
 class Mount:
-    """One directory served over itself, started and ended by the commands that users have."""
+    """One directory served over itself, started and ended by the commands that users have.
+    ``program`` stands for ckptfs where its daemon is to be another one; see ``tools.hooked``."""
 
-    def __init__(self, path: Path, *options: str) -> None:
-        self.path, self.options = path, options
+    def __init__(
+        self, path: Path, *options: str, program: tuple[str, ...] = ("-m", "ckptfs")
+    ) -> None:
+        self.path, self.options, self.program = path, options, program
 
     def start(self) -> Mount:
         self.path.mkdir(exist_ok=True)
@@ -110,7 +115,7 @@ class Mount:
         return Path(f"/proc/{status['pid']}/fd/{status['root_fd']}")
 
     def _ckptfs(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "ckptfs", *arguments]
+        command = [sys.executable, *self.program, *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_LIMIT_S)
 
     def abort(self) -> bool:
@@ -128,6 +133,25 @@ class Mount:
         while self.abort():
             if subprocess.run(["umount", "-l", str(self.path)], check=False).returncode != 0:
                 return
+
+
+@contextlib.contextmanager
+def served(
+    folder: Path,
+    *options: str,
+    program: tuple[str, ...] = ("-m", "ckptfs"),
+    limit_s: float = _MOUNT_LIMIT_S,
+) -> Iterator[Mount]:
+    """A mount that is aborted when it takes too long."""
+    mount = Mount(folder, *options, program=program)
+    watchdog = threading.Timer(limit_s, mount.abort)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        with mount:
+            yield mount
+    finally:
+        watchdog.cancel()
 
 
 def mounted_device(path: Path) -> str | None:
