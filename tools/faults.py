@@ -7,17 +7,23 @@ so a method that is added to it is covered from then on. Wrappers stack. Thread-
 
 from __future__ import annotations
 
+import contextlib
 import errno as _errno
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Container
 from typing import Any, cast
 
 from ckptfs import format as fmt
 from ckptfs.osfs import FileSystem
+from ckptfs.protocol import Step
+
+_MOMENT_S = 0.02  # in which others may make the disk write
 
 Hook = Callable[["Call"], None]
+Wrap = Callable[[Any], "Intercepted"]
 
 METHODS = frozenset(name for name in vars(FileSystem) if not name.startswith("_"))
 # close(2) of a local filesystem reports nothing that an fsync did not; the clock, a process's own
@@ -140,7 +146,7 @@ class Ignoring(Intercepted):
 
 
 class RenameBeforeFsync(Intercepted):
-    """The fsync that follows the record is put off until the file has been renamed."""
+    """The fsync that follows the record is put off until a moment after the rename."""
 
     def __init__(self, below: Any) -> None:
         super().__init__(below)
@@ -151,12 +157,15 @@ class RenameBeforeFsync(Intercepted):
         if call.method == "setxattr":
             self.sealed = call.arguments[0]
         if call.method == "fsync" and call.arguments[0] == self.sealed:
+            self.sealed = -1
             self.late.append(call.run)
             return None
         result = call.run()
-        if call.method == "rename":
+        if call.method == "rename" and self.late:
+            time.sleep(_MOMENT_S)
             while self.late:
-                self.late.pop()()
+                with contextlib.suppress(OSError):  # its descriptor is closed: never synced, then
+                    self.late.pop()()
         return result
 
 
@@ -176,6 +185,39 @@ class RecordAfterFsync(Intercepted):
             while self.late:
                 self.late.pop()()
         return result
+
+
+class RecordAfterSettling(Intercepted):
+    """The record is written once the file stands under its name, and nothing makes it durable."""
+
+    def __init__(self, below: Any) -> None:
+        super().__init__(below)
+        self.late: list[Callable[[], Any]] = []
+
+    def around(self, call: Call) -> Any:
+        if call.method == "setxattr" and fmt.path_of_note(call.arguments[2]) is None:
+            self.late.append(call.run)
+            return None
+        result = call.run()
+        if call.method == "step" and call.arguments[0] == Step.SETTLED:
+            while self.late:
+                with contextlib.suppress(OSError):  # its descriptor is closed: never recorded
+                    self.late.pop()()
+        return result
+
+
+def _without(method: str) -> Wrap:
+    return lambda fs: Ignoring(fs, lambda call: call.method == method)
+
+
+# Commits that are wrong, by what is wrong: what a harness for crashes has to catch.
+BROKEN: dict[str, Wrap] = {
+    "fsync left out": _without("fsync"),
+    "directory fsync left out": _without("fsync_dir"),
+    "rename before fsync": RenameBeforeFsync,
+    "record after fsync": RecordAfterFsync,
+    "record after settling": RecordAfterSettling,
+}
 
 
 class BadMemory(Intercepted):

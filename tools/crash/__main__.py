@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import click
 
+from ckptfs.tools.crash.power import power
+
 
 @click.group(help=__doc__)
 def main() -> None:
     pass
 
+
+main.add_command(power)
 
 if __name__ == "__main__":
     main()
