@@ -15,6 +15,7 @@ from ckptfs.protocol import Mode
 from ckptfs.store import Options, Store
 from ckptfs.tools.crash import device
 from ckptfs.tools.crash.record import PLAIN, Recording
+from ckptfs.tools.crash.states import Spec
 from ckptfs.tools.rig import served
 from ckptfs.verify import BAD, Condition
 
@@ -66,14 +67,13 @@ class Judge:
         self.recording, self._screen, self._device, self._at = recording, screen, name, at
         self._transactional = recording.setting.mode not in (PLAIN, Mode.UNSAFE.value)
 
-    def look(
-        self, image: bytes | bytearray, positions: Sequence[int], *, daemon: bool = False
-    ) -> set[Violation]:
-        """What is wrong with the state, had the power gone at any of these positions of the log.
-        ``daemon``: `ckptfs mount` recovers it, and what is seen through the mount is judged; else
-        the store does, in this process."""
-        setting = self.recording.setting
-        self._screen.show(image, self.recording.log.shown)
+    def look(self, specs: Sequence[Spec], *, daemon: bool = False) -> set[Violation]:
+        """What is wrong with a state that comes about in each of these ways, at any of their
+        moments. ``daemon``: `ckptfs mount` recovers it, and what is seen through the mount is
+        judged; else the store does, in this process."""
+        setting, log = self.recording.setting, self.recording.log
+        positions = sorted({log.position(spec.at) for spec in specs})
+        self._screen.show(log.image(specs[0]), log.shown)
         try:
             device.mount(self._device, self._at, setting.kind, setting.options)
         except OSError as error:

@@ -24,8 +24,7 @@ from ckptfs.tools.crash.check import judging
 from ckptfs.tools.crash.device import KINDS, why_not
 from ckptfs.tools.crash.power_report import is_control, states_of
 from ckptfs.tools.crash.record import Recording, Setting
-from ckptfs.tools.crash.states import Spec
-from ckptfs.tools.crash.units import controls, setting_of, settings, unit
+from ckptfs.tools.crash.units import controls, setting_of, settings, specs_of, unit
 from ckptfs.tools.crash.workloads import WORKLOADS
 from ckptfs.tools.study import Row, Rows, Step, progress
 
@@ -90,10 +89,10 @@ def replay(folder: Path, only: Sequence[str]) -> bool:
     names = only or [line.split()[0] for line in (folder / "states").read_text().splitlines()]
     sound = True
     with tempfile.TemporaryDirectory() as name, judging(recording, Path(name)) as judge:
-        for spec in map(Spec.parse, names):
-            wrong = judge.look(recording.log.image(spec), [recording.log.position(spec.at)])
+        for state in names:
+            wrong = judge.look(specs_of(state))
             sound = sound and not wrong
-            click.echo(f"{spec}  {'; '.join(sorted(map(str, wrong))) or 'nothing is wrong'}")
+            click.echo(f"{state}  {'; '.join(sorted(map(str, wrong))) or 'nothing is wrong'}")
     return sound
 
 

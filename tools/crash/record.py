@@ -21,7 +21,7 @@ from ckptfs.tools import hooked
 from ckptfs.tools.crash import device
 from ckptfs.tools.crash.marking import MARKING
 from ckptfs.tools.crash.oracle import Marks, Oracle, contents_of, marks_of
-from ckptfs.tools.crash.states import Log
+from ckptfs.tools.crash.states import Cut, Log, Spec
 from ckptfs.tools.crash.workloads import WORKLOADS, Writer
 from ckptfs.tools.rig import served
 
@@ -112,8 +112,22 @@ def record(setting: Setting, folder: Path) -> Recording:
                 _work(setting, folder, mounted, marks)
         finally:
             device.unmount(mounted)
+    recording = Recording(folder)
+    _compare(recording, folder / "image")
     os.unlink(folder / "image")
-    return Recording(folder)
+    return recording
+
+
+def _compare(recording: Recording, image: Path) -> None:
+    """The log played to its end is the device as it was left."""
+    log, at = recording.log, 0
+    played = log.image(Spec(Cut.PREFIX, len(log.entries)))
+    with open(image, "rb") as file:
+        for extent in log.shown:
+            size = extent.end - extent.start
+            if os.pread(file.fileno(), size, extent.start) != played[at : at + size]:
+                raise CannotServe(f"{recording.setting.name}: the log lacks writes")
+            at += size
 
 
 def _work(setting: Setting, folder: Path, mounted: Path, marks: Marks) -> None:

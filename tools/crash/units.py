@@ -72,12 +72,15 @@ def states(recording: Recording, most: int | None, seed: int) -> dict[str, list[
         found[identity(log.image(spec))].append(spec)
     share = _SHARE_OUT_OF_ORDER / (1 - _SHARE_OUT_OF_ORDER)
     wanted = max(int(len(found) * (1 + share)), most or _UNIT_STATES)
-    mixed = out_of_order(log, moments(recording), seed)
-    for spec in itertools.islice(mixed, _DRAWS_PER_STATE * wanted):
-        if len(found) >= wanted:
-            break
-        found[identity(log.image(spec))].append(spec)
+    mixed = itertools.islice(out_of_order(log, moments(recording), seed), _DRAWS_PER_STATE * wanted)
+    while len(found) < wanted and (some := list(itertools.islice(mixed, wanted - len(found)))):
+        for spec in sorted(some, key=_moment):
+            found[identity(log.image(spec))].append(spec)
     return found
+
+
+def _moment(spec: Spec) -> int:
+    return spec.at
 
 
 def moments(recording: Recording) -> list[list[int]]:
@@ -109,11 +112,10 @@ def _looked_at(recording: Recording, found: dict[str, list[Spec]], folder: Path)
     worst: Counter[str] = Counter()
     unmounted: list[str] = []
     wrong: dict[str, list[str]] = {}
+    in_time = sorted(found.items(), key=lambda item: item[1][0].at)
     with judging(recording, folder) as judge:
-        for number, (image, specs) in enumerate(found.items(), 1):
-            positions = sorted({recording.log.position(spec.at) for spec in specs})
-            daemon = number % _THROUGH_DAEMON == 0
-            violated = judge.look(recording.log.image(specs[0]), positions, daemon=daemon)
+        for number, (image, specs) in enumerate(in_time, 1):
+            violated = judge.look(specs, daemon=number % _THROUGH_DAEMON == 0)
             if any(v.what.startswith(NO_FILESYSTEM) for v in violated) and _is_torn(specs):
                 unmounted.append(image)
                 continue
@@ -122,7 +124,7 @@ def _looked_at(recording: Recording, found: dict[str, list[Spec]], folder: Path)
             violations.update({v.what for v in violated})
             if violated:
                 worst[min((v.what for v in violated), key=severity)] += 1
-                wrong[str(specs[0])] = sorted(map(str, violated))
+                wrong[name_of(specs)] = sorted(map(str, violated))
     return {
         "entries": len(recording.log.entries) - recording.first,
         "hashes": sorted(found.keys() - set(unmounted)),
@@ -133,6 +135,16 @@ def _looked_at(recording: Recording, found: dict[str, list[Spec]], folder: Path)
         "worst": dict(worst),
         "wrong": wrong,
     }
+
+
+def name_of(specs: Sequence[Spec]) -> str:
+    """Of a state: one way in which it comes about for each moment at which it does."""
+    return ",".join(map(str, {spec.at: spec for spec in specs}.values()))
+
+
+def specs_of(name: str) -> list[Spec]:
+    """The other way round. Raises ValueError."""
+    return [Spec.parse(word) for word in name.split(",")]
 
 
 def _is_torn(specs: Sequence[Spec]) -> bool:
