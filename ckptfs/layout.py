@@ -116,7 +116,7 @@ class Layout:
                 "mountpoint": mountpoint or where,  # where commands given the directory ask
             }
             self.fs.truncate(fd, 0)
-            self.fs.write(fd, json.dumps(owner).encode() + b"\n", 0)
+            _write(self.fs, fd, json.dumps(owner).encode() + b"\n")
             self._lock_fd = fd
 
     # --- generations ---------------------------------------------------------------------------
@@ -231,7 +231,7 @@ class Layout:
         make = osfs.O_WRONLY | osfs.O_CREAT | osfs.O_EXCL
         try:
             with osfs.opened(self.fs, folder, f"{aside}{fmt.NOTE}", make) as fd:
-                self.fs.write(fd, note, 0)
+                _write(self.fs, fd, note)
         except OSError:  # a full disk: the file must not stay in stage for it
             with contextlib.suppress(OSError):
                 self.fs.unlink(folder, f"{aside}{fmt.NOTE}")
@@ -291,8 +291,7 @@ def _install(fs: FileSystem, at: int, name: str, content: bytes, target: int) ->
     draft = f"{name}.{fmt.new_txid()}"
     fd = fs.open(at, draft, osfs.O_WRONLY | osfs.O_CREAT | osfs.O_EXCL)
     try:
-        if fs.write(fd, content, 0) != len(content):
-            raise OSError(errno.ENOSPC, "short write")
+        _write(fs, fd, content)
         fs.fsync(fd)
     except OSError:
         fs.unlink(at, draft)
@@ -301,6 +300,12 @@ def _install(fs: FileSystem, at: int, name: str, content: bytes, target: int) ->
         fs.close(fd)
     fs.rename(at, draft, target, name)
     fs.fsync_dir(target)
+
+
+def _write(fs: FileSystem, fd: int, content: bytes) -> None:
+    """All of a small file, or OSError."""
+    if fs.write(fd, content, 0) != len(content):
+        raise OSError(errno.ENOSPC, "short write")
 
 
 def _inode_name(fs: FileSystem, fd: int) -> str:

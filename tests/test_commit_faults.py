@@ -1,4 +1,4 @@
-"""C1, C2 when a call fails: each call of a commit in turn raises EIO or ENOSPC.
+"""C1, C2 when a call fails: each call of a commit in turn raises, or writes less than it was given.
 
 After each fault the path holds the old or the new bytes whole, the caller was told the truth, the
 new bytes are not lost, no descriptor leaks, and a fresh store on the directory serves and goes on.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,15 +30,24 @@ from harness import (
     two_versions,
 )
 
+from ckptfs import osfs
+from ckptfs.commit import DIGESTED_TWICE_BYTES
 from ckptfs.errors import CkptfsError, Rotten, StoreReadOnly
 from ckptfs.fsck import Check, Scope
 from ckptfs.osfs import OsFs
 from ckptfs.store import Store
-from ckptfs.tools.faults import METHODS, NEVER_FAIL, Before, Call, FailAlways, FailNth
+from ckptfs.tools.faults import METHODS, NEVER_FAIL, Before, Call, FailAlways, FailNth, ShortNth
 from ckptfs.verify import BAD, Condition
 
-ERRNOS = [errno.EIO, errno.ENOSPC]
+ERRNOS = [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EINTR]
 FALLIBLE = METHODS - NEVER_FAIL
+Faulty = Callable[[OsFs, int], FailNth]
+FAULTS: dict[str, Faulty] = {
+    **{errno.errorcode[code]: functools.partial(FailNth, errno=code) for code in ERRNOS},
+    "short": ShortNth,
+}
+LONG = NEW * (DIGESTED_TWICE_BYTES // len(NEW) + 100)
+CHANGED, ADDED = b"c" + OLD[1:], b"added " * 100
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,42 @@ def two_files(store: Store) -> None:
     store.put("b.tmp", NEW)
 
 
+def directory(store: Store) -> None:
+    osfs_root = store.root
+    store.fs.mkdir(osfs_root, "d", 0o700)
+    store.put("d/a.pt", OLD)
+    store.put("d/a.pt", NEW)
+
+
+def rename_directory(store: Store) -> None:
+    store.rename("d", "e")
+    store.committer.moved_directory("d", "e")
+
+
+def long_ones(store: Store) -> Store:
+    """Every file counts as a long one, of which only what is added is written."""
+    store.committer.growth.copied_at_once_bytes = 0
+    return store
+
+
+def change(store: Store) -> None:
+    """Open it again and write over its first bytes."""
+    with osfs.place(store.fs, store.root, "a.pt") as (at, name):
+        staged = long_ones(store).stage("a.pt", at, name, exists=True, truncate=False, lazily=True)
+        try:
+            try:
+                store.committer.growth.change(staged, 0)
+                store.fs.write(staged.fd, CHANGED[:1], 0)
+            except OSError as error:
+                store.abort(staged, str(error))
+                raise
+            store.commit(staged, at, name)
+        finally:
+            store.fs.close(staged.fd)
+            if staged.base is not None:
+                staged.base.close()
+
+
 SCENARIOS = {
     "new": Scenario(
         lambda store: None, lambda store: store.put("a.pt", NEW), {"a.pt": None}, {"a.pt": NEW}
@@ -73,7 +120,30 @@ SCENARIOS = {
     "unlink": Scenario(
         two_versions, lambda store: store.unlink("a.pt"), {"a.pt": NEW}, {"a.pt": None}
     ),
+    "long": Scenario(
+        overwrite, lambda store: store.put("a.pt", LONG), {"a.pt": OLD}, {"a.pt": LONG}
+    ),
+    "append": Scenario(
+        overwrite, lambda store: store.append("a.pt", NEW), {"a.pt": OLD}, {"a.pt": OLD + NEW}
+    ),
+    "extend": Scenario(
+        overwrite,
+        lambda store: long_ones(store).append("a.pt", ADDED),
+        {"a.pt": OLD},
+        {"a.pt": OLD + ADDED},
+    ),
+    "change": Scenario(overwrite, change, {"a.pt": OLD}, {"a.pt": CHANGED}),
+    "rename directory": Scenario(
+        directory,
+        rename_directory,
+        {"d/a.pt": NEW, "e/a.pt": None},
+        {"d/a.pt": None, "e/a.pt": NEW},
+    ),
+    "rollback": Scenario(
+        two_versions, lambda store: store.rollback("a.pt"), {"a.pt": NEW}, {"a.pt": OLD}
+    ),
 }
+SHORT = {"unlink": 0, "rename directory": 0, "extend": 2, "change": 2}  # at least so many are told
 ROLLBACK = Scenario(
     two_versions,
     lambda store: store.get("a.pt"),
@@ -116,14 +186,14 @@ class Attempt:
 
 
 @contextlib.contextmanager
-def attempt(directory: Path, scenario: Scenario, k: int, code: int) -> Any:
+def attempt(directory: Path, scenario: Scenario, k: int, faulty: Faulty) -> Any:
     directory.mkdir()
     prepared = store_on(directory)
     scenario.prepare(prepared)
     prepared.close()
     scenario.spoil(directory)
     before = open_descriptors()
-    faults = FailNth(OsFs(), 0, code)
+    faults = faulty(OsFs(), 0)
     calls: list[Call] = []
     store = store_on(directory, Before(faults, calls.append))
     faults.k, faults.calls = k, 0
@@ -139,9 +209,10 @@ def attempt(directory: Path, scenario: Scenario, k: int, code: int) -> Any:
     assert open_descriptors() <= before, f"{this.failed} leaks a descriptor"
 
 
-def how_many(tmp: Path, scenario: Scenario) -> int:
-    with attempt(tmp / "count", scenario, 0, errno.EIO) as clean:
+def how_many(tmp: Path, scenario: Scenario, faulty: Faulty) -> int:
+    with attempt(tmp / "count", scenario, 0, faulty) as clean:
         assert clean.error is None
+        assert held(clean.directory, scenario.new) == scenario.new
         return clean.faults.calls
 
 
@@ -153,9 +224,10 @@ def held(directory: Path, paths: dict[str, Any]) -> dict[str, bytes | None]:
     }
 
 
-def faults_of(scenario: Scenario, tmp: Path, code: int) -> Any:
-    for k in range(1, how_many(tmp, scenario) + 1):
-        with attempt(tmp / str(k), scenario, k, code) as this:
+def faults_of(scenario: Scenario, tmp: Path, fault: str = "EIO") -> Any:
+    faulty = FAULTS[fault]
+    for k in range(1, how_many(tmp, scenario, faulty) + 1):
+        with attempt(tmp / str(k), scenario, k, faulty) as this:
             assert this.faults.failed is not None
             yield this
         serves_and_goes_on(this.directory, scenario)
@@ -181,12 +253,12 @@ def serves_and_goes_on(directory: Path, scenario: Scenario) -> None:
     store.close()
 
 
-@pytest.mark.parametrize("code", ERRNOS, ids=errno.errorcode.get)
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_C1_C2_after_any_failed_call(name: str, code: int, quick_dir: Path) -> None:
+def test_C1_C2_after_any_failed_call(name: str, fault: str, quick_dir: Path) -> None:
     scenario = SCENARIOS[name]
     attempts = absorbed = 0
-    for this in faults_of(scenario, quick_dir, code):
+    for this in faults_of(scenario, quick_dir, fault):
         attempts += 1
         now = held(this.directory, scenario.old)
         if this.error is None:
@@ -198,17 +270,18 @@ def test_C1_C2_after_any_failed_call(name: str, code: int, quick_dir: Path) -> N
             assert this.failed == "fsync_dir"
             assert now in (scenario.old, scenario.new)
         if isinstance(this.error, OSError):
-            assert this.error.errno == code
-    assert attempts - absorbed >= 4, "faults must be told"
+            assert this.error.errno == this.faults.errno
+    least = SHORT.get(name, 1) if fault == "short" else 4
+    assert attempts - absorbed >= least, "faults must be told"
 
 
-@pytest.mark.parametrize("code", ERRNOS, ids=errno.errorcode.get)
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", ["new", "overwrite"])
 def test_C2_the_new_bytes_of_a_failed_put_are_not_lost(
-    name: str, code: int, quick_dir: Path
+    name: str, fault: str, quick_dir: Path
 ) -> None:
     salvaged = 0
-    for this in faults_of(SCENARIOS[name], quick_dir, code):
+    for this in faults_of(SCENARIOS[name], quick_dir, fault):
         if this.error is None or not this.wrote(NEW):
             continue
         control = this.directory / ".ckptfs"
@@ -216,13 +289,53 @@ def test_C2_the_new_bytes_of_a_failed_put_are_not_lost(
         published = held(this.directory, {"a.pt": NEW})["a.pt"] == NEW
         assert NEW in kept or published, f"{this.failed} lost them"
         salvaged += NEW in contents(control / "salvage")
-    assert salvaged > 5
+    assert salvaged > (0 if fault == "short" else 5)
+
+
+def give_up(store: Store) -> None:
+    """What the mount does with the version of a killed writer."""
+    with osfs.place(store.fs, store.root, "a.pt") as (at, name):
+        staged = store.stage("a.pt", at, name, exists=True, truncate=True)
+        try:
+            store.fs.write(staged.fd, NEW, 0)
+            store.abort(staged, "killed")
+        finally:
+            store.fs.close(staged.fd)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_C6_the_note_beside_salvage_is_whole_or_not_there(fault: str, quick_dir: Path) -> None:
+    scenario = Scenario(overwrite, give_up, {"a.pt": OLD}, {"a.pt": OLD})
+    noted = 0
+    for this in faults_of(scenario, quick_dir, fault):
+        assert held(this.directory, scenario.old) == scenario.old
+        for note in (this.directory / ".ckptfs" / "salvage").glob("*.json"):
+            assert json.loads(note.read_bytes())["path"] == "a.pt", this.failed
+            noted += 1
+    assert noted > (0 if fault == "short" else 5)
+
+
+def test_C2_a_copy_goes_on_where_the_disk_takes_only_a_part(
+    quick_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_on(quick_dir)
+    overwrite(store)
+    whole = os.pwrite
+    monkeypatch.setattr(
+        os, "pwrite", lambda fd, data, at: whole(fd, data[: len(data) // 2 + 1], at)
+    )
+    store.append("a.pt", NEW)
+    long_ones(store).append("a.pt", ADDED)
+    change(store)
+    assert store.get("a.pt") == CHANGED + NEW + ADDED
+    assert condition(store, "a.pt") is Condition.OK
+    store.close()
 
 
 @pytest.mark.parametrize("name", ["new", "overwrite", "rename onto"])
 def test_C2_a_failed_fsync_is_never_tried_again(name: str, quick_dir: Path) -> None:
     failed = 0
-    for this in faults_of(SCENARIOS[name], quick_dir, errno.EIO):
+    for this in faults_of(SCENARIOS[name], quick_dir):
         if this.failed not in ("fsync", "clean", "start_writeback"):
             continue
         failed += 1
@@ -232,10 +345,10 @@ def test_C2_a_failed_fsync_is_never_tried_again(name: str, quick_dir: Path) -> N
     assert failed >= 1
 
 
-@pytest.mark.parametrize("code", ERRNOS, ids=errno.errorcode.get)
-def test_C5_a_fault_during_rollback_never_lets_rot_through(code: int, quick_dir: Path) -> None:
+@pytest.mark.parametrize("fault", sorted(FAULTS.keys() - {"short"}))
+def test_C5_a_fault_during_rollback_never_lets_rot_through(fault: str, quick_dir: Path) -> None:
     told = 0
-    for this in faults_of(ROLLBACK, quick_dir, code):
+    for this in faults_of(ROLLBACK, quick_dir, fault):
         assert this.result in (OLD, None), f"{this.failed} let rot through"
         told += this.error is not None
         history = this.directory / ".ckptfs" / "history"
@@ -245,7 +358,7 @@ def test_C5_a_fault_during_rollback_never_lets_rot_through(code: int, quick_dir:
 
 
 def test_C5_histories_of_two_paths_do_not_mix_after_a_failed_rename(quick_dir: Path) -> None:
-    for this in faults_of(SCENARIOS["rename onto"], quick_dir, errno.EIO):
+    for this in faults_of(SCENARIOS["rename onto"], quick_dir):
         fresh = store_on(this.directory)
         if this.error is not None and this.store.committer.poisoned is None:
             assert lineage(fresh, "a.pt") != lineage(fresh, "b.tmp"), this.failed
@@ -257,7 +370,7 @@ def test_C2_a_failed_directory_fsync_after_publish_ends_all_writing(
     name: str, quick_dir: Path
 ) -> None:
     poisoned = 0
-    for this in faults_of(SCENARIOS[name], quick_dir, errno.EIO):
+    for this in faults_of(SCENARIOS[name], quick_dir):
         if this.store.committer.poisoned is None:
             continue
         poisoned += 1
@@ -363,7 +476,7 @@ def test_control_a_commit_that_swallows_errors_is_seen(
     )
     hidden = [
         this.failed
-        for this in faults_of(scenario, quick_dir, errno.EIO)
+        for this in faults_of(scenario, quick_dir)
         if this.error is None and held(this.directory, scenario.old) != scenario.new
     ]
     assert {"fsync", "rename"} <= set(hidden)

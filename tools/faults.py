@@ -95,8 +95,40 @@ class FailNth(Intercepted):
                 fails = self.calls == self.k
             if fails:
                 self.failed = call
-                raise OSError(self.errno, f"injected: {os.strerror(self.errno)}")
+                return self.fail(call)
         return call.run()
+
+    def fail(self, call: Call) -> Any:
+        """What becomes of the ``k``-th call."""
+        raise OSError(self.errno, f"injected: {os.strerror(self.errno)}")
+
+
+class ShortNth(FailNth):
+    """The ``k``-th write takes only a part and says so; a copy stops half way, its disk is full."""
+
+    METHODS = frozenset({"write", "copy"})
+
+    def __init__(
+        self,
+        below: FileSystem | Intercepted,
+        k: int,
+        errno: int = _errno.ENOSPC,
+        methods: Container[str] = METHODS,
+    ) -> None:
+        super().__init__(below, k, errno, methods)
+
+    def fail(self, call: Call) -> Any:
+        return fall_short(self.below, call, self.errno)
+
+
+def fall_short(below: Any, call: Call, errno: int) -> int:
+    """Do half of a ``write`` or a ``copy``."""
+    if call.method == "write":
+        fd, data, offset = call.arguments
+        return int(below.write(fd, data[: (len(data) + 1) // 2], offset))
+    source, target, start, end = call.arguments
+    below.copy(source, target, start, (start + end) // 2)
+    raise OSError(errno, f"injected: {os.strerror(errno)}")
 
 
 class FailAlways(Intercepted):
