@@ -278,14 +278,16 @@ class Files(Relay):
 
         def sync() -> None:
             version = handle.version
+            if version is not None and version.failure is not None:
+                raise version.failure  # the next fsync would return 0 over lost data
             try:
                 self.store.fs.fsync(handle.fd)
                 if version is not None and version.unpublished:
                     self.store.committer.sync_dir(self.store.layout.stage)
             except OSError as error:
-                if version is not None and version.failure is None:
-                    self.versions.fail(version, error)
-                raise
+                if version is None:
+                    raise
+                raise self.versions.fail(version, error) from None
 
         return Slow(sync)
 
@@ -294,6 +296,7 @@ class Files(Relay):
         directory = self.nodes.directory(nodeid)
 
         def sync() -> None:
+            self.store.committer.require_writable()  # what is on disk is unknown
             with self.lock:
                 below = [v for v in self.versions.all() if v.at and v.at[0] is directory]
             for version in below:

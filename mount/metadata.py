@@ -30,7 +30,8 @@ class Metadata:
             return
         with osfs.opened(self.store.fs, parent.fd, name, os.O_PATH) as fd:
             yield
-            guard.remember(fd)
+            with contextlib.suppress(OSError):  # it is done; the next open verifies it then
+                guard.remember(fd)
 
     @contextlib.contextmanager
     def metadata_change(

@@ -12,6 +12,7 @@ Commits run without it, under the version's own ``staged.lock``, which is always
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import threading
@@ -19,6 +20,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from ckptfs import osfs
 from ckptfs.errors import CkptfsError, WriterKilled
@@ -31,6 +33,8 @@ from ckptfs.staged import Base, Inode, Staged
 from ckptfs.store import Store
 from ckptfs.structure import Verdict
 from ckptfs.writeback import Writeback
+
+E = TypeVar("E", bound=OSError | CkptfsError)
 
 _SEALS_REMEMBERED = 10_000
 _PENDING_S = 60.0  # an open that was sent to look again and never came back
@@ -101,6 +105,14 @@ class Version:
     @property
     def unpublished(self) -> bool:
         return self.staged.state not in VISIBLE and self.staged.state is not State.ABORTED
+
+
+def _final(error: E) -> E | OSError:
+    """EINTR asks to try again, and of close(2) it is taken for success: a failed commit is
+    neither."""
+    if isinstance(error, OSError) and error.errno == errno.EINTR:
+        return OSError(errno.EIO, f"interrupted: {error.strerror}")
+    return error
 
 
 class Versions:
@@ -294,7 +306,7 @@ class Versions:
                 return None  # a forked child, or unknown: its RELEASE decides
             if fate is Fate.KILLED and not handle.flushed:
                 version.killed = True
-            if version.unpublished and not self.store.committer.changed(version.staged):
+            if version.unpublished and not self._changed(version):
                 if handle.flags & os.O_ACCMODE == os.O_RDWR and fate is Fate.ALIVE:
                     return lambda: self._close_mapped(version, handle, process)
                 return None  # a duplicate, as shells close it before they write: says nothing
@@ -316,7 +328,7 @@ class Versions:
         self._close(version)
 
     def _close(self, version: Version) -> None:
-        changed = version.unpublished and self.store.committer.changed(version.staged)
+        changed = version.unpublished and self._changed(version)
         if changed and not self._close_to_joiners(version):
             return  # somebody has joined meanwhile: the last close commits
         self._finish(version, released=False)
@@ -359,6 +371,16 @@ class Versions:
                 if not joined:
                     self._end(version)
 
+    def _changed(self, version: Version) -> bool:
+        """A version that cannot be looked at has failed: the close that hears of it is the last
+        that anybody waits for."""
+        try:
+            return self.store.committer.changed(version.staged)
+        except OSError as error:
+            with self.lock:
+                version.failure = version.failure or _final(error)
+            raise version.failure from None
+
     def _finish(self, version: Version, *, released: bool) -> None:
         """Commit what is complete. Raises what a commit raises, once for each who closes."""
         staged = version.staged
@@ -366,6 +388,7 @@ class Versions:
             if version.ended:
                 return
             if version.failure is not None:
+                self._abort(version, str(version.failure))
                 raise version.failure
             if version.killed and version.unpublished:
                 # Others that write it too must hear of it: 0 from close says "committed".
@@ -381,7 +404,11 @@ class Versions:
                 if released and version.unpublished:
                     self.store.committer.discard(staged)
             elif staged.state is State.OPEN:
-                changed = self.store.committer.changed(staged)
+                try:
+                    changed = self._changed(version)
+                except OSError as error:
+                    self._abort(version, str(error))
+                    raise
                 if version.closing and (changed or (released and version.fresh)):
                     self._commit(version)
                 elif released:
@@ -405,8 +432,8 @@ class Versions:
             version.node.stands_for = 0
             self.sealed(version)
         except (OSError, CkptfsError) as error:
-            version.failure = error
-            raise
+            version.failure = _final(error)
+            raise version.failure from None
         finally:
             self.writeback.remove(version.staged)
             with self.lock:
@@ -492,10 +519,13 @@ class Versions:
         with contextlib.suppress(OSError):
             os.close(version.staged.fd)
 
-    def fail(self, version: Version, error: OSError) -> None:
-        """A failed fsync is final: the version is never published, its close says why."""
-        version.failure = error
-        self._abort(version, f"fsync failed: {error.strerror}")
+    def fail(self, version: Version, error: OSError) -> OSError | CkptfsError:
+        """A failed fsync is final: the version is never published, its close says why. Returns
+        what to answer."""
+        if version.failure is None:
+            version.failure = _final(error)
+            self._abort(version, f"fsync failed: {error.strerror}")
+        return version.failure
 
     @contextlib.contextmanager
     def held(self, parent: Directory, name: str, *more: tuple[Directory, str]) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ckptfs.tools.crash.power import power
+from ckptfs.tools.crash.faults_study import faults
 
 
 @click.group(help=__doc__)
@@ -13,6 +14,8 @@ def main() -> None:
 
 
 main.add_command(power)
+main.add_command(faults)
+
 
 if __name__ == "__main__":
     main()
