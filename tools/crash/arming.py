@@ -118,5 +118,5 @@ def lying(fs: FileSystem, switch: str) -> Intercepted:
         except (OSError, CkptfsError):
             return None
 
-    Store.commit = commit  # type: ignore[method-assign]
+    Store.commit = commit  # type: ignore[method-assign, assignment]
     return armed(fs, switch)

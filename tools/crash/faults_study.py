@@ -1,4 +1,4 @@
-"""``faults``: every call that the daemon's store makes fails once, in every way, under an application.
+"""``faults``: each call that the daemon's store makes fails once, in every way, under a program.
 
 For each scenario and each fault: the first call fails, then the second, until a run has no such
 call left. Rows go to ``rows.jsonl``; an interrupted study goes on with what is not there yet.
