@@ -7,6 +7,9 @@ with. A plain ``OSError`` from the filesystem below keeps its own errno and is n
 from __future__ import annotations
 
 import errno as _errno
+from typing import TypeVar
+
+_E = TypeVar("_E", bound=Exception)
 
 
 class CkptfsError(Exception):
@@ -96,3 +99,11 @@ class IllegalTransition(CkptfsError):
     """A step was asked for in a state that does not allow it. Always a defect of ckptfs."""
 
     errno = _errno.EIO
+
+
+def final(error: _E) -> _E | OSError:
+    """What to tell of a failure that no second try can mend. EINTR asks for one, and who gets it
+    from close(2) takes the file for closed."""
+    if isinstance(error, OSError) and error.errno == _errno.EINTR:
+        return OSError(_errno.EIO, f"interrupted: {error.strerror}")
+    return error

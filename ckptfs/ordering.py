@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 
 from ckptfs import osfs
-from ckptfs.errors import StoreReadOnly
+from ckptfs.errors import StoreReadOnly, final
 from ckptfs.keyed import KeyedLocks
 from ckptfs.osfs import FileSystem
 from ckptfs.protocol import Mode
@@ -56,7 +56,7 @@ class Ordering:
             self.fs.fsync_dir(fd)
         except OSError as error:
             self.poisoned = f"directory fsync failed: {error.strerror}"
-            raise
+            raise final(error) from None
 
     def require_writable(self) -> None:
         if self.poisoned is not None:

@@ -12,7 +12,6 @@ Commits run without it, under the version's own ``staged.lock``, which is always
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
 import threading
@@ -20,10 +19,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from ckptfs import osfs
-from ckptfs.errors import CkptfsError, WriterKilled
+from ckptfs.errors import CkptfsError, WriterKilled, final
 from ckptfs.mount import writers
 from ckptfs.mount.locks import LockSet
 from ckptfs.mount.nodes import Directory, File, Identity, Node, NodeTable, identity
@@ -33,8 +31,6 @@ from ckptfs.staged import Base, Inode, Staged
 from ckptfs.store import Store
 from ckptfs.structure import Verdict
 from ckptfs.writeback import Writeback
-
-E = TypeVar("E", bound=OSError | CkptfsError)
 
 _SEALS_REMEMBERED = 10_000
 _PENDING_S = 60.0  # an open that was sent to look again and never came back
@@ -105,14 +101,6 @@ class Version:
     @property
     def unpublished(self) -> bool:
         return self.staged.state not in VISIBLE and self.staged.state is not State.ABORTED
-
-
-def _final(error: E) -> E | OSError:
-    """EINTR asks to try again, and of close(2) it is taken for success: a failed commit is
-    neither."""
-    if isinstance(error, OSError) and error.errno == errno.EINTR:
-        return OSError(errno.EIO, f"interrupted: {error.strerror}")
-    return error
 
 
 class Versions:
@@ -378,7 +366,7 @@ class Versions:
             return self.store.committer.changed(version.staged)
         except OSError as error:
             with self.lock:
-                version.failure = version.failure or _final(error)
+                version.failure = version.failure or final(error)
             raise version.failure from None
 
     def _finish(self, version: Version, *, released: bool) -> None:
@@ -432,7 +420,7 @@ class Versions:
             version.node.stands_for = 0
             self.sealed(version)
         except (OSError, CkptfsError) as error:
-            version.failure = _final(error)
+            version.failure = final(error)
             raise version.failure from None
         finally:
             self.writeback.remove(version.staged)
@@ -523,7 +511,7 @@ class Versions:
         """A failed fsync is final: the version is never published, its close says why. Returns
         what to answer."""
         if version.failure is None:
-            version.failure = _final(error)
+            version.failure = final(error)
             self._abort(version, f"fsync failed: {error.strerror}")
         return version.failure
 

@@ -19,7 +19,7 @@ import click
 from ckptfs.errors import CkptfsError
 from ckptfs.tools.crash.arming import FAULTS
 from ckptfs.tools.crash.faults_app import SCENARIOS
-from ckptfs.tools.crash.faults_trial import told, trials
+from ckptfs.tools.crash.faults_trial import told, trials, turned
 from ckptfs.tools.study import Row, Rows, progress
 
 _OUTCOMES = ("told", "absorbed", "read-only", "untold", "hung")
@@ -63,21 +63,17 @@ def table(rows: Sequence[Row]) -> str:
     for scenario, fault in groups:
         lines.append(_summary([scenario, fault], of(rows, scenario, fault)))
     lines.append(_summary(["all", f"{len(groups)} groups"], rows))
-    turned = Counter(f"{row['fault']} -> {told(row)}" for row in rows if _turned(row))
+    others = Counter(f"{row['fault']} -> {told(row)}" for row in rows if turned(row))
     found = Counter(f"{row['scenario']}: {what}" for row in rows for what in row.get("verify", ()))
     return "\n".join(
         [
             *lines,
             "",
-            "told with another errno: " + _counts(turned),
+            "told with another errno: " + _counts(others),
             "absorbed, but `verify` speaks of it: " + _counts(found),
             "",
         ]
     )
-
-
-def _turned(row: Row) -> bool:
-    return row["fault"] in ("EINTR",) and told(row).endswith("EIO")
 
 
 def _counts(counter: Counter[str]) -> str:

@@ -27,8 +27,6 @@ from ckptfs.tools.study import Row
 
 _LIMIT_S = 120.0
 _ARMING = "ckptfs.tools.crash.arming"
-# A commit cannot be tried again, and who gets EINTR from close(2) takes it for done.
-_TURNED = {("EINTR", "close", "EIO"), ("EINTR", "fsync", "EIO")}
 # A deletion that could not look at the record leaves its history behind.
 _HARMLESS = {("unlink", "missing")}
 
@@ -215,8 +213,15 @@ def _judge_errno(row: Row) -> Iterator[str]:
         yield f"an error without a fault: {failed}"
         return
     injected = errno.errorcode[FAULTS[row["fault"]].errno]
-    if failed[1] != injected and (injected, *failed) not in _TURNED:
+    if failed[1] != injected and not turned(row):
         yield f"{failed} for {injected}"
+
+
+def turned(row: Row) -> bool:
+    """Whether EINTR was told as EIO: where no second try can mend it, it must not ask for one."""
+    name, code = _failure(row.get("calls", ())) or ("", "")
+    final = name in ("close", "fsync") or row["failed"] == "fsync_dir"
+    return row["fault"] == "EINTR" and code == "EIO" and final
 
 
 def unclean(bench: Bench, rows: Sequence[Row]) -> None:
