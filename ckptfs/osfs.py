@@ -41,6 +41,7 @@ _GRANTS = frozenset({"system.posix_acl_access", "security.capability"})
 _NOATIME, _NO_ACCESS = getattr(os, "O_NOATIME", 0), getattr(os, "O_PATH", 0)
 _ALL_BITS = 0o7777
 _COPY_CHUNK = 4 << 20
+_FULL_BYTES = 1 << 20
 
 Status = os.stat_result
 
@@ -515,6 +516,12 @@ def free_space(fd: int) -> int:
     """Bytes an ordinary user may still write on the filesystem of ``fd``."""
     status = os.fstatvfs(fd)
     return status.f_bavail * status.f_frsize
+
+
+def is_full(fd: int) -> bool:
+    """Whether a write to the filesystem of ``fd`` may have found no room. XFS refuses them with a
+    few blocks left; one that does not say how large it is (ramfs) has room."""
+    return os.fstatvfs(fd).f_blocks > 0 and free_space(fd) < _FULL_BYTES
 
 
 def yield_disk() -> None:

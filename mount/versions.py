@@ -12,6 +12,7 @@ Commits run without it, under the version's own ``staged.lock``, which is always
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import threading
@@ -412,6 +413,7 @@ class Versions:
             if not version.known and self._looks_broken(version):
                 self._abort(version, "its writer is unknown and the file is not whole")
                 return
+            self._require_room(version)
             base = version.staged.base
             self.store.commit(version.staged, parent.fd, name, self._alone)
             if base is not None and not base.filled:
@@ -426,6 +428,13 @@ class Versions:
             self.writeback.remove(version.staged)
             with self.lock:
                 self._unplace(version)
+
+    def _require_room(self, version: Version) -> None:
+        """A write that finds no room tells its program alone, for the kernel carries it. What
+        follows is a close like any other, of a version that may lack the rest."""
+        if osfs.is_full(version.staged.fd):
+            self._abort(version, "the disk is full, so it may not be whole")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     @contextlib.contextmanager
     def _alone(self, inode: Inode) -> Iterator[bool]:

@@ -149,6 +149,27 @@ class FailAlways(Intercepted):
         return call.run()
 
 
+class ClockGoingBack(Intercepted):
+    """Whoever asks for the time hears that it is a year earlier than the last time."""
+
+    YEAR_NS = 365 * 86_400 * 10**9
+
+    def __init__(self, below: FileSystem | Intercepted) -> None:
+        super().__init__(below)
+        self.years = 0
+
+    def around(self, call: Call) -> Any:
+        if call.method != "now_ns":
+            return call.run()
+        self.years += 1
+        return call.run() - self.years * self.YEAR_NS
+
+
+def clock_going_back(fs: FileSystem, argument: str) -> Intercepted:
+    """For ``tools.hooked``."""
+    return ClockGoingBack(fs)
+
+
 class Before(Intercepted):
     """Runs ``hook`` ahead of every call: counting, stopping, looking at the state so far."""
 
