@@ -72,7 +72,8 @@ class FailNth(Intercepted):
     """The ``k``-th call raises ``OSError(errno)``; the others go through.
 
     ``calls`` counts those that could fail, ``failed`` is the one that did. With ``methods``, only
-    these count. ``k`` 0 fails nothing: a first run tells how many calls there are.
+    these count. ``k`` 0 fails nothing: a first run tells how many calls there are. With
+    ``lasting``, so do all that follow: a disk that is gone.
     """
 
     def __init__(
@@ -81,9 +82,10 @@ class FailNth(Intercepted):
         k: int,
         errno: int = _errno.EIO,
         methods: Container[str] = METHODS - NEVER_FAIL,
+        lasting: bool = False,
     ) -> None:
         super().__init__(below)
-        self.k, self.errno, self.methods = k, errno, methods
+        self.k, self.errno, self.methods, self.lasting = k, errno, methods, lasting
         self.calls = 0
         self.failed: Call | None = None
         self._guard = threading.Lock()
@@ -92,9 +94,9 @@ class FailNth(Intercepted):
         if call.method in self.methods:
             with self._guard:
                 self.calls += 1
-                fails = self.calls == self.k
+                fails = self.calls == self.k or (self.lasting and 0 < self.k < self.calls)
             if fails:
-                self.failed = call
+                self.failed = self.failed or call
                 return self.fail(call)
         return call.run()
 
