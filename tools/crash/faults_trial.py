@@ -22,7 +22,7 @@ from ckptfs.errors import CannotServe
 from ckptfs.tools import hooked
 from ckptfs.tools.crash.arming import FAULTS, Switch
 from ckptfs.tools.crash.faults_app import SCENARIOS, Application, Scenario, Stuck
-from ckptfs.tools.rig import Mount
+from ckptfs.tools.rig import served
 from ckptfs.tools.study import Row
 
 _LIMIT_S = 120.0
@@ -41,26 +41,30 @@ class Bench:
         switch = self.root.parent / "switch"
         self.switch = Switch(switch)
         factory = f"{_ARMING}:{'lying' if control else 'armed'}"
-        self._mount = Mount(self.root, program=hooked.program(factory, switch))
+        self._program = hooked.program(factory, switch)
         self._running = contextlib.ExitStack()
 
     def __enter__(self) -> Bench:
         try:
             self._start()
         except BaseException:
-            self.__exit__()
+            self._folder.cleanup()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(CannotServe, subprocess.TimeoutExpired):
+        """Raises CannotServe where the mount does not end; it is taken away then."""
+        try:
             self._running.close()
-        self._folder.cleanup()
+        finally:
+            self._folder.cleanup()
 
     def _start(self) -> None:
-        self._running.enter_context(self._mount)
-        self.application = self._running.enter_context(Application(self.root))
-        self.below = self._mount.below() / fmt.CONTROL
+        with contextlib.ExitStack() as on_error:
+            self._mount = on_error.enter_context(served(self.root, program=self._program))
+            self.application = on_error.enter_context(Application(self.root))
+            self.below = self._mount.below() / fmt.CONTROL
+            self._running = on_error.pop_all()
 
     def remount(self) -> None:
         """Raises CannotServe where the mount does not end, or does not come back."""
@@ -110,8 +114,9 @@ def trial(bench: Bench, scenario: str, fault: str, k: int) -> Row:
         kept = _holds(now, SCENARIOS[scenario].data)
         row |= _found(bench, scenario, k) | {"settled": settled, "kept": kept}
         row |= {"done": acted["done"], "taken": acted["taken"]}
-    except Stuck as error:
-        row |= {"failed": bench.switch.failed, "wrong": [f"hung: {error}"], "outcome": "hung"}
+    except (Stuck, CannotServe, subprocess.TimeoutExpired) as error:
+        failed = bench.switch.failed or "nothing"
+        row |= {"failed": failed, "wrong": [f"stuck: {error}"], "outcome": "hung"}
         bench.switch.disarm()
         bench.free()
         return row
