@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
+
 import click
 
-from ckptfs.tools.crash.power import power
-from ckptfs.tools.crash.faults_study import faults
+_STUDIES = {"power": "power", "kills": "kills", "faults": "faults_study"}  # command: module
 
 
-@click.group(help=__doc__)
-def main() -> None:
-    pass
+class _Studies(click.Group):
+    """Imports the study that is asked for: one needs torch, another does not."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_STUDIES)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _STUDIES:
+            return None
+        module = importlib.import_module(f"ckptfs.tools.crash.{_STUDIES[name]}")
+        command = getattr(module, name)
+        assert isinstance(command, click.Command)
+        return command
 
 
-main.add_command(power)
-main.add_command(faults)
-
+main = _Studies(help=__doc__)
 
 if __name__ == "__main__":
     main()
