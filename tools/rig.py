@@ -97,14 +97,14 @@ class Mount:
         try:
             return self.start()
         except BaseException:
-            self._take_away()
+            self.take_away()
             raise
 
     def __exit__(self, *_: object) -> None:
         try:
             self.stop()
         finally:
-            self._take_away()
+            self.take_away()
 
     def status(self) -> dict[str, Any]:
         return dict(json.loads((self.path / ".ckptfs/status.json").read_text()))
@@ -128,7 +128,7 @@ class Mount:
             abort.write_text("1")
         return True
 
-    def _take_away(self) -> None:
+    def take_away(self) -> None:
         """Nothing is left, whatever state it is in."""
         while self.abort():
             if subprocess.run(["umount", "-l", str(self.path)], check=False).returncode != 0:

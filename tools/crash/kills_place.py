@@ -1,0 +1,153 @@
+"""A directory that is served, and whose daemon is killed; what stands in it, above and below."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ckptfs import fsck
+from ckptfs import format as fmt
+from ckptfs.errors import CannotServe
+from ckptfs.layout import Layout
+from ckptfs.osfs import OsFs
+from ckptfs.protocol import Mode
+from ckptfs.tools.crash.kills_draw import PLAIN
+from ckptfs.tools.crash.kills_dying import Control
+from ckptfs.tools.crash.kills_saves import Files
+from ckptfs.tools.hooked import program
+from ckptfs.tools.rig import Mount
+from ckptfs.verify import Finding
+
+_DEATH_LIMIT_S = 20.0
+_UMOUNT_LIMIT_S = 20.0
+_FACTORY = "ckptfs.tools.crash.kills_dying:dying"
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+class Place:
+    """``subject`` is a write mode, or :data:`PLAIN` for a directory without a mount."""
+
+    def __init__(self, path: Path, subject: str) -> None:
+        self.path, self.subject = path, subject
+        path.mkdir()
+        self._root = os.open(path, os.O_DIRECTORY | os.O_CLOEXEC)  # below, whatever is mounted
+        self._control_file = path.with_suffix(".control")
+        self.control = Control.make(self._control_file)
+        self._mount: Mount | None = None
+        self._daemon = -1
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._mount is not None:
+            self._mount.take_away()
+            self._forget()
+        os.close(self._root)
+        self.control.close()
+        for path in self.path.parent.glob(f"{self.path.name}.*"):
+            path.unlink()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    # --- the daemon ------------------------------------------------------------------------------
+
+    def serve(self, *, hooked: bool) -> float:
+        """Mount by the command, with a daemon that tells its steps or the plain one. The seconds
+        until the command returned, which is when it serves. Raises CannotServe."""
+        if self.subject == PLAIN:
+            return 0.0
+        own = program(_FACTORY, self._control_file) if hooked else ("-m", "ckptfs")
+        self._mount = mount = Mount(self.path, "--mode", self.subject, program=own)
+        began = time.perf_counter()
+        mount.start()
+        seconds = time.perf_counter() - began
+        self._daemon = os.pidfd_open(int(mount.status()["pid"]))
+        return seconds
+
+    def stop(self) -> None:
+        """Unmount by the command."""
+        if self._mount is not None:
+            self._mount.stop()
+            self._forget()
+
+    def kill_daemon(self) -> None:
+        try:
+            signal.pidfd_send_signal(self._daemon, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+    def daemon_died(self, within_s: float = _DEATH_LIMIT_S) -> bool:
+        """Whether it has ended, every thread of it, within this time."""
+        ready, _, _ = select.select([self._daemon], [], [], within_s)
+        return bool(ready)
+
+    def reap(self) -> None:
+        """After the daemon's death. Raises CannotServe if it lives."""
+        if not self.daemon_died():
+            raise CannotServe("the daemon does not die")
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._daemon >= 0:
+            os.close(self._daemon)
+        self._daemon, self._mount = -1, None
+
+    def umount(self, option: str) -> None:
+        """``umount -f`` or ``-l``, as a person would. It may be refused: what is open keeps it."""
+        command = ["umount", option, str(self.path)]
+        subprocess.run(command, capture_output=True, timeout=_UMOUNT_LIMIT_S, check=False)
+
+    @property
+    def transactional(self) -> bool:
+        return self.subject != PLAIN and Mode(self.subject).transactional
+
+    # --- what is there ---------------------------------------------------------------------------
+
+    def files(self, folder: str) -> Files:
+        """What programs see in a folder of the directory."""
+        top = self.path / folder
+        return {
+            str(path.relative_to(top)): path.read_bytes()
+            for place, _, names in os.walk(top, onerror=_raise)
+            for path in (Path(place, name) for name in names)
+        }
+
+    @property
+    def _control(self) -> Path:
+        return Path(f"/proc/self/fd/{self._root}", fmt.CONTROL)
+
+    def salvaged(self, folder: str) -> list[bytes]:
+        """The bytes in salvage of the files in a folder."""
+        found = []
+        for note in (self._control / fmt.SALVAGE).glob(f"*{fmt.NOTE}"):
+            if str(json.loads(note.read_bytes()).get("path")).startswith(f"{folder}/"):
+                found.append(note.with_suffix("").read_bytes())
+        return found
+
+    def staged(self) -> list[str]:
+        return os.listdir(self._control / fmt.STAGE)
+
+    def findings(self, folder: str = "") -> Iterator[Finding]:
+        """What ``ckptfs verify`` says of a folder, or of everything."""
+        root = os.dup(self._root)
+        layout = Layout.existing(OsFs(), root, str(self.path))
+        try:
+            if layout is None:
+                raise CannotServe(f"{self.path}: no ckptfs directory")
+            paths = (folder,) if folder else ()
+            scope = fsck.Scope(paths=paths, served=self._mount is not None)
+            yield from fsck.Check(layout, scope).findings()
+        finally:
+            if layout is not None:
+                layout.close()
+            os.close(root)
