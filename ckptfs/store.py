@@ -17,7 +17,7 @@ from typing import Any
 from ckptfs import format as fmt
 from ckptfs import growth, history, osfs
 from ckptfs.commit import Committer
-from ckptfs.errors import CannotServe, Rotten
+from ckptfs.errors import CannotServe, RecordDamaged, Rotten
 from ckptfs.format import Record
 from ckptfs.growth import Alone, nobody_else
 from ckptfs.guard import Guard, shows_no_more
@@ -121,7 +121,7 @@ class Store:
             with osfs.opened(self.fs, self.layout.stage, name, osfs.O_RDONLY) as fd:
                 note = self.fs.getxattr(fd, fmt.XATTR) or b""
             story: dict[str, object] = {
-                "path": fmt.path_of_note(note),
+                "path": self._path_of_staged(note),
                 "reason": "unfinished when the daemon or the machine stopped",
             }
             with contextlib.suppress(OSError):  # no room for its name: the next mount tries again
@@ -130,6 +130,15 @@ class Store:
         self.bound_salvage()
         self.fs.sync_all(self.root)
         return salvaged
+
+    def _path_of_staged(self, note: bytes) -> str | None:
+        """Where a version that was under way was to stand: by its note or, from the seal on, by
+        the lineage in its record, if history knows that."""
+        with contextlib.suppress(RecordDamaged):
+            record = Record.from_bytes(note)
+            if record is not None:
+                return history.noted_path(self.layout, record.lineage)
+        return fmt.path_of_note(note)
 
     def bound_salvage(self) -> None:
         """Let the oldest salvage go while it takes more than ``salvage_bytes``."""

@@ -132,15 +132,16 @@ def _others(before: Files, ops: Sequence[Op], found: Files) -> Iterable[Violatio
             yield Violation("C1", state(found.get(name), before[name], None), name)
 
 
-def in_salvage(op: Op, told: Progress, kept: Iterable[bytes]) -> bool:
-    """Whether salvage holds what was written of the file that the crash met."""
+def in_salvage(op: Op, told: Progress, kept: Iterable[tuple[str, bytes]]) -> str | None:
+    """The path that salvage knows what was written of the file under, which may be empty; None
+    where it is not there."""
     assert op.content is not None
     wanted = op.content[op.start :]
-    for content in kept:
+    for path, content in kept:
         written = content[op.start :]
         if len(written) >= told.written and wanted.startswith(written):
-            return True
-    return False
+            return path
+    return None
 
 
 def needs_salvage(before: Files, ops: Sequence[Op], told: Progress, found: Files) -> Op | None:

@@ -126,12 +126,14 @@ class Place:
     def _control(self) -> Path:
         return Path(f"/proc/self/fd/{self._root}", fmt.CONTROL)
 
-    def salvaged(self, folder: str) -> list[bytes]:
-        """The bytes in salvage of the files in a folder."""
+    def salvaged(self, folder: str) -> list[tuple[str, bytes]]:
+        """Paths and bytes in salvage: those of the files in a folder, and those without a path,
+        which are what the daemon's death met between seal and publish."""
         found = []
         for note in (self._control / fmt.SALVAGE).glob(f"*{fmt.NOTE}"):
-            if str(json.loads(note.read_bytes()).get("path")).startswith(f"{folder}/"):
-                found.append(note.with_suffix("").read_bytes())
+            path = json.loads(note.read_bytes()).get("path") or ""
+            if not path or path.startswith(f"{folder}/"):
+                found.append((path, note.with_suffix("").read_bytes()))
         return found
 
     def staged(self) -> list[str]:

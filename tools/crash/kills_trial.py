@@ -23,10 +23,11 @@ from ckptfs.tools.study import Row
 from ckptfs.verify import BAD, Condition
 
 MOUNT_LIMIT_S = 1.0
-_SAVE_S, _CLOSE_S = 0.02, 0.003  # where none was timed
+_SAVE_S, _CLOSE_S = 0.01, 0.003  # where none was timed
 _SOON_S = 5.0  # for what follows a close that nobody waits for
 _BEYOND = 1.1  # moments go a little beyond the save
 _POLL_S = 0.002
+_DYING_S = 2.0
 _OUTSIDE = frozenset({Condition.MODIFIED, Condition.UNRECORDED, Condition.MISSING})
 
 
@@ -151,7 +152,8 @@ class Run:
             died = self.place.daemon_died(_POLL_S)
         assert self.trial.step is not None
         self.row["aimed"] = self.trial.step.value
-        self.row["reached"] = died or self.place.daemon_died(0)
+        failed = writer.told.errno != 0  # it may hear of the death first
+        self.row["reached"] = died or self.place.daemon_died(_DYING_S if failed else 0)
 
     def _umount(self) -> None:
         if self.trial.how in (How.FORCED, How.LAZY):
@@ -162,7 +164,7 @@ class Run:
     def _progress(self, told: Told, ops: list[Op]) -> Progress:
         number, phase = told.where
         known = {"op": number, "ops": len(ops), "phase": str(phase), "errno": told.errno}
-        self.row.update(known)
+        self.row.update(known, unheard=told.unheard, save_s=round(self.save_s, 4))
         return Progress(number, phase, told.written, told.errno)
 
     def _mount_again(self, hooked: bool) -> None:
@@ -193,7 +195,12 @@ class Run:
         if op is None:
             return
         deadline = time.monotonic() + _SOON_S
-        while not kills_judge.in_salvage(op, told, self.place.salvaged(self.trial.folder)):
+        while True:
+            kept = self.place.salvaged(self.trial.folder)
+            path = kills_judge.in_salvage(op, told, kept)
+            if path is not None:
+                self.row["salvaged"] = path != ""
+                return
             if time.monotonic() > deadline:
                 self._violated("C6", "its bytes are not in salvage", op.name)
                 return

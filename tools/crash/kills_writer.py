@@ -22,7 +22,7 @@ from typing import Any
 from ckptfs.tools.crash.kills_draw import Phase
 from ckptfs.tools.crash.kills_saves import Act, Op, weights
 
-_WHERE, _WRITTEN, _ERRNO, _BEGAN, _ENDED, _CLOSE_BEGAN, _CLOSE_ENDED = range(7)
+_WHERE, _WRITTEN, _ERRNO, _BEGAN, _ENDED, _CLOSE_BEGAN, _CLOSE_ENDED, _UNHEARD = range(8)
 _PR_SET_PDEATHSIG = 1
 _CHUNK_BYTES = 24 << 10
 _POLL_S = 0.0001
@@ -78,6 +78,11 @@ class Told:
         """How long the last close took."""
         return max(0, self._words[_CLOSE_ENDED] - self._words[_CLOSE_BEGAN]) / 1e9
 
+    @property
+    def unheard(self) -> bool:
+        """A library returned as if all were well from a save whose server was gone."""
+        return bool(self._words[_UNHEARD])
+
     def set(self, word: int, value: int) -> None:
         self._words[word] = value
 
@@ -105,7 +110,7 @@ class Writer:
         """False where it does not get there."""
         deadline = time.monotonic() + WAIT_S
         while not reached(self.told):
-            if self.told.errno or time.monotonic() > deadline or not self.runs():
+            if self.told.errno or time.monotonic() > deadline:
                 return False
             time.sleep(0)
         return True
@@ -189,6 +194,7 @@ class _Saving:
         if op.act.told:
             self._told(op, path, values)
             return
+        server = os.open(self.folder, os.O_DIRECTORY | os.O_CLOEXEC)
         self.told.tell(self.op, Phase.IN_CALL)
         if op.act is Act.REMOVE:
             os.unlink(path)
@@ -196,7 +202,16 @@ class _Saving:
             os.mkdir(path)
         else:
             _by_library(op, path, values)
+            self._ask(server)
         self.reach(Phase.CLOSED)
+        os.close(server)
+
+    def _ask(self, server: int) -> None:
+        """Libraries keep the error of close() to themselves (Rust's File drops it), so what they
+        return is no word of the filesystem. A live server is: it would have failed the close."""
+        self.told.set(_UNHEARD, 1)
+        os.fstatvfs(server)  # always asks, which stat does not
+        self.told.set(_UNHEARD, 0)
 
     def _told(self, op: Op, path: Path, values: Any) -> None:
         file = _Telling(self, path, "ab" if op.act is Act.APPEND else "wb")
