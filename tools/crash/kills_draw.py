@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ckptfs.protocol import Mode, Step
 
 WRITER, DAEMON, PAPER = "writer", "daemon", "paper"
+BATCH = "batch"  # trials that share a directory, looked at together
 PLAIN = "plain"  # no mount at all
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV)
 PAPER_MODES = tuple(mode.value for mode in Mode)

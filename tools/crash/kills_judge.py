@@ -6,7 +6,7 @@ close the crash fell is either, but whole (C1); and nothing is there without wha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ckptfs.tools.crash.kills_draw import Phase
@@ -150,5 +150,3 @@ def needs_salvage(before: Files, ops: Sequence[Op], told: Progress, found: Files
     begun = told.written > 0 and op.act.told and told.phase < Phase.CLOSED
     old = found.get(op.name) == before.get(op.name) != op.content
     return op if begun and old else None
-
-

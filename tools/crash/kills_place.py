@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ckptfs import fsck
 from ckptfs import format as fmt
+from ckptfs import fsck
 from ckptfs.errors import CannotServe
 from ckptfs.layout import Layout
 from ckptfs.osfs import OsFs

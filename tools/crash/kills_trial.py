@@ -1,11 +1,11 @@
 """One kill, and what has to hold afterwards.
 
 Each trial has a folder of its own, so it can be repeated alone. Versions are saved in peace, then
-one while its writer or the daemon dies; then everything is checked, and a further save has to work.
+one while its writer or the daemon dies; then all is checked, and a further save has to work.
 
-After the death of a daemon nothing is done but ``ckptfs mount``: the dead mount is still there. That
-mount is by the daemon that the next trial needs: mostly the one that tells its steps (the same
-command line and daemon under a wrapper), for about one trial in ten the plain command.
+After the death of a daemon nothing is done but ``ckptfs mount``: the dead mount is still there. It
+is the mount that the next trial needs: mostly by the daemon that tells its steps (the same command
+line and daemon under a wrapper), for about one trial in ten by the plain command.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 
 from ckptfs.tools.crash import kills_judge, kills_writer
-from ckptfs.tools.crash.kills_draw import DAEMON, How, Phase, Trial
+from ckptfs.tools.crash.kills_draw import DAEMON, How, Phase, Trial, Work
 from ckptfs.tools.crash.kills_judge import Progress, Violation, judge
 from ckptfs.tools.crash.kills_place import Place
 from ckptfs.tools.crash.kills_saves import Act, Files, Op, after, save
@@ -24,6 +24,8 @@ from ckptfs.verify import BAD, Condition
 
 MOUNT_LIMIT_S = 1.0
 _SAVE_S, _CLOSE_S = 0.01, 0.003  # where none was timed
+_SAVES_S = {Work.MANY: 0.03, Work.SHARDS: 0.015}
+_UMOUNT_IN = 0.5  # the command itself takes a while
 _SOON_S = 5.0  # for what follows a close that nobody waits for
 _BEYOND = 1.1  # moments go a little beyond the save
 _POLL_S = 0.002
@@ -43,13 +45,14 @@ class Run:
         self.path = place.path / trial.folder
         self.path.mkdir()
         self.files: Files = {}
-        self.save_s, self.close_s = _SAVE_S, _CLOSE_S
+        self.save_s, self.close_s = _SAVES_S.get(trial.work, _SAVE_S), _CLOSE_S
         self.row: Row = {
             "what": trial.what,
             "number": trial.number,
             "subject": trial.subject,
             "work": trial.work.value,
             "how": trial.how.value,
+            "signal": trial.signal,
         }
         self.violations: list[Violation] = []
 
@@ -120,8 +123,9 @@ class Run:
             writer.wait_for(lambda told: told.where >= closing)
             time.sleep(trial.within * self.close_s * _BEYOND)
         else:
+            share = _UMOUNT_IN if trial.how in (How.FORCED, How.LAZY) else _BEYOND
             writer.wait_for(lambda told: told.began)
-            time.sleep(trial.within * self.save_s * _BEYOND)
+            time.sleep(trial.within * self.save_s * share)
 
     def _kill_daemon(self, ops: list[Op]) -> Progress:
         trial, place = self.trial, self.place
@@ -181,10 +185,9 @@ class Run:
     def _check(self, ops: list[Op], told: Progress) -> None:
         found = self.place.files(self.trial.folder)
         self.violations += judge(self.files, ops, told, found)
-        self.row["states"] = {
-            op.name: kills_judge.state(found.get(op.name), self.files.get(op.name), op.content)
-            for op in ops[told.op : told.op + 1]
-        }
+        op = ops[told.op]
+        old = self.files.get(op.name)
+        self.row["met"] = kills_judge.state(found.get(op.name), old, op.content)
         if self.place.transactional:
             self._check_salvage(ops, told, found)
             self.violations += self._findings()

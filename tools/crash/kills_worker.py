@@ -1,7 +1,7 @@
 """The process that runs trials: torch imported once, a forked writer per save.
 
-It alone touches mounts, so that a stuck one blocks nobody else: who started it aborts the mount and
-ends it. Orders come as JSON lines, and so do rows go: one as each trial ends, and one for the batch.
+It alone touches mounts, so that a stuck one blocks nobody else: who started it aborts the mount
+and ends it. Orders come as JSON lines, and rows go as such: one a trial, and one for the batch.
 """
 
 from __future__ import annotations
@@ -19,14 +19,12 @@ import safetensors.torch
 import torch
 
 from ckptfs.errors import CannotServe
-from ckptfs.tools.crash.kills_draw import Trial, trial
+from ckptfs.tools.crash.kills_draw import BATCH, Trial, trial
 from ckptfs.tools.crash.kills_judge import Violation
 from ckptfs.tools.crash.kills_place import Place
 from ckptfs.tools.crash.kills_saves import Files
 from ckptfs.tools.crash.kills_trial import Failed, Run, sound
 from ckptfs.tools.study import Row
-
-BATCH = "batch"
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,7 @@ class _Saving:
         self.told.set(_UNHEARD, 0)
 
     def _told(self, op: Op, path: Path, values: Any) -> None:
-        file = _Telling(self, path, "ab" if op.act is Act.APPEND else "wb")
+        file: Any = _Telling(self, path, "ab" if op.act is Act.APPEND else "wb")
         if op.act is Act.TORCH:
             import torch
 
