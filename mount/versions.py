@@ -86,6 +86,7 @@ class Version:
     public: bool = False  # finished: shown to everybody though its disk work goes on
     closing: bool = False  # being committed or dropped: nobody joins it any more
     ended: bool = False  # its descriptor is closed
+    held: bool = False  # some process had a descriptor of it: a FLUSH came
     killed: bool = False
     failure: OSError | CkptfsError | None = None
     handles: set[Handle] = field(default_factory=set)
@@ -289,6 +290,7 @@ class Versions:
             return None
         process, fate = writers.fate(caller.pid)
         with self.lock:
+            version.held = True
             if fate is Fate.UNKNOWN:
                 version.known = False
             if process is None or process != handle.opener:
@@ -344,6 +346,8 @@ class Versions:
                 return None
             if not version.expected:
                 version.closing = True
+                # Without any FLUSH no open of it returned: who opened it was killed meanwhile.
+                version.fresh = version.fresh and version.held
                 finished = version.unpublished and version.at and not version.killed
                 version.public = bool(finished and version.known and version.fresh)
         return lambda: self._release(version)

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from harness import NEW, NEWER, OLD, condition, contents, lineage, store_on
+from harness import NEW, NEWER, OLD, condition, contents, lineage, store_on, two_versions
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ckptfs.errors import BrokenStructure
 from ckptfs.osfs import OsFs
-from ckptfs.protocol import Mode, State
+from ckptfs.protocol import Event, Mode, State
 from ckptfs.store import Store
 from ckptfs.tools.faults import Call, FailAlways, Intercepted
 from ckptfs.verify import Condition
@@ -336,6 +336,23 @@ def test_C6_recovery_salvages_what_was_in_flight(quick_dir: Path) -> None:
     }
     assert os.listdir(control(quick_dir) / "stage") == []
     assert again.recover() == 0
+    again.close()
+
+
+def test_C6_a_version_caught_between_seal_and_publish_keeps_its_name(quick_dir: Path) -> None:
+    """Its record has taken the place of the note with its path; the lineage tells it."""
+    store = store_on(quick_dir)
+    two_versions(store)
+    staged = store.stage("a.pt", store.root, "a.pt", exists=True, truncate=True)
+    store.fs.write(staged.fd, NEWER, 0)
+    staged.advance(Event.SEAL)
+    store.committer.seal(staged, store.committer.replaced_by(store.root, "a.pt"))
+    store.fs.close(staged.fd)
+    store.close()
+    again = Store.open(str(quick_dir))
+    (note,) = again.layout.set_aside(again.layout.salvage)
+    assert note["path"] == "a.pt"
+    assert salvage(quick_dir) == [NEWER]
     again.close()
 
 

@@ -92,6 +92,29 @@ def test_an_abandoned_version_is_dropped(operations: Operations) -> None:
     assert os.listdir(operations.store.layout.stage) == []
 
 
+def _end(operations: Operations, handle: Handle, *, flush: bool) -> None:
+    works = [operations.flush(handle.id, _caller(os.getpid()))] if flush else []
+    for work in (*works, operations.release(handle.id)):
+        if work is not None:
+            work.run()
+
+
+@pytest.mark.parametrize("flush", [False, True], ids=["killed in open", "closed"])
+def test_c6_an_open_that_never_returned_publishes_nothing(
+    operations: Operations, quick_dir: Path, flush: bool
+) -> None:
+    """Who is killed while its open is answered never has a descriptor: RELEASE comes, and no FLUSH
+    (seen on Linux 6.18). It published the file as ``: > f`` does, over an old version too."""
+    truncating = _open(operations, os.O_WRONLY | os.O_TRUNC, _caller(os.getpid()))
+    how = New(_caller(os.getpid()), stat.S_IFREG | 0o644, 0)
+    _, creating = operations.create(ROOT_ID, "new", os.O_WRONLY | os.O_CREAT, how)
+    for handle in (truncating, creating):
+        _end(operations, handle, flush=flush)
+    assert (quick_dir / "f").read_bytes() == (b"" if flush else OLD)
+    assert (quick_dir / "new").exists() == flush
+    assert operations.versions.all() == []
+
+
 def test_a_directory_that_the_kernel_forgot_is_the_same_one_while_a_file_in_it_is_committed(
     operations: Operations,
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import select
 import shutil
@@ -27,6 +27,8 @@ from ckptfs.verify import Finding
 
 _DEATH_LIMIT_S = 20.0
 _UMOUNT_LIMIT_S = 20.0
+_REST_LIMIT_S = 5.0
+_POLL_S = 0.002
 _FACTORY = "ckptfs.tools.crash.kills_dying:dying"
 
 
@@ -130,26 +132,38 @@ class Place:
         """Paths and bytes in salvage: those of the files in a folder, and those without a path,
         which are what the daemon's death met between seal and publish."""
         found = []
-        for note in (self._control / fmt.SALVAGE).glob(f"*{fmt.NOTE}"):
-            path = json.loads(note.read_bytes()).get("path") or ""
-            if not path or path.startswith(f"{folder}/"):
-                found.append((path, note.with_suffix("").read_bytes()))
+        with self._layout() as layout:
+            for story in layout.set_aside(layout.salvage):
+                path = str(story.get("path") or "")
+                if not path or path.startswith(f"{folder}/"):
+                    content = (self._control / fmt.SALVAGE / str(story["id"])).read_bytes()
+                    found.append((path, content))
         return found
 
-    def staged(self) -> list[str]:
-        return os.listdir(self._control / fmt.STAGE)
+    def at_rest(self, within_s: float = _REST_LIMIT_S) -> bool:
+        """Whether the daemon has no version under way, after this time at most: RELEASE comes when
+        the kernel gets to it, and nobody waits for it."""
+        assert self._mount is not None
+        deadline = time.monotonic() + within_s
+        while os.listdir(self._control / fmt.STAGE) or self._mount.status()["writing"]:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_S)
+        return True
 
     def findings(self, folder: str = "") -> Iterator[Finding]:
         """What ``ckptfs verify`` says of a folder, or of everything."""
-        root = os.dup(self._root)
-        layout = Layout.existing(OsFs(), root, str(self.path))
-        try:
-            if layout is None:
-                raise CannotServe(f"{self.path}: no ckptfs directory")
-            paths = (folder,) if folder else ()
-            scope = fsck.Scope(paths=paths, served=self._mount is not None)
+        paths = (folder,) if folder else ()
+        scope = fsck.Scope(paths=paths, served=self._mount is not None)
+        with self._layout() as layout:
             yield from fsck.Check(layout, scope).findings()
+
+    @contextlib.contextmanager
+    def _layout(self) -> Iterator[Layout]:
+        layout = Layout.existing(OsFs(), self._root, str(self.path))
+        if layout is None:
+            raise CannotServe(f"{self.path}: no ckptfs directory")
+        try:
+            yield layout
         finally:
-            if layout is not None:
-                layout.close()
-            os.close(root)
+            layout.close()
