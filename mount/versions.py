@@ -547,9 +547,10 @@ class Versions:
                 self._finish(version, released=not version.handles)
 
     def abort_all(self, reason: str) -> None:
-        """At the end of a mount that was taken away: what was open goes to salvage."""
+        """At the end of a mount that was taken away: what was open goes to salvage. What is empty
+        so far stays in stage until the next mount, for passthrough writes go on without us."""
         for version in self.all():
-            if not version.public:
+            if not version.public and self.store.committer.changed(version.staged):
                 self._abort(version, reason)
 
     def stop(self) -> None:

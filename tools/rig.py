@@ -81,7 +81,8 @@ class Mount:
         self.path, self.options, self.program = path, options, program
 
     def start(self) -> Mount:
-        self.path.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # asks nothing of a dead mount
+            self.path.mkdir()
         log = self.path.with_suffix(".log")
         done = self._ckptfs("mount", str(self.path), "--log", str(log), *self.options)
         if done.returncode != 0:

@@ -21,6 +21,7 @@ from typing import Any
 
 from ckptfs.errors import CannotServe
 from ckptfs.tools.crash.kills_draw import Trial
+from ckptfs.tools.crash.kills_place import take_away
 from ckptfs.tools.rig import Mount
 from ckptfs.tools.study import Row
 
@@ -153,7 +154,7 @@ class _Worker:
             self._process.communicate()
             self._process = None
         for path in self._folder.glob("*.control"):
-            Mount(path.with_suffix("")).take_away()
+            take_away(path.with_suffix(""))
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def end(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import shutil
@@ -36,6 +37,15 @@ def _raise(error: OSError) -> None:
     raise error
 
 
+def take_away(path: Path) -> None:
+    """The mount of a directory and its daemon, whatever state they are in."""
+    Mount(path).take_away()
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        daemon = int(json.loads(Path(path, fmt.CONTROL, fmt.LOCK).read_bytes())["pid"])
+        if os.fsencode(path) in Path(f"/proc/{daemon}/cmdline").read_bytes():
+            os.kill(daemon, signal.SIGKILL)
+
+
 class Place:
     """``subject`` is a write mode, or :data:`PLAIN` for a directory without a mount."""
 
@@ -53,7 +63,7 @@ class Place:
 
     def __exit__(self, *_: object) -> None:
         if self._mount is not None:
-            self._mount.take_away()
+            take_away(self.path)
             self._forget()
         os.close(self._root)
         self.control.close()

@@ -120,11 +120,14 @@ def _steps(rows: Sequence[Row]) -> Iterator[str]:
 def _mounts(rows: Sequence[Row]) -> Iterator[str]:
     lines = []
     for name, plain in (("plain `ckptfs mount`", True), ("the daemon that tells its steps", False)):
-        times = sorted(row["mount_s"] for row in rows if row.get("plain") is plain)
-        if times:
+        some = [row for row in rows if row.get("plain") is plain]
+        if some:
+            times = sorted(row["mount_s"] for row in some)
             at = [quantile(times, share) for share in (0.5, 0.99, 1.0)]
-            lines.append([name, len(times), *(f"{seconds:.3f} s" for seconds in at)])
-    heads = ["`ckptfs mount` after the crash, until it serves", "mounts", "median", "p99", "max"]
+            load = quantile(sorted(row["load"] for row in some), 0.5)
+            lines.append([name, len(times), *(f"{seconds:.3f} s" for seconds in at), load])
+    what = "`ckptfs mount` after the crash, until it serves"
+    heads = [what, "mounts", "median", "p99", "max", "machine's load"]
     yield from _markdown(heads, lines)
 
 

@@ -1,7 +1,8 @@
 """What a save does, file by file, and which bytes stand there afterwards.
 
 Contents follow from trial and version alone and hold no block of zeros, so that every state can be
-told apart: old, new, torn, zero-filled. Torch and safetensors are imported where they are needed.
+told apart: old, new, torn, zero-filled; what is no tensor file does not begin like one. Torch and
+safetensors are imported where they are needed.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def save(trial: Trial, version: int, present: Mapping[str, bytes]) -> list[Op]:
 
 def _bytes(trial: Trial, version: int, name: str, size: int) -> bytes:
     key = f"{trial.what} {trial.seed} {trial.number} {version} {name}"
-    return blake3(key.encode()).digest(length=size).translate(_NO_ZEROS)
+    return (b"k" + blake3(key.encode()).digest(length=size - 1)).translate(_NO_ZEROS)
 
 
 def _weights(trial: Trial, version: int) -> tuple[int, int]:
