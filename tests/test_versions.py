@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import NEW, NEWER, OLD, store_on
+from harness import NEW, NEWER, OLD, contents, store_on
 
 from ckptfs.mount.base import New, Slow
 from ckptfs.mount.nodes import ROOT_ID, Directory, File, identity
 from ckptfs.mount.operations import Operations
 from ckptfs.mount.versions import Caller, Handle, Version
+from ckptfs.store import Store
 
 
 @pytest.fixture
@@ -113,6 +114,21 @@ def test_c6_an_open_that_never_returned_publishes_nothing(
     assert (quick_dir / "f").read_bytes() == (b"" if flush else OLD)
     assert (quick_dir / "new").exists() == flush
     assert operations.versions.all() == []
+
+
+def test_c6_bytes_written_after_the_mount_was_taken_away_are_salvaged(
+    operations: Operations, quick_dir: Path
+) -> None:
+    """Under passthrough they reach the file without us, also one that was empty when we ended."""
+    handle = _open(operations, os.O_WRONLY | os.O_TRUNC, _caller(os.getpid()))
+    operations.versions.abort_all("the mount was taken away")
+    os.write(handle.fd, NEW)
+    os.close(handle.fd)
+    store = Store.open(str(quick_dir))
+    assert [note["path"] for note in store.layout.set_aside(store.layout.salvage)] == ["f"]
+    assert NEW in contents(quick_dir / ".ckptfs/salvage")
+    assert store.get("f") == OLD
+    store.close()
 
 
 def test_a_directory_that_the_kernel_forgot_is_the_same_one_while_a_file_in_it_is_committed(
