@@ -85,8 +85,8 @@ def _held(rows: Sequence[Row], control: str) -> bool:
     """Of a control: that it was seen to fail."""
     if control:
         return bool(kills_report.broken(rows)) and not kills_report.failed_harness(rows)
-    subjects = [row for row in rows if row.get("subject") != "unsafe"]
-    return not kills_report.broken(subjects)
+    safe = [row for row in rows if row.get("subject") != "unsafe"]
+    return not kills_report.broken(safe) and not kills_report.slow(safe)
 
 
 def _names(_: click.Context, __: click.Parameter, given: Iterable[str]) -> list[tuple[str, int]]:

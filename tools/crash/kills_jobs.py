@@ -7,6 +7,7 @@ is taken away and each directory removed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import select
@@ -20,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from ckptfs.errors import CannotServe
-from ckptfs.tools.crash.kills_draw import Trial
-from ckptfs.tools.crash.kills_place import take_away
-from ckptfs.tools.rig import Mount
+from ckptfs.tools.crash.kills_draw import BATCH, Trial
+from ckptfs.tools.crash.kills_place import end_all
 from ckptfs.tools.study import Row
 
 _START_LIMIT_S = 120.0
 _ROW_LIMIT_S = 90.0
+_END_S = 0.5
 _WORKER = "ckptfs.tools.crash.kills_worker"
 _END = None
 
@@ -121,7 +122,7 @@ class _Worker:
                 if self._ended:
                     return
                 self._stop()
-                yield _failed(batch[min(done, len(batch) - 1)])
+                yield _failed(batch, done)
                 return
             if row["what"] == "done":
                 return
@@ -146,15 +147,20 @@ class _Worker:
         return dict(json.loads(line)) if line else None
 
     def _stop(self) -> None:
-        """Its mounts go first: a process that waits for a dead one cannot even be killed."""
-        for path in self._folder.glob("*.control"):
-            Mount(path.with_suffix("")).abort()
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
-        for path in self._folder.glob("*.control"):
-            take_away(path.with_suffix(""))
+        """Its daemons end with it, and its mounts: a process that waits for a mount whose server
+        does not answer cannot even be killed."""
+        process, self._process = self._process, None
+        ended = process is None
+        if process is not None:
+            process.kill()
+        while True:
+            end_all(self._folder)
+            if ended:
+                break
+            assert process is not None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=_END_S)
+                ended = True
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def end(self) -> None:
@@ -162,6 +168,11 @@ class _Worker:
         self._stop()
 
 
-def _failed(one: Trial) -> Row:
-    found = {"promise": "harness", "found": "the worker hung or ended"}
-    return {"what": one.what, "number": one.number, "subject": one.subject, "violations": [found]}
+def _failed(batch: Batch, done: int) -> Row:
+    """In the trial after those that are done, or in what follows the last."""
+    found = [{"promise": "harness", "found": "the worker hung or ended"}]
+    if done == len(batch):
+        numbers = [one.number for one in batch]
+        return {"what": BATCH, "of": batch[0].what, "numbers": numbers, "violations": found}
+    one = batch[done]
+    return {"what": one.what, "number": one.number, "subject": one.subject, "violations": found}

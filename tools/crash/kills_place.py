@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import shutil
@@ -37,13 +36,15 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def take_away(path: Path) -> None:
-    """The mount of a directory and its daemon, whatever state they are in."""
-    Mount(path).take_away()
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        daemon = int(json.loads(Path(path, fmt.CONTROL, fmt.LOCK).read_bytes())["pid"])
-        if os.fsencode(path) in Path(f"/proc/{daemon}/cmdline").read_bytes():
-            os.kill(daemon, signal.SIGKILL)
+def end_all(folder: Path) -> None:
+    """Every process that was started for a place in this folder, by its command line, and every
+    mount: also those of a command that was only about to mount."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(folder) + b"/" in path.read_bytes():
+                os.kill(int(path.parent.name), signal.SIGKILL)
+    for control in folder.glob("*.control"):
+        Mount(control.with_suffix("")).take_away()
 
 
 class Place:
@@ -63,7 +64,8 @@ class Place:
 
     def __exit__(self, *_: object) -> None:
         if self._mount is not None:
-            take_away(self.path)
+            self._mount.take_away()
+            self.kill_daemon()
             self._forget()
         os.close(self._root)
         self.control.close()
@@ -93,10 +95,10 @@ class Place:
             self._forget()
 
     def kill_daemon(self) -> None:
-        try:
-            signal.pidfd_send_signal(self._daemon, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+        """Does nothing where there is none."""
+        if self._daemon >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._daemon, signal.SIGKILL)
 
     def daemon_died(self, within_s: float = _DEATH_LIMIT_S) -> bool:
         """Whether it has ended, every thread of it, within this time."""

@@ -20,12 +20,18 @@ from ckptfs.tools.crash.kills_draw import (
 from ckptfs.tools.crash.kills_judge import LOST, NEW, OLD, STRAY
 from ckptfs.tools.study import Row
 
+MOUNT_LIMIT_S = 1.0
 _OUTCOMES = ("old version", "new version", "lost or torn")
 
 
 def broken(rows: Iterable[Row]) -> list[Row]:
     """The trials and batches with violations."""
     return [row for row in rows if row.get("violations")]
+
+
+def slow(rows: Iterable[Row]) -> list[Row]:
+    """The trials after which the mount took too long to serve."""
+    return [row for row in rows if row.get("mount_s", 0.0) >= MOUNT_LIMIT_S]
 
 
 def failed_harness(rows: Iterable[Row]) -> bool:
@@ -93,18 +99,20 @@ def _values(members: Iterable[How | Work | Step]) -> list[str]:
 
 def _writers(rows: Sequence[Row]) -> Iterator[str]:
     yield from (f"## {len(rows):,} kills of writers", "")
-    yield from _counted("phase", rows, map(str, Phase), lambda row: row["phase"])
-    yield from _counted("workload", rows, _values(Work), lambda row: row["work"])
-    yield from _counted("signal", rows, ["9", "15", "11"], lambda row: str(row["signal"]))
+    yield from _counted("phase", rows, map(str, Phase), lambda row: row.get("phase"))
+    yield from _counted("workload", rows, _values(Work), lambda row: row.get("work"))
+    yield from _counted("signal", rows, ["9", "15", "11"], lambda row: str(row.get("signal")))
 
 
 def _daemons(rows: Sequence[Row]) -> Iterator[str]:
     yield from (f"## {len(rows):,} kills of the daemon", "")
-    yield from _counted("how", rows, _values(How), lambda row: row["how"])
+    yield from _counted("how", rows, _values(How), lambda row: row.get("how"))
     yield from _steps(rows)
     yield from _counted("writer was", rows, map(str, Phase), lambda row: row.get("phase"))
-    yield from _counted("workload", rows, _values(Work), lambda row: row["work"])
+    yield from _counted("workload", rows, _values(Work), lambda row: row.get("work"))
     yield from _mounts(rows)
+    yield f"{len(slow(rows)):,} of these mounts took {MOUNT_LIMIT_S:g} s or longer."
+    yield ""
     yield from _asides(rows)
 
 
@@ -176,11 +184,13 @@ def _violations(rows: Sequence[Row]) -> Iterator[str]:
 def reproducers(rows: Iterable[Row], options: Sequence[str]) -> str:
     """A shell script that repeats each trial that violated a promise."""
     text = ["#!/bin/sh", "# Each line repeats what violated a promise.", ""]
-    for row in broken(rows):
+    rows = list(rows)
+    for row in [*broken(rows), *(row for row in slow(rows) if not row["violations"])]:
         numbers = row.get("numbers", [row.get("number")])
         what = row.get("of", row["what"])
         only = [word for number in numbers for word in ("--only", f"{what}:{number}")]
         command = ["python", "-m", "ckptfs.tools.crash", "kills", *options, *only]
         why = "; ".join(f"{v['promise']}: {v['found']}" for v in row["violations"])
+        why = why or f"mounted in {row['mount_s']} s"
         text.append(f"{shlex.join(command)}  # {' '.join(why.split())}")
     return "\n".join(text) + "\n"

@@ -6,6 +6,7 @@ and ends it. Orders come as JSON lines, and rows go as such: one a trial, and on
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
@@ -25,6 +26,9 @@ from ckptfs.tools.crash.kills_place import Place
 from ckptfs.tools.crash.kills_saves import Files
 from ckptfs.tools.crash.kills_trial import Failed, Run, sound
 from ckptfs.tools.study import Row
+
+
+_HANGS_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ def main() -> None:
 
 
 def _say(answers: Any, row: Row) -> None:
+    faulthandler.dump_traceback_later(_HANGS_S)  # says on stderr where it is
     answers.write(json.dumps(row).encode() + b"\n")
 
 
