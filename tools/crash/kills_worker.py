@@ -27,7 +27,6 @@ from ckptfs.tools.crash.kills_saves import Files
 from ckptfs.tools.crash.kills_trial import Failed, Run, sound
 from ckptfs.tools.study import Row
 
-
 _HANGS_S = 60.0
 
 
