@@ -22,7 +22,7 @@ from ckptfs.tools.crash.kills_draw import PLAIN
 from ckptfs.tools.crash.kills_dying import Control
 from ckptfs.tools.crash.kills_saves import Files
 from ckptfs.tools.hooked import program
-from ckptfs.tools.rig import Mount
+from ckptfs.tools.rig import Mount, mounted_device
 from ckptfs.verify import Finding
 
 _DEATH_LIMIT_S = 20.0
@@ -120,6 +120,10 @@ class Place:
         """``umount -f`` or ``-l``, as a person would. It may be refused: what is open keeps it."""
         command = ["umount", option, str(self.path)]
         subprocess.run(command, capture_output=True, timeout=_UMOUNT_LIMIT_S, check=False)
+
+    @property
+    def mounted(self) -> bool:
+        return mounted_device(self.path) is not None
 
     @property
     def transactional(self) -> bool:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
+from ckptfs import format as fmt
 from ckptfs.tools.crash import kills_judge, kills_writer
 from ckptfs.tools.crash.kills_draw import DAEMON, How, Phase, Trial, Work
 from ckptfs.tools.crash.kills_judge import Progress, Violation, judge
@@ -55,6 +56,7 @@ class Run:
             "signal": trial.signal,
         }
         self.violations: list[Violation] = []
+        self.below = False  # the mount was gone while the writer lived: it goes on below it
 
     def run(self, next_hooked: bool) -> Row:
         """``next_hooked``: which daemon is to serve after this one's death."""
@@ -162,6 +164,7 @@ class Run:
     def _umount(self) -> None:
         if self.trial.how in (How.FORCED, How.LAZY):
             self.place.umount("-f" if self.trial.how is How.FORCED else "-l")
+            self.below = not self.place.mounted
             # An aborted connection ends the daemon; some are left the time for it.
             self.place.daemon_died(self.trial.place * self.save_s)
 
@@ -198,9 +201,9 @@ class Run:
         self.files = found
 
     def _counts(self, seen: Violation) -> bool:
-        """After ``umount -l`` a name means two things to a writer: safetensors renames below what
+        """When the mount goes away a name means two things to a writer: safetensors renames below what
         it made in the mount, fails, and closes its temporary file, alive."""
-        lost = self.trial.how is How.LAZY and self.trial.work is Work.SAFETENSORS
+        lost = self.below and self.trial.work is Work.SAFETENSORS
         return not (lost and seen.found == kills_judge.STRAY)
 
     def _check_salvage(self, ops: list[Op], told: Progress, found: Files) -> None:
@@ -220,7 +223,8 @@ class Run:
             time.sleep(_POLL_S)
 
     def _findings(self) -> Iterable[Violation]:
-        return sound(self.place, [self.trial], self.trial.folder)
+        outside = {self.trial.folder} if self.below else set()
+        return sound(self.place, outside, self.trial.folder)
 
     def _go_on(self) -> None:
         """A further save works, and after it nothing is left in stage."""
@@ -234,12 +238,13 @@ class Run:
                 self._violated("goes on", "something is left in stage")
 
 
-def sound(place: Place, trials: Iterable[Trial], folder: str = "") -> Iterable[Violation]:
-    """What verify calls bad. Where a mount was taken away under a writer, it went on below it."""
-    lazy = {trial.folder for trial in trials if trial.how is How.LAZY}
+def sound(place: Place, below: Container[str], folder: str = "") -> Iterable[Violation]:
+    """What verify calls bad. In the folders ``below`` a writer went on where the mount had been,
+    and its files are as any that were written outside."""
     for finding in place.findings(folder):
-        top = finding.detail.removeprefix("of ") if ".ckptfs" in finding.path else finding.path
-        outside = top.partition("/")[0] in lazy and finding.condition in _OUTSIDE
+        kept = finding.path.startswith(f"{fmt.CONTROL}/")
+        path = finding.detail.removeprefix("of ") if kept else finding.path
+        outside = path.partition("/")[0] in below and finding.condition in _OUTSIDE
         bad = finding.condition in BAD | _OUTSIDE | {Condition.LEFTOVER}
         if bad and not outside:
             yield Violation("verify", finding.condition.value, finding.path, finding.detail)

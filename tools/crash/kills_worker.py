@@ -63,6 +63,7 @@ class Shared:
     def __init__(self, place: Place) -> None:
         self.place = place
         self.left: dict[str, Files] = {}
+        self.below: set[str] = set()
 
     def run(self, trials: Sequence[Trial]) -> Iterator[Row]:
         self.place.serve(hooked=trials[0].hooked)
@@ -75,6 +76,8 @@ class Shared:
                 yield _broken(run, error)
                 return
             self.left[one.folder] = run.files
+            if run.below:
+                self.below.add(one.folder)
             yield row
         yield self._together(trials)
 
@@ -87,7 +90,7 @@ class Shared:
         ]
         self.place.stop()
         if self.place.transactional:
-            found += sound(self.place, trials)
+            found += sound(self.place, self.below)
         what = trials[0].what
         violations = [violation.row() for violation in found]
         numbers = [one.number for one in trials]
