@@ -201,8 +201,8 @@ class Run:
         self.files = found
 
     def _counts(self, seen: Violation) -> bool:
-        """When the mount goes away a name means two things to a writer: safetensors renames below what
-        it made in the mount, fails, and closes its temporary file, alive."""
+        """When the mount goes away a name means two things to a writer: safetensors renames below
+        what it made in the mount, fails, and closes its temporary file, alive."""
         lost = self.below and self.trial.work is Work.SAFETENSORS
         return not (lost and seen.found == kills_judge.STRAY)
 
