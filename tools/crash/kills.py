@@ -99,7 +99,7 @@ def _names(_: click.Context, __: click.Parameter, given: Iterable[str]) -> list[
     return named
 
 
-@click.command(name="kills")
+@click.command()
 @click.option("--writers", type=click.IntRange(0), default=2000, show_default=True)
 @click.option("--daemons", type=click.IntRange(0), default=2000, show_default=True)
 @click.option(
@@ -124,7 +124,7 @@ def _names(_: click.Context, __: click.Parameter, given: Iterable[str]) -> list[
 @click.option(
     "--control", type=click.Choice(_CONTROLS), help="Without transactions, or without a mount."
 )
-def main(
+def kills(
     writers: int,
     daemons: int,
     paper: bool,
