@@ -25,6 +25,7 @@ import pytest
 from ckptfs.errors import CannotServe
 from ckptfs.protocol import Step
 from ckptfs.tools.crash import kills, kills_draw, kills_jobs, kills_report
+from ckptfs.tools.crash.damage import LOST
 from ckptfs.tools.crash.kills_draw import DAEMON, PAPER, PLAIN, WRITER, How, Phase, Work, trial
 from ckptfs.tools.crash.kills_dying import Control
 from ckptfs.tools.crash.kills_jobs import Jobs
@@ -35,7 +36,6 @@ from ckptfs.tools.study import Rows
 SEED = 4
 WRITERS, DAEMONS = 60, 20  # turns: each phase eight times and more, each step once
 OLD, NEW = b"o" * 3000, b"n" * 4000
-TORN = {"torn", "empty", "gone", "mixed", "zero-filled"}
 
 if find_spec("torch") is None or find_spec("safetensors") is None:
     pytest.skip("no torch or safetensors", allow_module_level=True)
@@ -93,12 +93,12 @@ def test_contents_are_repeatable_and_tell_versions_apart(work: Work) -> None:
         (NEW, "new"),
         (None, "gone"),
         (b"", "empty"),
-        (NEW[:700], "torn"),
-        (OLD[:700], "torn"),
+        (NEW[:700], "torn: cut short"),
+        (OLD[:700], "torn: cut short"),
         (bytes(4000), "zero-filled"),
-        (NEW[:1024] + bytes(2976), "zero-filled"),
+        (NEW[:1024] + bytes(2976), "torn: zeros inside"),
         (NEW[:1024] + OLD[1024:], "mixed"),
-        (b"x" * 4000, "other bytes"),
+        (b"x" * 4000, "garbled"),
     ],
 )
 def test_every_state_has_a_word(found: bytes | None, word: str) -> None:
@@ -249,8 +249,8 @@ def test_control_without_transactions_the_kills_are_seen(
     monkeypatch.setattr(jobs, "control", control)
     rows = run(jobs, WRITER, range(20))
     found = {seen["found"] for row in rows for seen in row["violations"]}
-    assert {"torn", "empty"} <= found
-    assert found <= TORN | {"new", "stray file"}
+    assert {"torn: cut short", "empty"} <= found
+    assert found <= {*LOST, "new", "stray file"}
     assert not kills_report.failed_harness(rows)
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ckptfs.tools.crash.damage import damage
 from ckptfs.tools.crash.kills_draw import Phase
 from ckptfs.tools.crash.kills_saves import Act, Files, Op
 from ckptfs.tools.study import Row
 
-_BLOCK_BYTES = 512
-OLD, NEW, GONE, EMPTY, ZEROS = "old", "new", "gone", "empty", "zero-filled"
-TORN, MIXED, OTHER, STRAY = "torn", "mixed", "other bytes", "stray file"
-LOST = (GONE, EMPTY, ZEROS, TORN, MIXED, OTHER)
+OLD, NEW, STRAY = "old", "new", "stray file"
 
 
 @dataclass(frozen=True)
@@ -52,31 +50,7 @@ def state(found: bytes | None, old: bytes | None, new: bytes | None) -> str:
     for content, word in ((new, NEW), (old, OLD)):
         if found == content:
             return word
-    if found is None:
-        return GONE
-    if not found:
-        return EMPTY
-    if _has_zero_block(found):
-        return ZEROS
-    if any(whole is not None and whole.startswith(found) for whole in (new, old)):
-        return TORN
-    return MIXED if _mixed(found, old or b"", new or b"") else OTHER
-
-
-def _blocks(content: bytes) -> Iterable[bytes]:
-    return (content[at : at + _BLOCK_BYTES] for at in range(0, len(content), _BLOCK_BYTES))
-
-
-def _has_zero_block(content: bytes) -> bool:
-    return bytes(_BLOCK_BYTES) in _blocks(content) or not any(content)
-
-
-def _mixed(found: bytes, old: bytes, new: bytes) -> bool:
-    """Whether each block is that of the old or of the new version there."""
-    return all(
-        block in (whole[at : at + len(block)] for whole in (old, new))
-        for at, block in zip(range(0, len(found), _BLOCK_BYTES), _blocks(found), strict=True)
-    )
+    return damage(found, [whole for whole in (new, old) if whole is not None])
 
 
 def judge(before: Files, ops: Sequence[Op], told: Progress, found: Files) -> list[Violation]:

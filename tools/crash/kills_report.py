@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ckptfs.protocol import Step
+from ckptfs.tools.crash.damage import LOST
 from ckptfs.tools.crash.kills_draw import (
     BATCH,
     DAEMON,
@@ -17,7 +18,7 @@ from ckptfs.tools.crash.kills_draw import (
     Phase,
     Work,
 )
-from ckptfs.tools.crash.kills_judge import LOST, NEW, OLD, STRAY
+from ckptfs.tools.crash.kills_judge import NEW, OLD, STRAY
 from ckptfs.tools.study import Row
 
 MOUNT_LIMIT_S = 1.0

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_BLOCK_BYTES = 512
+from ckptfs.tools.crash.damage import damage
+
 _NEVER = 1 << 62
 
 
@@ -163,12 +164,6 @@ class Oracle:
         return found == (None if version is None else self.contents[version])
 
     def _name(self, path: str, allowed: Sequence[int | None], found: bytes | None) -> str:
-        if found is None:
-            return "gone"
-        if not found:
-            return "empty"
-        if not any(found):
-            return "zero-filled"
         closed = [change.version for change in self.changes.get(path, ())]
         if any(self._is(version, found) for version in closed if version is not None):
             current = [version for version in allowed if version is not None]
@@ -179,13 +174,7 @@ class Oracle:
         if any(self._is(version, found) for version in self.never.get(path, ())):
             return "published by a killed writer"
         wholes = [self.contents[v] for v in closed if v is not None]
-        wholes += [self.contents[v] for v in self.never.get(path, ())]
-        if any(whole.startswith(found) for whole in wholes):
-            return "torn: cut short"
-        sources = {_source(wholes, found, at) for at in range(0, len(found), _BLOCK_BYTES)}
-        if sources <= {-1, -2} | set(range(len(wholes))) and -2 in sources:
-            return "torn: zeros inside"
-        return "mixed" if len(sources) > 1 and -1 not in sources else "garbled"
+        return damage(found, wholes + [self.contents[v] for v in self.never.get(path, ())])
 
     def _version_of(self, path: str, found: bytes) -> int:
         versions = (change.version for change in self.changes.get(path, ()))
@@ -209,12 +198,3 @@ class Oracle:
             return ""
         wanted = self.contents[due[-1].version][: due[-1].size]
         return "" if (found or b"").startswith(wanted) else "lost though fsynced"
-
-
-def _source(wholes: Sequence[bytes], found: bytes, at: int) -> int:
-    """Which version a block is of; -1: of none, -2: it is zeros."""
-    block = found[at : at + _BLOCK_BYTES]
-    for number, whole in enumerate(wholes):
-        if whole[at : at + len(block)] == block:
-            return number
-    return -1 if any(block) else -2
