@@ -89,11 +89,18 @@ class Switch:
 
 
 class Armed(Intercepted):
+    """A fault meets the threads that somebody waits for. What runs behind them comes and goes with
+    the clock: it would shift which call is the k-th."""
+
+    _BEHIND = ("ckptfs-writeback", "ckptfs-sharing", "ckptfs-scrub")
+
     def __init__(self, below: FileSystem, switch: Switch) -> None:
         super().__init__(below)
         self._switch = switch
 
     def around(self, call: Call) -> Any:
+        if threading.current_thread().name in self._BEHIND:
+            return call.run()
         fault = self._switch.count(call.method)
         if fault is None:
             return call.run()

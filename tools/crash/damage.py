@@ -29,9 +29,10 @@ def damage(found: bytes | None, wholes: Sequence[bytes]) -> str:
 
 
 def _source(wholes: Sequence[bytes], found: bytes, at: int) -> int:
-    """Which version a block is of."""
+    """Which version a block is of, or whether it is one as far as it is not zeros."""
     block = found[at : at + _BLOCK_BYTES]
     for number, whole in enumerate(wholes):
         if whole[at : at + len(block)] == block:
             return number
-    return _NONE if any(block) else _ZEROS
+    written = block.rstrip(b"\0")
+    return _ZEROS if any(whole.startswith(written, at) for whole in wholes) else _NONE

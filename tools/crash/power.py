@@ -24,7 +24,7 @@ from ckptfs.tools.crash.check import judging
 from ckptfs.tools.crash.device import KINDS, why_not
 from ckptfs.tools.crash.power_report import is_control, states_of
 from ckptfs.tools.crash.record import Recording, Setting
-from ckptfs.tools.crash.units import controls, setting_of, settings, specs_of, unit
+from ckptfs.tools.crash.units import ATOMIC, controls, setting_of, settings, specs_of, unit
 from ckptfs.tools.crash.workloads import WORKLOADS
 from ckptfs.tools.study import Row, Rows, Step, progress
 
@@ -41,8 +41,10 @@ class Plan:
     controls: bool = True
 
     def settings(self, rows: Rows) -> Iterator[Setting]:
-        """What to do next; looks at ``rows`` to see when it is enough."""
+        """What to do next: each workload in each mode, and over again until ``rows`` are enough."""
         endless = {kind: settings(kind, self.seed, self.workloads) for kind in self.kinds}
+        for _ in range(len(self.workloads) * len(ATOMIC)):
+            yield from map(next, endless.values())
         while open_ := [k for k in self.kinds if states_of(rows.rows, k) < self.states]:
             for kind in open_:
                 yield next(endless[kind])

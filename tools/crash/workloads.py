@@ -145,6 +145,9 @@ def distributed(writer: Writer) -> None:
             save_distributed(state, storage_writer=FileSystemWriter(folder), no_dist=True)
         for found in sorted(folder.iterdir()):  # its metadata names a random id: no twin has it
             path, version = f"{folder.name}/{found.name}", writer.marks.content(found.read_bytes())
+            if found.name == ".metadata":  # made under another name, closed and renamed
+                writer.tell("closing", f"{path}.tmp", version=version, at=began)
+                writer.tell("removing", f"{path}.tmp", at=began)
             writer.tell("closing", path, version=version, at=began)
             writer.tell("closed", path, version=version)
 
