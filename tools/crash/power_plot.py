@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptfs.tools.crash.check import severity
-from ckptfs.tools.crash.power_report import how, states_in, total
+from ckptfs.tools.crash.power_report import how, in_order, states_in, total
 from ckptfs.tools.study import Row
 
 NO_MATPLOTLIB = "no plot: matplotlib is not installed (pip install 'ckptfs[dev]')"
@@ -25,7 +25,7 @@ def plot(rows: Sequence[Row], stem: Path) -> bool:
         from matplotlib import patches, pyplot
     except ImportError:
         return False
-    rows = [row for row in rows if row["what"] == "unit"]
+    rows = in_order(rows)
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     names = list(dict.fromkeys(how(row) for row in rows))
     shown = [what for what, _ in total(rows, "worst").most_common(_SHOWN)]

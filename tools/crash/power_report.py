@@ -6,12 +6,17 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ckptfs.protocol import Step
+from ckptfs.protocol import Mode, Step
+from ckptfs.tools.crash.device import KINDS
+from ckptfs.tools.crash.record import PLAIN
 from ckptfs.tools.crash.states import Cut
-from ckptfs.tools.crash.units import setting_of
+from ckptfs.tools.crash.units import ATOMIC, setting_of
+from ckptfs.tools.crash.workloads import WORKLOADS
+from ckptfs.tools.faults import BROKEN
 from ckptfs.tools.study import Row
 
 _MIN_AFTER_STEP = 50
+_NAMED = 6  # kinds of violation in a line
 _MIN_OUT_OF_ORDER = 0.3
 _IN_PLACE = (Step.INTENDED, Step.ADDED, Step.EXTENDED)  # ext4 only: the others share blocks
 _OUT_OF_ORDER = (Cut.REORDERED.value, Cut.TORN.value)
@@ -95,12 +100,28 @@ def _missed(kind: str, rows: Iterable[Row]) -> list[str]:
     ]
 
 
+def in_order(rows: Iterable[Row]) -> list[Row]:
+    """The units, as a reader expects them: they end in any order."""
+    modes, broken = [*ATOMIC, PLAIN, Mode.UNSAFE.value], ["", *BROKEN]
+
+    def place(row: Row) -> tuple[int, ...]:
+        return (
+            list(KINDS).index(row["kind"]),
+            is_control(row),
+            modes.index(row["mode"]) if not row["broken"] and row["barriers"] else len(modes),
+            broken.index(row["broken"]),
+            list(WORKLOADS).index(row["workload"]),
+        )
+
+    return sorted((row for row in rows if row["what"] == "unit"), key=place)
+
+
 # --- as text -------------------------------------------------------------------------------------
 
 
 def table(rows: Sequence[Row]) -> str:
     """The report, in Markdown."""
-    rows = [row for row in rows if row["what"] == "unit"]
+    rows = in_order(rows)
     own, others = [r for r in rows if not is_control(r)], [r for r in rows if is_control(r)]
     text = ["# Power cuts", "", *_summary(own), "", *_by_workload(own), ""]
     text += [*_by_step(own), "", *_by_control(others)]
@@ -166,12 +187,12 @@ def _by_step(rows: Sequence[Row]) -> list[str]:
 def _by_control(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return []
-    lines = []
-    for kind in _kinds(rows):
-        for name in dict.fromkeys(how(row) for row in rows if row["kind"] == kind):
-            own = [row for row in rows if (row["kind"], how(row)) == (kind, name)]
-            most = total(own, "violations").most_common()
-            kinds = ", ".join(f"{what} {count:,}" for what, count in most) or "-"
-            lines.append([f"{kind}, {name}", states_in(own), violating(own), kinds])
-    heads = ["control", "states", "violate", "what is wrong, in how many"]
-    return ["Controls, where violations have to be seen:", "", *_grid(heads, lines)]
+    kinds, lines = _kinds(rows), []
+    for name in dict.fromkeys(map(how, rows)):
+        own = [row for row in rows if how(row) == name]
+        each = [[row for row in own if row["kind"] == kind] for kind in kinds]
+        cells = [f"{violating(some):,} of {states_in(some):,}" if some else "-" for some in each]
+        most = ", ".join(what for what, _ in total(own, "worst").most_common(_NAMED))
+        lines.append([name, *cells, most])
+    heads = ["control", *kinds, "what is wrong, most often first"]
+    return ["States that violate the contract, as they have to:", "", *_grid(heads, lines)]
