@@ -164,21 +164,18 @@ class Oracle:
         return found == (None if version is None else self.contents[version])
 
     def _name(self, path: str, allowed: Sequence[int | None], found: bytes | None) -> str:
-        closed = [change.version for change in self.changes.get(path, ())]
-        if any(self._is(version, found) for version in closed if version is not None):
-            current = [version for version in allowed if version is not None]
-            older = min(current, default=_NEVER)
-            return (
-                "lost though closed" if self._version_of(path, found) < older else "not closed yet"
-            )
-        if any(self._is(version, found) for version in self.never.get(path, ())):
+        closed = [v for v in self._versions(path) if v is not None]
+        same = [version for version in closed if self._is(version, found)]
+        if same:
+            due = min((version for version in allowed if version is not None), default=_NEVER)
+            return "lost though closed" if max(same) < due else "not closed yet"
+        never = self.never.get(path, set())
+        if any(self._is(version, found) for version in never):
             return "published by a killed writer"
-        wholes = [self.contents[v] for v in closed if v is not None]
-        return damage(found, wholes + [self.contents[v] for v in self.never.get(path, ())])
+        return damage(found, [self.contents[version] for version in [*closed, *never]])
 
-    def _version_of(self, path: str, found: bytes) -> int:
-        versions = (change.version for change in self.changes.get(path, ()))
-        return max(v for v in versions if v is not None and self.contents[v] == found)
+    def _versions(self, path: str) -> list[int | None]:
+        return [change.version for change in self.changes.get(path, ())]
 
     def lost_bytes(self, at: int, kept: Sequence[bytes]) -> list[str]:
         """Paths whose fsynced bytes are not among ``kept``."""
