@@ -89,8 +89,9 @@ def test_c2_a_failed_fsync_of_the_writer_is_final(faulty: tuple[mounts.Served, P
         with pytest.raises(OSError, match="Input/output"):
             os.fsync(file)
         armed.unlink()
-        with pytest.raises(OSError, match="Input/output"):
-            file.close()
+        for again in (lambda: os.fsync(file), file.close):  # the disk below would answer 0 now
+            with pytest.raises(OSError, match="Input/output"):
+                again()
     assert path.read_bytes() == b"old" * 1000
 
 
@@ -109,23 +110,6 @@ def test_c2_a_failed_directory_fsync_makes_the_mount_read_only(
     done = mounts.ckptfs("status", served.path, "--check")
     assert done.returncode == 2
     assert "read-only" in done.stdout
-
-
-def test_c2_an_fsync_that_failed_is_not_answered_with_0_the_next_time(
-    faulty: tuple[mounts.Served, Path],
-) -> None:
-    served, trigger = faulty
-    armed = Path(f"{trigger}.fsync")
-    with open(served.path / "model.pt", "wb", buffering=0) as file:
-        file.write(b"new")
-        armed.touch()
-        with pytest.raises(OSError, match="Input/output"):
-            os.fsync(file)
-        armed.unlink()
-        with pytest.raises(OSError, match="Input/output"):
-            os.fsync(file)
-        with pytest.raises(OSError, match="Input/output"):
-            file.close()
 
 
 def test_c2_an_fsync_of_a_directory_is_refused_once_the_mount_is_read_only(

@@ -224,41 +224,40 @@ class RenameBeforeFsync(Intercepted):
         return result
 
 
-class RecordAfterFsync(Intercepted):
-    """The record is written after the fsync that should have made it durable."""
+class LateRecord(Intercepted):
+    """Records are written late, and nothing makes them durable."""
 
     def __init__(self, below: Any) -> None:
         super().__init__(below)
         self.late: list[Callable[[], Any]] = []
+
+    def is_time(self, call: Call) -> bool:
+        """Whether they are written after this call."""
+        raise NotImplementedError
 
     def around(self, call: Call) -> Any:
         if call.method == "setxattr" and fmt.path_of_note(call.arguments[2]) is None:
             self.late.append(call.run)
             return None
         result = call.run()
-        if call.method == "fsync":
-            while self.late:
+        while self.late and self.is_time(call):
+            with contextlib.suppress(OSError):  # its descriptor is closed: never recorded
                 self.late.pop()()
         return result
 
 
-class RecordAfterSettling(Intercepted):
-    """The record is written once the file stands under its name, and nothing makes it durable."""
+class RecordAfterFsync(LateRecord):
+    """After the fsync that should have made it durable."""
 
-    def __init__(self, below: Any) -> None:
-        super().__init__(below)
-        self.late: list[Callable[[], Any]] = []
+    def is_time(self, call: Call) -> bool:
+        return call.method == "fsync"
 
-    def around(self, call: Call) -> Any:
-        if call.method == "setxattr" and fmt.path_of_note(call.arguments[2]) is None:
-            self.late.append(call.run)
-            return None
-        result = call.run()
-        if call.method == "step" and call.arguments[0] == Step.SETTLED:
-            while self.late:
-                with contextlib.suppress(OSError):  # its descriptor is closed: never recorded
-                    self.late.pop()()
-        return result
+
+class RecordAfterSettling(LateRecord):
+    """Once the file stands under its name."""
+
+    def is_time(self, call: Call) -> bool:
+        return call.method == "step" and call.arguments[0] == Step.SETTLED
 
 
 def _without(method: str) -> Wrap:
