@@ -24,7 +24,7 @@ class _Studies(click.Group):
         return command
 
 
-main = _Studies(help=__doc__)
+main = _Studies(help="Studies of crashes: power cuts, kills, faults. Each has a command.")
 
 if __name__ == "__main__":
     main()
