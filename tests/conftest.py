@@ -118,23 +118,32 @@ def ramfs_dir(_mounts: dict[str, Mounted]) -> Path:
 
 
 def mounted_image(kind: str, mounts: dict[str, Mounted]) -> Mounted:
-    _needs_root()
-    if shutil.which(_MAKE[kind][0]) is None:
-        pytest.skip(f"{_MAKE[kind][0]} is not installed")
     if kind not in mounts:
         base = mounts[""].path
-        image, path = base / f"{kind}.img", base / kind
-        path.mkdir()
-        with image.open("wb") as file:
-            file.truncate(_IMAGE_BYTES)
-        subprocess.run([*_MAKE[kind], image], check=True, stdout=subprocess.DEVNULL)
-        mount = subprocess.run(
-            ["mount", "-o", "loop", "-t", kind, image, path], capture_output=True, text=True
-        )
-        if mount.returncode != 0:
-            pytest.skip(f"cannot mount {kind} here: {mount.stderr.strip()}")
-        mounts[kind] = Mounted(kind, path, image)
+        made = Mounted(kind, base / kind, base / f"{kind}.img")
+        make_image(made)
+        mount_image(made)
+        mounts[kind] = made
     return mounts[kind]
+
+
+def make_image(made: Mounted) -> None:
+    """An empty filesystem, and the directory it is to be mounted at."""
+    _needs_root()
+    if shutil.which(_MAKE[made.kind][0]) is None:
+        pytest.skip(f"{_MAKE[made.kind][0]} is not installed")
+    assert made.image is not None
+    made.path.mkdir()
+    with made.image.open("wb") as file:
+        file.truncate(_IMAGE_BYTES)
+    subprocess.run([*_MAKE[made.kind], made.image], check=True, stdout=subprocess.DEVNULL)
+
+
+def mount_image(made: Mounted) -> None:
+    command = ["mount", "-o", "loop", "-t", made.kind, made.image, made.path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"cannot mount {made.kind} here: {done.stderr.strip()}")
 
 
 def _needs_root() -> None:

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ckptfs.tools.rig import PLAIN_PROGRAM
+
 PYTHON = sys.executable
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 TEST_LIMIT_S = 60.0
@@ -75,8 +77,14 @@ def shell(script: str, cwd: Path, limit_s: float = CHILD_LIMIT_S) -> str:
 class Served:
     """One directory served over itself, with the options given to `ckptfs mount`."""
 
-    def __init__(self, directory: Path, *options: str, prefix: tuple[str, ...] = ()) -> None:
-        self.path, self.options, self.prefix = directory, options, prefix
+    def __init__(
+        self,
+        directory: Path,
+        *options: str,
+        prefix: tuple[str, ...] = (),
+        program: tuple[str, ...] = PLAIN_PROGRAM,
+    ) -> None:
+        self.path, self.options, self.prefix, self.program = directory, options, prefix, program
         self.log = directory.parent / f"{directory.name}.log"
         self.pid = 0
         self.process: subprocess.Popen[bytes] | None = None
@@ -96,7 +104,7 @@ class Served:
 
     def start_in_foreground(self) -> Served:
         """As a child of the test, so that ``prefix`` (unshare…) can change its surroundings."""
-        command = [*self.prefix, PYTHON, "-m", "ckptfs", "mount", str(self.path), "--foreground"]
+        command = [*self.prefix, PYTHON, *self.program, "mount", str(self.path), "--foreground"]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen([*command, *self.options], stderr=log, stdout=log)
         deadline = time.monotonic() + CHILD_LIMIT_S

@@ -30,6 +30,7 @@ from ckptfs.tools.faults import (
     Ignoring,
     RecordAfterFsync,
     RenameBeforeFsync,
+    without,
 )
 from ckptfs.verify import Condition
 
@@ -369,10 +370,6 @@ def test_control_a_record_that_outruns_its_bytes_is_seen() -> None:
 
 
 # --- controls: the same checker over commits that were broken on purpose -------------------------
-
-
-def without(*methods: str) -> Wrap:
-    return lambda fs: Ignoring(fs, lambda call: call.method in methods)
 
 
 def without_first(method: str) -> Wrap:

@@ -23,7 +23,16 @@ from ckptfs.osfs import OsFs
 from ckptfs.protocol import Mode
 from ckptfs.store import Options, Store
 from ckptfs.tools.crashfs import CrashFs
-from ckptfs.tools.faults import CHANGES, SYNCS, Before, Call, FailAlways, Ignoring, Intercepted
+from ckptfs.tools.faults import (
+    CHANGES,
+    SYNCS,
+    Before,
+    Call,
+    FailAlways,
+    Ignoring,
+    Intercepted,
+    without,
+)
 from ckptfs.verify import Condition
 
 MORE, MOST = b"and more " * 90, b"and most " * 80
@@ -154,10 +163,6 @@ def without_nth_fsync(n: int) -> Wrap:
         return Ignoring(fs, ignored)
 
     return wrap
-
-
-def without(method: str) -> Wrap:
-    return lambda fs: Ignoring(fs, lambda call: call.method == method)
 
 
 @pytest.mark.parametrize(

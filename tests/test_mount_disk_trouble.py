@@ -9,18 +9,16 @@ import errno
 import json
 import os
 import select
-import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mounts
 import pytest
-from conftest import _IMAGE_BYTES, _MAKE
+from conftest import Mounted, make_image, mount_image
 from harness import rot
 
 from ckptfs.tools import hooked, rig
@@ -30,13 +28,8 @@ LIMIT_S = 60
 XFS_SHUT_DOWN = 0x8004587D  # XFS_IOC_GOINGDOWN
 
 
-@dataclass
-class Disk:
+class Disk(Mounted):
     """A filesystem in an image file, and a directory on it that can be served."""
-
-    kind: str
-    image: Path
-    path: Path
 
     @property
     def served(self) -> Path:
@@ -45,11 +38,6 @@ class Disk:
     def run(self, *words: object) -> subprocess.CompletedProcess[str]:
         command = [str(word) for word in words]
         return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
-
-    def mount(self) -> None:
-        done = self.run("mount", "-o", "loop", "-t", self.kind, self.image, self.path)
-        if done.returncode != 0:
-            pytest.skip(f"cannot mount {self.kind} here: {done.stderr.strip()}")
 
     def umount(self) -> None:
         done = self.run("umount", self.path)
@@ -72,6 +60,7 @@ class Disk:
         while os.path.ismount(self.path):
             if self.run("umount", "-l", self.path).returncode != 0:
                 break
+        assert self.image is not None
         self.image.unlink(missing_ok=True)
 
 
@@ -79,15 +68,10 @@ class Disk:
 def disk_of(kind: str, folder: Path) -> Iterator[Disk]:
     if mounts.why_no_mounts():
         pytest.skip(f"cannot mount here: {mounts.why_no_mounts()}")
-    if shutil.which(_MAKE[kind][0]) is None:
-        pytest.skip(f"{_MAKE[kind][0]} is not installed")
-    disk = Disk(kind, folder / f"{kind}.img", folder / kind)
-    disk.path.mkdir()
-    with disk.image.open("wb") as file:
-        file.truncate(_IMAGE_BYTES)
-    subprocess.run([*_MAKE[kind], disk.image], check=True, stdout=subprocess.DEVNULL)
+    disk = Disk(kind, folder / kind, folder / f"{kind}.img")
+    make_image(disk)
     try:
-        disk.mount()
+        mount_image(disk)
         disk.served.mkdir()
         yield disk
     finally:
@@ -286,7 +270,7 @@ def test_c2_a_disk_that_turns_read_only_fails_saves_and_serves_reads(ext4: Disk)
         assert mounts.ckptfs("status", served.path).returncode == 0
     ext4.umount()
     assert ext4.run("e2fsck", "-fy", ext4.image).returncode in (0, 1)
-    ext4.mount()
+    mount_image(ext4)
     _goes_on(ext4)
 
 
@@ -316,7 +300,7 @@ def test_c2_a_filesystem_that_was_shut_down_fails_everything_and_hangs_nothing(
                 assert set(told) <= {errno.EIO, errno.EROFS}
                 assert found in (KEPT, errno.EIO)
         xfs.umount()
-        xfs.mount()
+        mount_image(xfs)
         _goes_on(xfs)
 
 

@@ -19,36 +19,16 @@ from pathlib import Path
 import mounts
 import pytest
 
+from ckptfs.tools import hooked
 from ckptfs.tools.crash import faults_study, faults_trial
-
-DAEMON = """
-import errno, os, sys
-from ckptfs import osfs, store
-
-class Faulty(osfs.OsFs):
-    def fsync(self, fd):
-        if os.path.exists(sys.argv[0] + ".fsync"):
-            raise OSError(errno.EIO, "injected")
-        super().fsync(fd)
-
-    def fsync_dir(self, fd):
-        if os.path.exists(sys.argv[0] + ".fsync_dir"):
-            raise OSError(errno.EIO, "injected")
-        super().fsync_dir(fd)
-
-store.OsFs = Faulty
-trigger, sys.argv = sys.argv[1], sys.argv[4:]
-sys.argv[0] = trigger
-from ckptfs.cli import main
-main()
-"""
 
 
 @pytest.fixture
 def faulty(disk_dir: Path, tmp_path: Path) -> Iterator[tuple[mounts.Served, Path]]:
     """A mount, and the stem of the files that arm its faults."""
     trigger = tmp_path / "trigger"
-    served = mounts.Served(disk_dir, prefix=(sys.executable, "-c", DAEMON, str(trigger)))
+    program = hooked.program("ckptfs.tools.faults:FailWhile", trigger)
+    served = mounts.Served(disk_dir, program=program)
     with mounts.ending(served):
         (served.start_in_foreground().path / "model.pt").write_bytes(b"old" * 1000)
         yield served, trigger

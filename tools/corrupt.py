@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 
 from ckptfs.errors import CkptfsError
-from ckptfs.tools import corrupt_batch, corrupt_plot, corrupt_quiet, corrupt_report
+from ckptfs.tools import corrupt_batch, corrupt_plot, corrupt_quiet, corrupt_report, plots
 from ckptfs.tools.corrupt_batch import shortcomings
 from ckptfs.tools.corrupt_draw import Trial, trial
 from ckptfs.tools.corrupt_worker import Loaders
@@ -94,7 +94,7 @@ def report(
     (out / "reproduce.sh").write_text(script)
     click.echo(text)
     if not corrupt_plot.plot(rows, out / "plot", control=control):
-        click.echo(corrupt_plot.NO_MATPLOTLIB, err=True)
+        click.echo(plots.NO_MATPLOTLIB, err=True)
     for row in corrupt_report.unheld(rows):
         click.echo(f"not as promised: {json.dumps(row)}", err=True)
     fell = corrupt_report.short(rows, control=control)

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +18,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from ckptfs.errors import CannotServe
+from ckptfs.tools import rig
 from ckptfs.tools.corrupt_content import build, shapes
 from ckptfs.tools.corrupt_damage import DONOR, Ranges, Undamageable, damage, kept, record_of
 from ckptfs.tools.corrupt_draw import Kind, Trial
@@ -29,10 +26,8 @@ from ckptfs.tools.corrupt_worker import Loaders
 from ckptfs.tools.rig import Mount, served
 from ckptfs.tools.study import Row
 
-_VERIFY_LIMIT_S = 600.0
 _FILLER = "user.filler"
 _FILLER_BYTES = 3900  # of the about 4,040 that ext4 has for the xattrs of a file
-_VERIFY_CLEAN_OR_NOT = (0, 1, 4)
 
 
 @dataclass
@@ -157,15 +152,9 @@ def _load(root: Path, states: Sequence[_State], loaders: Loaders) -> None:
 
 def verify(root: Path) -> Mapping[str, list[Row]]:
     """The findings of ``ckptfs verify``, by path. A path can have several."""
-    command = [sys.executable, "-m", "ckptfs", "verify", str(root), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_VERIFY_LIMIT_S)
-    if done.returncode not in _VERIFY_CLEAN_OR_NOT:
-        raise CannotServe(done.stderr.strip() or f"verify ended with {done.returncode}")
     findings: dict[str, list[Row]] = {}
-    for line in done.stdout.splitlines():
-        finding = json.loads(line)
-        if "path" in finding:
-            findings.setdefault(finding["path"], []).append(finding)
+    for finding in rig.verify(root)[1]:
+        findings.setdefault(finding["path"], []).append(finding)
     return findings
 
 

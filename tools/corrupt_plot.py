@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ckptfs.tools import plots
 from ckptfs.tools.corrupt_report import NOTHING, PAPER, Line, Share, lines
 from ckptfs.tools.corrupt_worker import LOADERS
 from ckptfs.tools.study import Row
 
-NO_MATPLOTLIB = "no plot: matplotlib is not installed (pip install 'ckptfs[dev]')"
 _OURS = ("noticed", "wrong bytes\nserved")
 _GAP = 0.2  # between what is ours and the loaders, in cells
 _NOTES = (
@@ -22,12 +22,8 @@ _NOTES = (
 
 def plot(rows: Sequence[Row], stem: Path, *, control: bool) -> bool:
     """Write ``stem``.png and .svg. False where matplotlib is missing."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
+    pyplot = plots.pyplot()
+    if pyplot is None:
         return False
     found = lines(rows)
     figure, axes = pyplot.subplots(figsize=(11, 0.44 * len(found) + 2.7), layout="constrained")
@@ -55,8 +51,7 @@ def plot(rows: Sequence[Row], stem: Path, *, control: bool) -> bool:
         title += " (control: opens are not checked)"
     figure.suptitle(title, fontsize=14, weight="bold", x=0.01, ha="left")
     figure.supxlabel("\n".join(_NOTES), fontsize=8.5, color="#404040", x=0.01, ha="left")
-    for suffix in (".png", ".svg"):
-        figure.savefig(stem.with_suffix(suffix), dpi=160)
+    plots.save(figure, stem)
     pyplot.close(figure)
     return True
 

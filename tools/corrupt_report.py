@@ -11,7 +11,7 @@ from ckptfs.tools.corrupt_batch import can_be_noticed, had_good_generation, shor
 from ckptfs.tools.corrupt_draw import Kind
 from ckptfs.tools.corrupt_quiet import held
 from ckptfs.tools.corrupt_worker import LOADERS, noticed
-from ckptfs.tools.study import Row
+from ckptfs.tools.study import Row, markdown
 
 PAPER = "arXiv 2511.18323: SHA-256 guard, 1,600 trials, 99.8-100% noticed, 0 false positives"
 NOTHING = "-"
@@ -126,9 +126,7 @@ def table(rows: Sequence[Row], *, seed: int, control: bool) -> str:
     title = "# Corruption study" + (" (control: opens are not checked)" if control else "")
     heads = [*_HEADS, *LOADERS]
     text = [title, "", f"{len(found[-1].rows):,} trials, seed {seed}. Beside it, {PAPER}.", ""]
-    text.append(f"| {' | '.join(heads)} |")
-    text.append(f"|{' --- |' + ' ---: |' * (len(heads) - 1)}")
-    text += [f"| {' | '.join(line.cells())} |" for line in found]
+    text += markdown(heads, (line.cells() for line in found))
     text += [
         "",
         "*at open*, *by verify*, *noticed* (by either): share of the trials. *Good one served*: "

@@ -172,6 +172,20 @@ def clock_going_back(fs: FileSystem, argument: str) -> Intercepted:
     return ClockGoingBack(fs)
 
 
+class FailWhile(Intercepted):
+    """Calls of a method fail with EIO while the file ``stem.method`` exists: from outside, for as
+    long as one likes."""
+
+    def __init__(self, below: FileSystem | Intercepted, stem: str) -> None:
+        super().__init__(below)
+        self.stem = stem
+
+    def around(self, call: Call) -> Any:
+        if os.path.exists(f"{self.stem}.{call.method}"):
+            raise OSError(_errno.EIO, "injected")
+        return call.run()
+
+
 class Before(Intercepted):
     """Runs ``hook`` ahead of every call: counting, stopping, looking at the state so far."""
 
@@ -260,14 +274,15 @@ class RecordAfterSettling(LateRecord):
         return call.method == "step" and call.arguments[0] == Step.SETTLED
 
 
-def _without(method: str) -> Wrap:
-    return lambda fs: Ignoring(fs, lambda call: call.method == method)
+def without(*methods: str) -> Wrap:
+    """Calls of these do nothing."""
+    return lambda fs: Ignoring(fs, lambda call: call.method in methods)
 
 
 # Commits that are wrong, by what is wrong: what a harness for crashes has to catch.
 BROKEN: dict[str, Wrap] = {
-    "fsync left out": _without("fsync"),
-    "directory fsync left out": _without("fsync_dir"),
+    "fsync left out": without("fsync"),
+    "directory fsync left out": without("fsync_dir"),
     "rename before fsync": RenameBeforeFsync,
     "record after fsync": RecordAfterFsync,
     "record after settling": RecordAfterSettling,

@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from ckptfs.errors import CannotServe
+from ckptfs.tools.study import Row
 
 Subject = Callable[[], float]  # does the work once and returns the seconds that count
 Samples = dict[str, list[float]]
 
+PLAIN_PROGRAM = ("-m", "ckptfs")
 _COMMAND_LIMIT_S = 120.0
+_VERIFIED = (0, 1, 4)  # exit codes: clean, repaired, something is wrong
 _MOUNT_LIMIT_S = 600.0  # for what one mount does
 
 
@@ -75,9 +78,7 @@ class Mount:
     """One directory served over itself, started and ended by the commands that users have.
     ``program`` stands for ckptfs where its daemon is to be another one; see ``tools.hooked``."""
 
-    def __init__(
-        self, path: Path, *options: str, program: tuple[str, ...] = ("-m", "ckptfs")
-    ) -> None:
+    def __init__(self, path: Path, *options: str, program: tuple[str, ...] = PLAIN_PROGRAM) -> None:
         self.path, self.options, self.program = path, options, program
 
     def start(self) -> Mount:
@@ -140,7 +141,7 @@ class Mount:
 def served(
     folder: Path,
     *options: str,
-    program: tuple[str, ...] = ("-m", "ckptfs"),
+    program: tuple[str, ...] = PLAIN_PROGRAM,
     limit_s: float = _MOUNT_LIMIT_S,
 ) -> Iterator[Mount]:
     """A mount that is aborted when it takes too long."""
@@ -153,6 +154,17 @@ def served(
             yield mount
     finally:
         watchdog.cancel()
+
+
+def verify(folder: Path, limit_s: float = _MOUNT_LIMIT_S) -> tuple[int, list[Row]]:
+    """The exit code and the findings of ``ckptfs verify``, sound files included. Raises CannotServe
+    where it could not run."""
+    command = [sys.executable, *PLAIN_PROGRAM, "verify", str(folder), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
+    if done.returncode not in _VERIFIED:
+        raise CannotServe(done.stderr.strip() or f"verify ended with {done.returncode}")
+    lines = map(json.loads, done.stdout.splitlines())
+    return done.returncode, [line for line in lines if "path" in line]
 
 
 def mounted_device(path: Path) -> str | None:

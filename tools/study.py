@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +89,16 @@ def progress() -> Iterator[Steps]:
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         yield Steps(console, bar)
+
+
+def markdown(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> list[str]:
+    """A table: names to the left, numbers to the right."""
+
+    def line(cells: Iterable[object]) -> str:
+        return f"| {' | '.join(map(_cell, cells))} |"
+
+    return [line(heads), f"|{' --- |' + ' ---: |' * (len(heads) - 1)}", *map(line, lines)]
+
+
+def _cell(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)

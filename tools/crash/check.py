@@ -27,7 +27,7 @@ _WRONG = BAD | {Condition.MODIFIED, Condition.LEFTOVER}
 
 # From what is lost for good to what is only untrue.
 _BY_SEVERITY = (
-    "no filesystem",
+    NO_FILESYSTEM,
     "filesystem damaged",
     "no directory",
     "not recovered",

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckptfs import osfs
 from ckptfs.errors import CannotServe
 from ckptfs.tools.crash.states import SECTOR_BYTES, Entry, Extent
 
@@ -27,6 +28,7 @@ _DAEMON = "qemu-storage-daemon"
 _LIMIT_S = 60.0
 _HEADER = struct.Struct("<QQQQ")  # sector, sectors, flags, length of data
 _FLUSH, _DISCARD = 1, 4
+_PUNCH = 3  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _READY_S = 10.0
 _NOT_LAZY = "lazy_itable_init=0,lazy_journal_init=0"  # else a thread writes while we record
 
@@ -62,9 +64,9 @@ def why_not(kind: str) -> str:
     """Why this machine cannot record such a filesystem; empty if it can."""
     if os.geteuid() != 0:
         return "mounting needs root"
-    for program, package in ((_DAEMON, "qemu-system-common"), (KINDS[kind].make[0], "")):
+    for program in (_DAEMON, KINDS[kind].make[0]):
         if shutil.which(program) is None:
-            return f"{program} is not installed" + (f" (Debian: {package})" if package else "")
+            return f"{program} is not installed; `sh .ci/packages` does"
     return ""
 
 
@@ -134,7 +136,6 @@ class Recorder:
     def __init__(self, image: Path, log: Path) -> None:
         self.image, self.log = image, log
         self._export = image.with_suffix(".export")
-        self.device = ""
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[str]:
@@ -223,12 +224,7 @@ class Screen:
 
     def _punch(self, start: int, end: int) -> None:
         if start < end:
-            mode = ctypes.c_int(3)  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
-            done = _libc.fallocate(
-                self.fd, mode, ctypes.c_longlong(start), ctypes.c_longlong(end - start)
-            )
-            if done != 0:
-                raise OSError(ctypes.get_errno(), "fallocate")
+            osfs.allocate(self.fd, _PUNCH, start, end - start)
 
     def close(self) -> None:
         os.close(self.fd)

@@ -20,7 +20,7 @@ from ckptfs.errors import CkptfsError
 from ckptfs.tools.crash.arming import FAULTS
 from ckptfs.tools.crash.faults_app import SCENARIOS
 from ckptfs.tools.crash.faults_trial import told, trials, turned
-from ckptfs.tools.study import Row, Rows, progress
+from ckptfs.tools.study import Row, Rows, markdown, progress
 
 _OUTCOMES = ("told", "absorbed", "read-only", "untold", "hung")
 _HEADS = ("scenario", "fault", "calls", *_OUTCOMES, "not as promised")
@@ -58,16 +58,14 @@ def lied_to(row: Row) -> bool:
 
 def table(rows: Sequence[Row]) -> str:
     """A line for each scenario and fault, and what stands out among the rows."""
-    lines = [_line(_HEADS), _line(["---"] * len(_HEADS))]
     groups = dict.fromkeys((row["scenario"], row["fault"]) for row in rows)
-    for scenario, fault in groups:
-        lines.append(_summary([scenario, fault], of(rows, scenario, fault)))
+    lines = [_summary([scenario, fault], of(rows, scenario, fault)) for scenario, fault in groups]
     lines.append(_summary(["all", f"{len(groups)} groups"], rows))
     others = Counter(f"{row['fault']} -> {told(row)}" for row in rows if turned(row))
     found = Counter(f"{row['scenario']}: {what}" for row in rows for what in row.get("verify", ()))
     return "\n".join(
         [
-            *lines,
+            *markdown(_HEADS, lines),
             "",
             "told with another errno: " + _counts(others),
             "absorbed, but `verify` speaks of it: " + _counts(found),
@@ -80,15 +78,11 @@ def _counts(counter: Counter[str]) -> str:
     return ", ".join(f"{what} ({count})" for what, count in counter.items()) or "none"
 
 
-def _summary(heads: Sequence[str], rows: Sequence[Row]) -> str:
+def _summary(heads: Sequence[str], rows: Sequence[Row]) -> list[object]:
     failed = [row for row in rows if row["failed"]]
     outcomes = Counter(row["outcome"] for row in failed)
     wrong = sum(bool(row["wrong"]) for row in rows)
-    return _line([*heads, len(failed), *(outcomes[name] for name in _OUTCOMES), wrong])
-
-
-def _line(cells: Iterable[object]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
+    return [*heads, len(failed), *(outcomes[name] for name in _OUTCOMES), wrong]
 
 
 def report(rows: Sequence[Row], out: Path, *, control: bool) -> bool:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +20,7 @@ from ckptfs.errors import CannotServe
 from ckptfs.tools import hooked
 from ckptfs.tools.crash.arming import FAULTS, Switch
 from ckptfs.tools.crash.faults_app import SCENARIOS, Application, Scenario, Stuck
-from ckptfs.tools.rig import served
+from ckptfs.tools.rig import served, verify
 from ckptfs.tools.study import Row
 
 _LIMIT_S = 120.0
@@ -88,14 +86,13 @@ class Bench:
 
     def verify(self) -> list[Row]:
         """What ``ckptfs verify`` complains of."""
-        command = [sys.executable, "-m", "ckptfs", "verify", str(self.root), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S)
-        if done.returncode == 0:
-            return []
-        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        try:
+            code, rows = verify(self.root, _LIMIT_S)
+        except CannotServe as error:
+            return [{"path": "", "condition": str(error)}]
         good = ("ok", "unread", "unrecorded", "linked")
-        bad = [row for row in rows if row.get("condition", "ok") not in good]
-        return bad or [{"path": "", "condition": f"exit {done.returncode} {done.stderr}"}]
+        bad = [row for row in rows if row["condition"] not in good]
+        return bad or ([{"path": "", "condition": f"exit {code}"}] if code else [])
 
 
 def trial(bench: Bench, scenario: str, fault: str, k: int) -> Row:

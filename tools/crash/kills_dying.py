@@ -12,10 +12,9 @@ import signal
 import struct
 import threading
 from pathlib import Path
-from typing import Any
 
 from ckptfs.osfs import FileSystem
-from ckptfs.tools.faults import Call, Intercepted
+from ckptfs.tools.faults import Before, Call
 
 _ARMED = struct.Struct("<I16s")  # how many times more, of which step
 _REACHED = struct.Struct("<16s")
@@ -61,23 +60,14 @@ class Control:
         self._page.close()
 
 
-class Dying(Intercepted):
-    """Kills its own process where the control says so."""
+def dying(fs: FileSystem, control: str) -> Before:
+    """For ``tools.hooked``: the process kills itself where the control, a file, says so."""
+    shared, guard = Control(control), threading.Lock()
 
-    def __init__(self, below: FileSystem | Intercepted, control: Control) -> None:
-        super().__init__(below)
-        self._control = control
-        self._guard = threading.Lock()
-
-    def around(self, call: Call) -> Any:
-        result = call.run()
+    def reach(call: Call) -> None:
         if call.method == "step":
-            with self._guard:
-                if self._control.note(str(getattr(call.arguments[0], "value", call.arguments[0]))):
+            with guard:
+                if shared.note(call.arguments[0].value):
                     os.kill(os.getpid(), signal.SIGKILL)
-        return result
 
-
-def dying(fs: FileSystem, control: str) -> Dying:
-    """For ``tools.hooked``; ``control`` is the file."""
-    return Dying(fs, Control(control))
+    return Before(fs, reach)

@@ -35,7 +35,6 @@ class Progress:
     op: int
     phase: Phase
     written: int = 0
-    errno: int = 0
 
     def done(self, number: int) -> bool:
         return number < self.op or (number == self.op and self.phase is Phase.CLOSED)

@@ -22,7 +22,7 @@ from ckptfs.tools.crash.kills_draw import PLAIN
 from ckptfs.tools.crash.kills_dying import Control
 from ckptfs.tools.crash.kills_saves import Files
 from ckptfs.tools.hooked import program
-from ckptfs.tools.rig import Mount, mounted_device
+from ckptfs.tools.rig import PLAIN_PROGRAM, Mount, mounted_device
 from ckptfs.verify import Finding
 
 _DEATH_LIMIT_S = 20.0
@@ -80,7 +80,7 @@ class Place:
         until the command returned, which is when it serves. Raises CannotServe."""
         if self.subject == PLAIN:
             return 0.0
-        own = program(_FACTORY, self._control_file) if hooked else ("-m", "ckptfs")
+        own = program(_FACTORY, self._control_file) if hooked else PLAIN_PROGRAM
         self._mount = mount = Mount(self.path, "--mode", self.subject, program=own)
         began = time.perf_counter()
         mount.start()

@@ -19,7 +19,7 @@ from ckptfs.tools.crash.kills_draw import (
     Work,
 )
 from ckptfs.tools.crash.kills_judge import NEW, OLD, STRAY
-from ckptfs.tools.study import Row
+from ckptfs.tools.study import Row, markdown
 
 MOUNT_LIMIT_S = 1.0
 _OUTCOMES = ("old version", "new version", "lost or torn")
@@ -49,12 +49,7 @@ def _outcome(row: Row) -> str:
 
 
 def _markdown(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> list[str]:
-    text = [f"| {' | '.join(heads)} |", f"|{' --- |' + ' ---: |' * (len(heads) - 1)}"]
-    return [*text, *(f"| {' | '.join(map(_cell, line))} |" for line in lines), ""]
-
-
-def _cell(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return [*markdown(heads, lines), ""]
 
 
 def _counted(

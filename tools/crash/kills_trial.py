@@ -172,7 +172,7 @@ class Run:
         number, phase = told.where
         known = {"op": number, "ops": len(ops), "phase": str(phase), "errno": told.errno}
         self.row.update(known, unheard=told.unheard, save_s=round(self.save_s, 4))
-        return Progress(number, phase, told.written, told.errno)
+        return Progress(number, phase, told.written)
 
     def _mount_again(self, hooked: bool) -> None:
         seconds = self.place.serve(hooked=hooked)

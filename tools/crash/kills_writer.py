@@ -42,14 +42,6 @@ class Told:
         self._words[_WHERE] = op << 8 | phase
 
     @property
-    def op(self) -> int:
-        return int(self._words[_WHERE] >> 8)
-
-    @property
-    def phase(self) -> Phase:
-        return Phase(self._words[_WHERE] & 0xFF)
-
-    @property
     def where(self) -> tuple[int, Phase]:
         word = self._words[_WHERE]
         return int(word >> 8), Phase(word & 0xFF)

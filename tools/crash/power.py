@@ -19,6 +19,7 @@ from pathlib import Path
 import click
 
 from ckptfs.errors import CannotServe, CkptfsError
+from ckptfs.tools import plots
 from ckptfs.tools.crash import power_plot, power_report
 from ckptfs.tools.crash.check import judging
 from ckptfs.tools.crash.device import KINDS, why_not
@@ -105,7 +106,7 @@ def report(rows: Rows, out: Path, plan: Plan) -> bool:
     (out / "table.md").write_text(text, "utf-8")
     click.echo(text)
     if not power_plot.plot(rows.rows, out / "plot"):
-        click.echo(power_plot.NO_MATPLOTLIB, err=True)
+        click.echo(plots.NO_MATPLOTLIB, err=True)
     fell = power_report.shortcomings(rows.rows, plan.kinds, plan.states, controls=plan.controls)
     for what in fell:
         click.echo(f"not as promised: {what}", err=True)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ckptfs.tools import plots
 from ckptfs.tools.crash.check import severity
 from ckptfs.tools.crash.power_report import how, in_order, states_in, total
 from ckptfs.tools.study import Row
 
-NO_MATPLOTLIB = "no plot: matplotlib is not installed (pip install 'ckptfs[dev]')"
 _OTHER = "other"
 _COLOURS = [f"C{number}" for number in range(10)]
 _SHOWN = 8  # kinds of violation with a colour of their own
@@ -18,12 +18,8 @@ _SHOWN = 8  # kinds of violation with a colour of their own
 
 def plot(rows: Sequence[Row], stem: Path) -> bool:
     """Write ``stem``.png and .svg. False where matplotlib is missing."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import patches, pyplot
-    except ImportError:
+    pyplot = plots.pyplot()
+    if pyplot is None:
         return False
     rows = in_order(rows)
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
@@ -50,7 +46,7 @@ def plot(rows: Sequence[Row], stem: Path) -> bool:
             axes.spines[side].set_visible(False)
     panels[0][0].set_yticks(range(len(names)), names)
     panels[0][0].invert_yaxis()
-    handles = [patches.Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
+    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
     figure.legend(
         handles,
         list(colours),
@@ -68,8 +64,7 @@ def plot(rows: Sequence[Row], stem: Path) -> bool:
         x=0.01,
         ha="left",
     )
-    for suffix in (".png", ".svg"):
-        figure.savefig(stem.with_suffix(suffix), dpi=150)
+    plots.save(figure, stem)
     pyplot.close(figure)
     return True
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from ckptfs.protocol import Mode, Step
 from ckptfs.tools.crash.device import KINDS
@@ -13,7 +12,7 @@ from ckptfs.tools.crash.states import Cut
 from ckptfs.tools.crash.units import ATOMIC, setting_of
 from ckptfs.tools.crash.workloads import WORKLOADS
 from ckptfs.tools.faults import BROKEN
-from ckptfs.tools.study import Row
+from ckptfs.tools.study import Row, markdown
 
 _MIN_AFTER_STEP = 50
 _NAMED = 6  # kinds of violation in a line
@@ -128,15 +127,6 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(text) + "\n"
 
 
-def _grid(heads: Sequence[str], lines: Iterable[Sequence[Any]]) -> list[str]:
-    aligned = [" --- ", *[" ---: "] * (len(heads) - 1)]
-    said = (
-        " | ".join(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in line)
-        for line in lines
-    )
-    return [f"| {' | '.join(heads)} |", f"|{'|'.join(aligned)}|", *(f"| {one} |" for one in said)]
-
-
 def _kinds(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(row["kind"] for row in rows))
 
@@ -157,7 +147,7 @@ def _summary(rows: Sequence[Row]) -> list[str]:
                 violating(own),
             ]
         )
-    return _grid([*heads, "not mounted", "violations"], lines)
+    return markdown([*heads, "not mounted", "violations"], lines)
 
 
 def _by_workload(rows: Sequence[Row]) -> list[str]:
@@ -169,7 +159,7 @@ def _by_workload(rows: Sequence[Row]) -> list[str]:
             each = [[row for row in own if row["workload"] == name] for name in workloads]
             cells = [f"{states_in(some):,} / {violating(some):,}" for some in each]
             lines.append([f"{kind}, {mode}", *cells])
-    return ["States / violations:", "", *_grid(["", *workloads], lines)]
+    return ["States / violations:", "", *markdown(["", *workloads], lines)]
 
 
 def _by_step(rows: Sequence[Row]) -> list[str]:
@@ -180,7 +170,7 @@ def _by_step(rows: Sequence[Row]) -> list[str]:
     return [
         "States right after a step of the commit:",
         "",
-        *_grid(["", *(s.value for s in Step)], lines),
+        *markdown(["", *(s.value for s in Step)], lines),
     ]
 
 
@@ -195,4 +185,4 @@ def _by_control(rows: Sequence[Row]) -> list[str]:
         most = ", ".join(what for what, _ in total(own, "worst").most_common(_NAMED))
         lines.append([name, *cells, most])
     heads = ["control", *kinds, "what is wrong, most often first"]
-    return ["States that violate the contract, as they have to:", "", *_grid(heads, lines)]
+    return ["States that violate the contract, as they have to:", "", *markdown(heads, lines)]

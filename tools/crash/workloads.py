@@ -48,10 +48,10 @@ class Writer:
         there.unlink()
         return data
 
-    def write(self, path: str, data: bytes, *, pieces: int = 4, mode: str = "wb") -> None:
+    def write(self, path: str, data: bytes, *, pieces: int = 4) -> None:
         """Open, write, close."""
         version = self.marks.content(data)
-        with open(self.root / path, mode, buffering=0) as file:
+        with open(self.root / path, "wb", buffering=0) as file:
             _write(file.fileno(), data, pieces)
             self.tell("closing", path, version=version)
         self.tell("closed", path, version=version)
