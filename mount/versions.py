@@ -548,10 +548,12 @@ class Versions:
 
     def abort_all(self, reason: str) -> None:
         """At the end of a mount that was taken away: what was open goes to salvage. What is empty
-        so far stays in stage until the next mount, for passthrough writes go on without us."""
+        so far, or cannot be looked at, stays in stage until the next mount; passthrough writes go
+        on without us."""
         for version in self.all():
-            if not version.public and self.store.committer.changed(version.staged):
-                self._abort(version, reason)
+            with contextlib.suppress(OSError):
+                if not version.public and self.store.committer.changed(version.staged):
+                    self._abort(version, reason)
 
     def stop(self) -> None:
         """No thread of it is left on return."""
