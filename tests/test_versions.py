@@ -7,6 +7,7 @@ it was begun: that one's bytes were lost.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -20,6 +21,7 @@ from ckptfs.mount.base import New, Slow
 from ckptfs.mount.nodes import ROOT_ID, Directory, File, identity
 from ckptfs.mount.operations import Operations
 from ckptfs.mount.versions import Caller, Handle, Version
+from ckptfs.staged import Staged
 from ckptfs.store import Store
 
 
@@ -129,6 +131,28 @@ def test_c6_bytes_written_after_the_mount_was_taken_away_are_salvaged(
     assert NEW in contents(quick_dir / ".ckptfs/salvage")
     assert store.get("f") == OLD
     store.close()
+
+
+def test_c6_a_version_that_cannot_be_looked_at_keeps_no_other_from_salvage(
+    operations: Operations, quick_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = _open(operations, os.O_WRONLY | os.O_TRUNC, _caller(os.getpid()))
+    how = New(_caller(os.getpid()), stat.S_IFREG | 0o644, 0)
+    _, other = operations.create(ROOT_ID, "new", os.O_WRONLY | os.O_CREAT, how)
+    for fd, data in ((handle.fd, NEW), (other.fd, NEWER)):
+        os.write(fd, data)
+    assert handle.version is not None
+    unseen, honest = handle.version.staged, operations.store.committer.changed
+
+    def changed(staged: Staged) -> bool:
+        if staged is unseen:
+            raise OSError(errno.EIO, "injected")
+        return honest(staged)
+
+    monkeypatch.setattr(operations.store.committer, "changed", changed)
+    operations.versions.abort_all("the mount was taken away")
+    assert contents(quick_dir / ".ckptfs/salvage") == [NEWER]
+    assert contents(quick_dir / ".ckptfs/stage") == [NEW]  # the next mount sees to it
 
 
 def test_a_directory_that_the_kernel_forgot_is_the_same_one_while_a_file_in_it_is_committed(
