@@ -208,6 +208,19 @@ class Store:
             raise
         return staged
 
+    def reopen(self, path: str, fd: int) -> Staged:
+        """The committed version itself, open for reading and writing at ``fd``, to be written
+        where it is and without a transaction; :meth:`reseal` records it anew. One without a
+        record, or that has lost its name, stays without."""
+        record = None
+        with contextlib.suppress(RecordDamaged):
+            record = self.layout.read_record(fd) if self.fs.stat(fd).st_nlink else None
+        staged = Staged("", fd, path, self.committer.fingerprint(fd), State.IN_PLACE)
+        if record is not None:
+            staged.state = State.SETTLED
+            staged.record, staged.sealed = record, (record.size_bytes, record.mtime_ns)
+        return staged
+
     def _close(self, staged: Staged) -> None:
         self.fs.close(staged.fd)
         if staged.base is not None:

@@ -13,10 +13,10 @@ from typing import Any
 from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.mount import commands
-from ckptfs.mount.base import Slow, T, lstat, stale
+from ckptfs.mount.base import Slow, T, lstat, stale, stands
 from ckptfs.mount.files import Files
+from ckptfs.mount.model import Caller, Handle, Version
 from ckptfs.mount.nodes import Directory, File, Node, Virtual, identity
-from ckptfs.mount.versions import Caller, Handle, Version
 
 _SELINUX = "security.selinux"
 
@@ -72,7 +72,7 @@ class Attributes(Files):
                 raise stale()
             with contextlib.ExitStack() as stack:
                 # opening a FIFO to look at its record would wait for its writer
-                if node.kind == stat.S_IFREG and (version is not None or _stands(node)):
+                if node.kind == stat.S_IFREG and (version is not None or stands(node)):
                     change = self.metadata.metadata_change(node.parent, node.name, version)
                     stack.enter_context(change)
                 yield f"/proc/self/fd/{fd}"
@@ -104,7 +104,7 @@ class Attributes(Files):
             return []
         with self.lock:
             versions = list(self.versions.at(node.parent, node.name))
-        return [version.node for version in versions] if versions and _stands(node) else []
+        return [version.node for version in versions] if versions and stands(node) else []
 
     def _in_turn(self, node: Node, work: Callable[[], T]) -> T | Slow[T]:
         """A change of a version that has a writer waits for a commit that is under way."""
@@ -149,6 +149,8 @@ class Attributes(Files):
         staged = store.stage(path, parent.fd, node.name, exists=True, truncate=not keep_content)
         try:
             os.ftruncate(staged.fd, size)
+            with self.lock:
+                self.versions.overtakes(staged, parent, node.name, {})
             store.commit(staged, parent.fd, node.name)
             self.caches.drop_attributes(parent.id)
         finally:
@@ -256,10 +258,3 @@ def _require_changeable(node: Node) -> None:
 
 def _or_keep(value: int | None) -> int:
     return -1 if value is None else value
-
-
-def _stands(node: File) -> bool:
-    """Whether its name still, or already, is that of this very inode on disk."""
-    assert node.parent is not None
-    status = lstat(node.parent.fd, node.name)
-    return status is not None and identity(status) == node.ident

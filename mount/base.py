@@ -17,8 +17,9 @@ from ckptfs.mount import acl
 from ckptfs.mount.control import Control
 from ckptfs.mount.locks import Locks
 from ckptfs.mount.metadata import Metadata
+from ckptfs.mount.model import Caller, Handle, Version
 from ckptfs.mount.nodes import ROOT_ID, Directory, File, Node, NodeTable, Virtual, identity
-from ckptfs.mount.versions import Caller, Handle, Version, Versions
+from ckptfs.mount.versions import Versions
 from ckptfs.store import Store
 
 T = TypeVar("T")
@@ -243,6 +244,12 @@ def lstat(at: int, name: str) -> os.stat_result | None:
         return os.stat(name, dir_fd=at, follow_symlinks=False)
     except FileNotFoundError:
         return None
+
+
+def stands(node: File) -> bool:
+    """Whether its name still, or already, is that of this very inode on disk."""
+    status = lstat(node.parent.fd, node.name) if node.parent is not None else None
+    return status is not None and identity(status) == node.ident
 
 
 def exists(at: int, name: str) -> bool:

@@ -24,7 +24,7 @@ from ckptfs.verify import Condition, Finding
 
 if TYPE_CHECKING:
     from ckptfs.mount.attributes import Attributes
-    from ckptfs.mount.versions import Caller
+    from ckptfs.mount.model import Caller
 
 PREFIX = f"{fmt.XATTR}."
 VERIFY, ADOPT, ROLLBACK = f"{PREFIX}verify", f"{PREFIX}adopt", f"{PREFIX}rollback"

@@ -13,13 +13,16 @@ import stat
 from typing import NoReturn
 
 from ckptfs import osfs
-from ckptfs.mount.base import Entry, New, Slow, exists, own, stale
+from ckptfs.mount import content, writers
+from ckptfs.mount.base import Entry, New, Slow, exists, lstat, own, stale, stands
+from ckptfs.mount.content import Content
 from ckptfs.mount.control import StatusFile
 from ckptfs.mount.locks import Lock, LockSet
+from ckptfs.mount.model import Caller, Handle, Version
 from ckptfs.mount.nodes import Directory, File, Virtual, identity
 from ckptfs.mount.past import Generation
 from ckptfs.mount.relay import Relay
-from ckptfs.mount.versions import Caller, Handle, Version
+from ckptfs.protocol import State
 
 
 class Replaced(OSError):
@@ -61,13 +64,18 @@ class Files(Relay):
             version = node.version
             if version is not None and version.active:
                 return self._version_handle(node, version, flags)
+        status = lstat(parent.fd, node.name)
+        if status is None:
+            return self._open_nameless(node, flags)
         if not self.store.options.verify_opens or self.store.guard.known_good(parent.fd, node.name):
             with contextlib.suppress(Replaced):
                 return self._open_committed(node, flags)
 
         def verified() -> Handle:
             while True:
-                status = os.stat(node.name, dir_fd=parent.fd, follow_symlinks=False)
+                status = lstat(parent.fd, node.name)
+                if status is None:
+                    return self._open_nameless(node, flags)
                 if identity(status)[:2] in self.versions.extending:
                     with self.store.committer.path_lock(parent.fd, node.name):
                         continue
@@ -81,6 +89,18 @@ class Files(Relay):
                     return handle
 
         return Slow(verified)
+
+    def _open_nameless(self, node: File, flags: int) -> Handle:
+        """What has lost its name is opened by the link of a descriptor, or by who looked it up
+        just before: he looks again."""
+        with self.lock:
+            return self._handle(node, self._reopened(node, os.O_RDONLY), flags)
+
+    def _reopened(self, node: File, access: int) -> int:
+        """A descriptor of what the node has open."""
+        for handle in node.handles:
+            return os.open(f"/proc/self/fd/{handle.fd}", access | os.O_CLOEXEC)
+        raise stale()
 
     def _open_current(
         self, node: File, parent: Directory, verified: os.stat_result, flags: int
@@ -133,46 +153,114 @@ class Files(Relay):
         with self.lock:
             version = node.version
             if version is not None and version.unpublished and self._joins(version, flags, caller):
-                return self._write_handle(node, version, flags, caller)
+                return self._join(node, version, flags, caller)
             expecting = self._expecting(parent, node.name, caller)
             if expecting is not None:  # /proc/self/fd/N: no LOOKUP came between the two OPENs
                 self.caches.drop_name(parent.id, node.name)
-                if version is not None and version.active:
-                    return Slow(lambda: self._open_itself(node, version, expecting, flags, caller))
-                return self._write_handle(node, expecting, flags, caller)
+                return Slow(lambda: self._open_itself(node, expecting, flags, caller))
+            if not self.versions.at(parent, node.name) and not exists(parent.fd, node.name):
+                return Slow(lambda: self._open_itself(node, None, flags, caller))
+            if version is not None and self._is_shared(version, truncate) and stands(node):
+                return self._join(node, version, flags, caller)
             if truncate and not self._due(parent, node.name):
                 self._start(parent, node.name, caller, truncate=True)
 
         def start() -> Handle:
             while True:
-                for version in self._due(parent, node.name):
-                    self.versions.wait_settled(version)
+                for due in self._due(parent, node.name):
+                    self.versions.wait_settled(due)
+                if not truncate:
+                    if version is not None and self.versions.is_mapped(version) and stands(node):
+                        return self._open_live(node, parent, flags, caller)
+                    found = self._content_of(node, parent)
+                    if found is Content.DATABASE:
+                        return self._open_in_place(node, flags)
+                    if found is Content.TEXT and _adds_to_log(node, flags):
+                        return self._open_live(node, parent, flags, caller)
                 with self.store.committer.path_lock(parent.fd, node.name):
                     if not self._due(parent, node.name):
                         self._start(parent, node.name, caller, truncate=truncate)
 
         return Slow(start)
 
+    def _is_shared(self, version: Version, truncate: bool) -> bool:
+        """Whether another open for writing goes where the committed version stands: somebody may
+        yet write there. Who truncates begins anew but where it is no transaction any more."""
+        if not version.live:
+            return False
+        if version.staged.state is State.IN_PLACE:
+            return True
+        return not truncate and any(not handle.flushed for handle in version.handles)
+
     def _open_itself(
-        self, node: File, version: Version, needless: Version, flags: int, caller: Caller
+        self, node: File, needless: Version | None, flags: int, caller: Caller
     ) -> Handle:
-        """A descriptor that is opened again by its link stands for the file that it has open."""
-        self.versions.dismiss(needless, caller)
+        """A descriptor that is opened again by its link stands for the file that it has open. One
+        that was replaced is kept as it is: history may hold it."""
+        if needless is not None:
+            self.versions.dismiss(needless, caller)
         with self.lock:
-            if version.ended:
-                raise stale()
-            handle = self._write_handle(node, version, flags, caller)
-        if flags & os.O_TRUNC:
-            self.cut(handle, 0)
-        return handle
+            version = node.version
+            if version is None or not version.active or version.ended:
+                fd = self._reopened(node, os.O_RDWR)
+                if os.fstat(fd).st_nlink > 0 and not stands(node):
+                    os.close(fd)
+                    raise stale()
+                version = self.versions.revive(node, fd)
+            joined = self._join(node, version, flags, caller)
+        return joined.run() if isinstance(joined, Slow) else joined
+
+    def _content_of(self, node: File, parent: Directory) -> Content:
+        """Of the committed file, good as it is on return; EMPTY where it is being written."""
+        self.store.verify_open(node.path(), parent.fd, node.name)
+        with self.lock:
+            if self.versions.at(parent, node.name) or not stands(node):
+                return Content.EMPTY
+        with osfs.opened(self.store.fs, parent.fd, node.name, os.O_RDONLY) as fd:
+            return content.judge(os.fstat(fd).st_size, lambda size, at: os.pread(fd, size, at))
+
+    def _open_live(self, node: File, parent: Directory, flags: int, caller: Caller) -> Handle:
+        with self.lock:
+            version = node.version
+            if version is None or not version.live:
+                fd = os.open(node.name, os.O_RDWR | osfs.NOFOLLOW, dir_fd=parent.fd)
+                if identity(os.fstat(fd)) != node.ident:
+                    os.close(fd)
+                    raise stale()
+                version = self.versions.revive(node, fd)
+            return self._write_handle(node, version, flags, caller)
 
     def _joins(self, version: Version, flags: int, caller: Caller) -> bool:
+        """Who truncates gets a version of its own beside a writer, or N processes that save to one
+        path would mix their bytes. Not where nothing was written yet by itself, or by a process
+        that it descends from or that descends from it: these mean the same file."""
         if caller.pid in version.expected:
             return True
+        if not version.joinable or self.versions.overtaken(version):
+            return False
         if not flags & os.O_TRUNC:
-            return version.joinable
+            return True
+        if not self.versions.is_untouched(version):
+            return False
         empty = os.fstat(version.staged.fd).st_size == 0
-        return version.joinable and empty and flags & os.O_ACCMODE == os.O_RDWR
+        if empty and flags & os.O_ACCMODE == os.O_RDWR:
+            return True
+        openers = {handle.opener for handle in version.handles}
+        return bool(openers) and all(writers.are_related(caller.process, o) for o in openers)
+
+    def _join(
+        self, node: File, version: Version, flags: int, caller: Caller
+    ) -> Handle | Slow[Handle]:
+        handle = self._write_handle(node, version, flags, caller)
+        if not flags & os.O_TRUNC or os.fstat(version.staged.fd).st_size == 0:
+            return handle
+
+        def cut() -> Handle:
+            version.fresh = True
+            self.cut(handle, 0)
+            return handle
+
+        return Slow(cut)
 
     def _expecting(self, parent: Directory, name: str, caller: Caller) -> Version | None:
         for version in self.versions.at(parent, name):
@@ -191,7 +279,8 @@ class Files(Relay):
         with self.lock:
             for youngest in self.versions.at(parent, name)[-1:]:
                 # One that its opener has abandoned may be older than what was committed since.
-                if youngest.joinable and not truncate and not self.versions.abandoned(youngest):
+                joinable = youngest.joinable and not self.versions.overtaken(youngest)
+                if joinable and not truncate and not self.versions.abandoned(youngest):
                     self._send_back(youngest, caller)
         version = self.versions.begin(
             parent, name, caller, exists=exists(parent.fd, name), truncate=truncate
@@ -361,3 +450,7 @@ class Files(Relay):
 
     def statfs(self) -> os.statvfs_result:
         return os.fstatvfs(self.store.root)
+
+
+def _adds_to_log(node: File, flags: int) -> bool:
+    return bool(flags & os.O_APPEND) and content.may_be_log(node.name, appends=True)

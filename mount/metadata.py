@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from ckptfs import osfs
 from ckptfs.errors import CkptfsError
+from ckptfs.mount.model import Version
 from ckptfs.mount.nodes import Directory
-from ckptfs.mount.versions import Version
 from ckptfs.protocol import State
 from ckptfs.staged import Staged
 from ckptfs.store import Store

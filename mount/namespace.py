@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.mount.base import Base, Entry, New, Slow, lstat, own, owner
+from ckptfs.mount.model import Caller, Handle
 from ckptfs.mount.nodes import ROOT_ID, Directory, File, Listed, Node, Virtual, identity
-from ckptfs.mount.versions import Caller, Handle
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from ckptfs import osfs
 
 if TYPE_CHECKING:
-    from ckptfs.mount.versions import Handle, Version
+    from ckptfs.mount.model import Handle, Version
 
 ROOT_ID = 1
 CONTROL_ID = 2  # .ckptfs as the mount shows it

@@ -27,10 +27,10 @@ from ckptfs.mount import calls, libfuse, sessions, writers
 from ckptfs.mount.attributes import Change
 from ckptfs.mount.base import Entry, New, Slow, exists, lstat
 from ckptfs.mount.inodes import Inodes, Opened, Place
+from ckptfs.mount.model import Caller, Handle
 from ckptfs.mount.nodes import ROOT_ID, File, Identity, Node, identity
 from ckptfs.mount.operations import Operations
 from ckptfs.mount.past import Generation
-from ckptfs.mount.versions import Caller, Handle
 
 log = logging.getLogger("ckptfs.session")
 

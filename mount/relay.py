@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from ckptfs import osfs
 from ckptfs.mount.base import Base, Slow, T
-from ckptfs.mount.versions import Handle
+from ckptfs.mount.model import Handle
 
 
 class Relay(Base):

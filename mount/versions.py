@@ -3,7 +3,12 @@
 A version commits at the FLUSH with which its last open write handle was closed by the process
 that opened it; at the last RELEASE where no such FLUSH came (descriptors passed to children,
 unknown writers, nothing written); never where one of its writers was killed. After its commit it
-stays *live* while a write handle remains, and is sealed again when it changed.
+stays *live* while a write handle or a writable mapping remains, and is sealed again when it
+changed; who opens the path for writing without O_TRUNC then writes to that very inode.
+
+What a close publishes is never less than a plain directory would hold: where nothing was written
+to a version since its begin, or since somebody truncated the path once more, it does not replace
+what was committed meanwhile.
 
 Threading: ``Versions.lock`` guards the tables and every field of ``Version`` and ``Handle``.
 Commits run without it, under the version's own ``staged.lock``, which is always taken first.
@@ -13,96 +18,29 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 from ckptfs import osfs
 from ckptfs.errors import CkptfsError, WriterKilled, final
-from ckptfs.mount import writers
-from ckptfs.mount.locks import LockSet
-from ckptfs.mount.nodes import Directory, File, Identity, Node, NodeTable, identity
+from ckptfs.mount import content, writers
+from ckptfs.mount.content import Content
+from ckptfs.mount.model import Before, Caller, Handle, Version
+from ckptfs.mount.nodes import Directory, File, Identity, NodeTable, identity
+from ckptfs.mount.watch import Watch
 from ckptfs.mount.writers import Fate
 from ckptfs.protocol import VISIBLE, State
-from ckptfs.staged import Base, Inode, Staged
+from ckptfs.staged import Base, Fingerprint, Inode, Staged
 from ckptfs.store import Store
 from ckptfs.structure import Verdict
 from ckptfs.writeback import Writeback
 
 _SEALS_REMEMBERED = 10_000
-_PENDING_S = 60.0  # an open that was sent to look again and never came back
-_EXPECTED_S = 1.0  # how long a close waits for it
-
-
-@dataclass(frozen=True)
-class Caller:
-    """From the header of a request; ``pid`` is a thread id, 0 if it is unknown."""
-
-    uid: int
-    gid: int
-    pid: int
-    request: int = 0  # its number, for what is answered or interrupted later
-
-    @functools.cached_property
-    def process(self) -> int | None:
-        """The process of the thread; None if it is unknown."""
-        return writers.thread_group(self.pid)
-
-
-@dataclass(eq=False)
-class Handle:
-    """One open file description."""
-
-    id: int
-    node: Node
-    fd: int
-    flags: int
-    opener: int | None  # its process
-    version: Version | None = None  # what it writes; None for readers and in-place files
-    relayed: bool = False  # on another node than its version's: only the daemon can carry it
-    flushed: bool = False  # closed by the process that opened it
-    listing: list[tuple[str, int, int]] = field(default_factory=list)  # of a directory
-    locks: LockSet | None = None  # of the path it was opened by, once it asked for a lock
-    locker: int | None = None  # the process that asked
-    base: Base | None = None  # where the bytes are that ``fd`` may lack
-
-
-@dataclass(eq=False)
-class Version:
-    """A staged or live version, and who takes part in it."""
-
-    staged: Staged
-    node: File
-    at: tuple[Directory, str] | None  # where it will be published; None once it was deleted
-    members: set[int]  # processes that opened it for writing: they see it under its name
-    fresh: bool  # created or truncated: commits even if nothing was written
-    known: bool  # whether its writers can be told apart
-    # threads that were answered ESTALE and will open it next, since when
-    expected: dict[int, float] = field(default_factory=dict)
-    public: bool = False  # finished: shown to everybody though its disk work goes on
-    closing: bool = False  # being committed or dropped: nobody joins it any more
-    ended: bool = False  # its descriptor is closed
-    held: bool = False  # some process had a descriptor of it: a FLUSH came
-    killed: bool = False
-    failure: OSError | CkptfsError | None = None
-    handles: set[Handle] = field(default_factory=set)
-
-    @property
-    def active(self) -> bool:
-        """Staged, or published while somebody can still write to it."""
-        return self.staged.state is not State.ABORTED
-
-    @property
-    def joinable(self) -> bool:
-        return self.unpublished and not self.closing
-
-    @property
-    def unpublished(self) -> bool:
-        return self.staged.state not in VISIBLE and self.staged.state is not State.ABORTED
+_EXPECTED_S = 1.0  # how long a close waits for an open that was sent to look again
+_LOG_S = 1.0  # text that is still open so long after its first write is a log
 
 
 class Versions:
@@ -118,7 +56,8 @@ class Versions:
         self._sealed_here: OrderedDict[Identity, None] = OrderedDict()
         self._by_path: dict[tuple[int, str], list[Version]] = {}
         self.sealed: Callable[[Version], None] = lambda version: None  # published or recorded anew
-        self._sweeper: threading.Timer | None = None
+        self.lingering: set[Version] = set()  # published, closed by all, mapped by somebody
+        self.watch = Watch(self)
 
     # --- tables ----------------------------------------------------------------------------------
 
@@ -134,6 +73,10 @@ class Versions:
     def any_below(self, parent: Directory) -> bool:
         return any(parent_id == parent.id for parent_id, _ in self._by_path)
 
+    def any(self) -> bool:
+        """Whether there is anything to look at from time to time."""
+        return bool(self._by_path or self.lingering)
+
     def all(self) -> list[Version]:
         with self.lock:
             return [version for versions in self._by_path.values() for version in versions]
@@ -141,6 +84,7 @@ class Versions:
     def visible_to(self, caller: Caller, parent: Directory, name: str) -> Version | None:
         """The version that this caller's lookups of the path give, if not the committed one."""
         versions = self.at(parent, name)
+        versions = [version for version in versions if not self.overtaken(version)]
         for version in reversed(versions):
             if version.public or caller.pid in version.expected:
                 return version
@@ -207,15 +151,38 @@ class Versions:
                 fresh=truncate or not exists,
                 known=process is not None,
             )
+            version.numbers = {node.ident[1], node.stands_for}
+            if truncate:
+                version.before = self._cut_by(process, self.at(parent, name))
             node.version = version
             self._place(version, parent, name)
+            self.watch.wake()
         if not staged.has_hole:  # else it will most likely be copied before it is on the disk
             self.writeback.add(staged)
         return version
 
+    def revive(self, node: File, fd: int) -> Version:
+        """The file of a node, open at ``fd``, as a version that is live: who opens it writes to
+        it where it is, and its last close seals it anew."""
+        version = Version(self.store.reopen(node.path(), fd), node, None, set(), False, True)
+        if node.parent is not None:
+            version.at = node.parent, node.name
+        version.closing = True  # it was committed: nobody joins it but as a live one
+        version.numbers = {node.ident[1]}
+        node.version = version
+        return version
+
     def join(self, version: Version, handle: Handle, caller: Caller) -> None:
-        """Add a write handle; the version is finished once every handle of it is closed."""
+        """Add a write handle; the version is finished once every handle of it is closed. Of those
+        that began it while nothing was written nobody can tell which is going to be used, so none
+        is waited for."""
         handle.opener = caller.process
+        if version.handles and version.unpublished and self.is_untouched(version):
+            for each in (*version.handles, handle):
+                each.bystander = bool(each.flags & (os.O_CREAT | os.O_TRUNC))
+        version.appends |= bool(handle.flags & os.O_APPEND)
+        if handle.opener is not None and handle.flags & os.O_ACCMODE == os.O_RDWR:
+            version.mappers.add(handle.opener)
         if handle.opener is None:
             version.known = False
         else:
@@ -232,7 +199,7 @@ class Versions:
             version.expected[caller.pid] = time.monotonic()
             if process is not None:
                 version.members.add(process)
-            self._sweep_later()
+            self.watch.wake()
 
     def dismiss(self, version: Version, caller: Caller) -> None:
         """This caller does not come after all; drop the version if it was begun for it alone."""
@@ -242,37 +209,47 @@ class Versions:
             if not version.handles and not version.expected:
                 version.closing = True
         if version.closing:
-            self._drop(version)
+            self.drop(version)
 
     def abandoned(self, version: Version) -> bool:
         """Whether nobody has it open and whoever was to open it has died on the way."""
         return not version.handles and all(map(writers.is_gone, version.expected))
 
-    def _sweep_later(self) -> None:
-        if self._sweeper is None:
-            self._sweeper = threading.Timer(_EXPECTED_S, self.sweep)
-            self._sweeper.daemon = True
-            self._sweeper.start()
+    # --- who wrote what, and when ----------------------------------------------------------------
 
-    def sweep(self) -> None:
-        """Drop versions whose opener was sent to look again and never came. A thread of its own
-        does it: nobody who holds ``lock`` may take a ``staged.lock``."""
-        old = time.monotonic() - _PENDING_S
-        with self.lock:
-            self._sweeper = None
-        for version in self.all():
-            with self.lock:
-                expected = version.expected.values()
-                if version.handles or not expected:
-                    continue
-                if max(expected) > old and not self.abandoned(version):
-                    self._sweep_later()
-                    continue
-                version.expected.clear()
-                version.closing = True
-            self._drop(version)
+    def _content(self, version: Version) -> Fingerprint:
+        return self.store.committer.fingerprint(version.staged.fd)
 
-    def _drop(self, version: Version) -> None:
+    def _cut_by(self, process: int | None, versions: list[Version]) -> Before:
+        """What an open with O_TRUNC takes away of the others, as they are by now. Nothing of what
+        a stranger adds to the committed bytes."""
+        return {
+            version: self._content(version)
+            for version in versions
+            if version.fresh
+            or all(writers.are_related(process, handle.opener) for handle in version.handles)
+        }
+
+    def is_untouched(self, version: Version) -> bool:
+        """Whether no byte was written since it was begun."""
+        return self._content(version) == version.staged.as_opened
+
+    def overtaken(self, version: Version) -> bool:
+        """Whether another version of its path was committed since, and nothing was written to this
+        one that the begin of the other did not take away."""
+        overtakers = [at for by, at in version.overtakers if by.state in VISIBLE]
+        return bool(overtakers) and self._content(version) in overtakers
+
+    def overtakes(self, by: Staged, parent: Directory, name: str, before: Before) -> None:
+        """``by`` is going to be committed at the path. Who is still on the way to open a version
+        opens it after that. The caller holds ``lock``."""
+        for other in self.at(parent, name):
+            if other.staged is not by and (other.handles or not other.expected):
+                taken = before.get(other, other.staged.as_opened)
+                other.overtakers.append((by, taken))
+
+    def drop(self, version: Version) -> None:
+        """One that was begun for an open that never came."""
         with version.staged.lock, self.lock:
             if version.handles:
                 return
@@ -302,19 +279,19 @@ class Versions:
                     return lambda: self._close_mapped(version, handle, process)
                 return None  # a duplicate, as shells close it before they write: says nothing
             handle.flushed = True
-            if not all(other.flushed for other in version.handles):
+            if version.unpublished and not version.closed:
                 return None
         return lambda: self._close(version)
 
     def _close_mapped(self, version: Version, handle: Handle, process: int) -> None:
         """numpy.memmap("r+") closes the file that it has mapped ahead of the first store, of which
         nothing tells: the version goes live now, or its flushed stores would end with a kill."""
-        if not writers.maps_for_writing(process, version.node.stands_for or version.node.ident[1]):
+        if not writers.map_for_writing({process}, version.numbers):
             return
         with version.staged.lock, self.lock:
             version.staged.touched = True
             handle.flushed = True
-            if not all(other.flushed for other in version.handles):
+            if not version.closed:
                 return
         self._close(version)
 
@@ -330,7 +307,7 @@ class Versions:
         with self._arrived:
             self._arrived.wait_for(lambda: not version.expected, _EXPECTED_S)
             version.expected.clear()
-            version.closing = all(handle.flushed for handle in version.handles)
+            version.closing = version.closed
             return version.closing
 
     def release(self, handle: Handle) -> Callable[[], None] | None:
@@ -341,28 +318,45 @@ class Versions:
         with self.lock:
             version.handles.discard(handle)
             if version.handles:
-                if all(other.flushed for other in version.handles):
-                    return lambda: self._close(version)
-                return None
+                return (lambda: self._close(version)) if version.closed else None
             if not version.expected:
                 version.closing = True
                 # Without any FLUSH no open of it returned: who opened it was killed meanwhile.
                 version.fresh = version.fresh and version.held
                 finished = version.unpublished and version.at and not version.killed
-                version.public = bool(finished and version.known and version.fresh)
+                shown = finished and version.known and version.fresh
+                version.public = bool(shown and not self.overtaken(version))
         return lambda: self._release(version)
 
     def _release(self, version: Version) -> None:
         if not self._close_to_joiners(version):
             return
         with version.staged.lock:
+            was_live = version.live
+            if self._lingers(version):
+                return
             try:
                 self._finish(version, released=True)
             finally:
-                with self.lock:
-                    joined = bool(version.handles)
-                if not joined:
+                if was_live or not self._lingers(version):
                     self._end(version)
+
+    def is_mapped(self, version: Version) -> bool:
+        """Whether a process has the published version mapped for writing. Of its stores and of its
+        end nothing tells, where the kernel carries the data."""
+        if not version.live or not version.mappers:
+            return False
+        return writers.map_for_writing(version.mappers, version.numbers)
+
+    def _lingers(self, version: Version) -> bool:
+        """Whether it is mapped, so that it is looked at from time to time."""
+        mapped = self.is_mapped(version)
+        with self.lock:
+            version.lingering = mapped
+            (self.lingering.add if mapped else self.lingering.discard)(version)
+            if mapped:
+                self.watch.wake()
+        return mapped
 
     def _changed(self, version: Version) -> bool:
         """A version that cannot be looked at has failed: the close that hears of it is the last
@@ -374,6 +368,13 @@ class Versions:
                 version.failure = version.failure or final(error)
             raise version.failure from None
 
+    def settle_lingering(self, version: Version) -> None:
+        """Seal it once nobody has it mapped any more."""
+        with version.staged.lock:
+            if not version.handles:
+                with contextlib.suppress(OSError, CkptfsError):  # nobody is left to hear of it
+                    self._release(version)
+
     def _finish(self, version: Version, *, released: bool) -> None:
         """Commit what is complete. Raises what a commit raises, once for each who closes."""
         staged = version.staged
@@ -383,6 +384,8 @@ class Versions:
             if version.failure is not None:
                 self._abort(version, str(version.failure))
                 raise version.failure
+            if version.killed and version.unpublished and self._outlives_its_writer(version):
+                self._expose(version)
             if version.killed and version.unpublished:
                 # Others that write it too must hear of it: 0 from close says "committed".
                 version.failure = WriterKilled(
@@ -391,7 +394,9 @@ class Versions:
                 self._abort(version, "its writer was killed before it closed it")
                 raise version.failure
             if staged.state is State.SETTLED:
-                if self.store.reseal(staged):
+                if version.lingering or not version.closed:  # it changes on: durable, at least
+                    self.store.fs.fsync(staged.fd)
+                elif self.store.reseal(staged):
                     self.sealed(version)
             elif version.at is None:
                 if released and version.unpublished:
@@ -402,12 +407,27 @@ class Versions:
                 except OSError as error:
                     self._abort(version, str(error))
                     raise
-                if version.closing and (changed or (released and version.fresh)):
-                    self._commit(version)
-                elif released:
+                complete = changed or (released and version.fresh)
+                if version.closing and complete and self._commit_in_turn(version):
+                    return
+                if released:
                     with self.lock:
                         self._unplace(version)
                     self.store.committer.discard(staged)
+
+    def _commit_in_turn(self, version: Version) -> bool:
+        """Commit it unless it is overtaken. Of one without a byte only the RELEASE tells, which
+        may come behind later closes: none of them is published between the two."""
+        assert version.at is not None
+        parent, name = version.at
+        if not version.overtakers and not self.is_untouched(version):
+            self._commit(version)
+            return True
+        with self.store.committer.path_lock(parent.fd, name):
+            if self.overtaken(version):
+                return False
+            self._commit(version)
+            return True
 
     def _commit(self, version: Version) -> None:
         with self.lock:
@@ -419,10 +439,14 @@ class Versions:
                 return
             self._require_room(version)
             base = version.staged.base
+            with self.lock:
+                self.overtakes(version.staged, parent, name, version.before)
+                version.before = {}
             self.store.commit(version.staged, parent.fd, name, self._alone)
             if base is not None and not base.filled:
                 self._became_committed(version, base)
             self._remember_seal(version.node.ident)
+            version.numbers.add(version.node.ident[1])
             version.node.stands_for = 0
             self.sealed(version)
         except (OSError, CkptfsError) as error:
@@ -467,20 +491,48 @@ class Versions:
             self.nodes.detach(version.node)
             version.node.ident = identity(os.fstat(version.staged.fd))
 
+    def belongs_in_place(self, version: Version) -> bool:
+        """Whether it is a log or a database rather than a checkpoint; see ``content``. The caller
+        holds its ``staged.lock``."""
+        if version.is_binary:
+            return False
+        staged, growth = version.staged, self.store.committer.growth
+        size = self._content(version)[0]
+        found = content.judge(size, lambda n, offset: growth.read(staged, n, offset))
+        version.is_binary = found is Content.OTHER
+        if found is not Content.TEXT:
+            return found is Content.DATABASE
+        since = version.grows_since
+        stays_open = since is not None and time.monotonic() - since >= _LOG_S
+        name = version.at[1] if version.at else ""
+        lasts = version.appends or stays_open
+        return lasts and content.may_be_log(name, appends=version.appends)
+
+    def _outlives_its_writer(self, version: Version) -> bool:
+        return self.belongs_in_place(version) and not self.overtaken(version)
+
     def write_in_place(self, version: Version) -> None:
-        """Several processes write it under a lock, so each must see the others' bytes. Does
+        """Others must see each byte at once, and its writer's end must not take it away. Does
         nothing once its commit has begun: who comes then sees what it commits."""
         with version.staged.lock:
             with self.lock:
-                if not version.joinable or version.at is None:
+                if not version.joinable or version.at is None or self.overtaken(version):
                     return
-                parent, name = version.at
-            self.writeback.remove(version.staged)
-            self.store.committer.expose(version.staged, parent.fd, name)
-            with self.lock:
-                self._unplace(version)
-                for other in self.at(parent, name):  # truncated for the lock, not to be emptied
-                    other.fresh = False
+            self._expose(version)
+
+    def _expose(self, version: Version) -> None:
+        with self.lock:
+            if version.at is None:
+                return
+            parent, name = version.at
+        self.writeback.remove(version.staged)
+        self.store.committer.expose(version.staged, parent.fd, name)
+        with self.lock:
+            self._unplace(version)
+            self.overtakes(version.staged, parent, name, version.before)
+            for other in self.at(parent, name):  # truncated for the lock, not to be emptied
+                other.fresh = False
+        self.sealed(version)
 
     def _remember_seal(self, ident: Identity) -> None:
         with self.lock:
@@ -507,16 +559,17 @@ class Versions:
             self.nodes.detach(version.node)
 
     def _end(self, version: Version) -> None:
-        """Once, however many handles were released one after the other."""
-        self.writeback.remove(version.staged)
+        """Once, however many handles were released one after the other; not while there are any."""
         with self.lock:
-            if version.ended:
+            if version.ended or version.handles:
                 return
             version.ended = True
+            self.lingering.discard(version)
             self._unplace(version)
             if version.node.version is version:
                 version.node.version = None
                 self.nodes.drop_if_forgotten(version.node)
+        self.writeback.remove(version.staged)
         with contextlib.suppress(OSError):
             os.close(version.staged.fd)
 
@@ -556,10 +609,8 @@ class Versions:
                     self._abort(version, reason)
 
     def stop(self) -> None:
-        """No thread of it is left on return."""
-        with self.lock:
-            sweeper = self._sweeper
-        if sweeper is not None:
-            sweeper.cancel()
-            sweeper.join()
+        """No thread of it is left on return, and what was only mapped is sealed."""
+        self.watch.stop()
+        for version in list(self.lingering):
+            self.settle_lingering(version)
         self.writeback.stop()

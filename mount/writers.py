@@ -15,11 +15,12 @@ missing memory lines. Stateless but for one check of ``/proc``; any thread.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import os
 import threading
-from collections.abc import Set
+from collections.abc import Collection, Iterator, Set
 
 _PF_EXITING = 0x4
 _SIGNAL_MASK = 0x7F
@@ -122,26 +123,56 @@ def descends_from(process: int | None, ancestors: Set[int]) -> bool:
     return False
 
 
-def maps_for_writing(process: int, inode: int) -> bool:
-    """Whether the process has a file of this inode number mapped, shared and writable.
+def are_related(one: int | None, other: int | None) -> bool:
+    """Whether both are one process, or one descends from the other."""
+    if one is None or other is None:
+        return False
+    return descends_from(one, {other}) or descends_from(other, {one})
+
+
+def map_for_writing(openers: Collection[int], inodes: Collection[int]) -> bool:
+    """Whether one of the processes, or what descends from one, has a file of these inode numbers
+    mapped, shared and writable; where one has ended, any process. An opener whose mappings may
+    not be seen counts as if it had.
 
     Opening ``maps`` waits for the lock that execve holds, too, and page faults may be waited for:
     a thread of its own looks, and a process that keeps it waiting is in execve, with no mappings.
     """
     found: list[bool] = []
-    reader = threading.Thread(target=lambda: found.append(_maps(process, inode)), daemon=True)
+
+    def look() -> None:
+        processes = _with_descendants(openers)
+        found.append(any(_maps(p, inodes, if_hidden=p in openers) for p in processes))
+
+    reader = threading.Thread(target=look, daemon=True)
     reader.start()
     reader.join(_MAPS_S)
     return bool(found and found[0])
 
 
-def _maps(process: int, inode: int) -> bool:
+def _with_descendants(openers: Collection[int]) -> Iterator[int]:
+    if not all(map(is_running, openers)):
+        yield from (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
+        return
+    waiting = list(openers)
+    while waiting:
+        process = waiting.pop()
+        yield process
+        with contextlib.suppress(OSError):
+            for thread in os.listdir(f"/proc/{process}/task"):
+                children = _read(f"/proc/{process}/task/{thread}/children") or b""
+                waiting += map(int, children.split())
+
+
+def _maps(process: int, inodes: Collection[int], *, if_hidden: bool) -> bool:
     try:
         with open(f"/proc/{process}/maps", "rb") as maps:
             mappings = [line.split(None, 5) for line in maps]
+    except PermissionError:
+        return if_hidden
     except OSError:
         return False
-    return any(int(m[4]) == inode and m[1][1:2] == b"w" and m[1][3:4] == b"s" for m in mappings)
+    return any(int(m[4]) in inodes and m[1][1:2] == b"w" and m[1][3:4] == b"s" for m in mappings)
 
 
 def is_running(pid: int) -> bool:

@@ -34,12 +34,12 @@ _REPLACEMENTS = {
 @pytest.mark.kernel_only(mounts.ONE_INODE)
 @pytest.mark.parametrize("how", _REPLACEMENTS)
 def test_c7_a_reader_keeps_what_it_opened_and_mapped(tree: Tree, how: str) -> None:
-    tree.seed("d/f", "o" * SIZE)
+    tree.seed("d/f", "\0" * SIZE)
     with actors(tree.path / "d", 2) as (reader, writer):
         reader.do(_OPEN)
         for step in _REPLACEMENTS[how]:
             writer.do(step)
-            assert reader.value(_HELD) == ["o" * SIZE, "o" * SIZE, SIZE]
+            assert reader.value(_HELD) == ["\0" * SIZE, "\0" * SIZE, SIZE]
         reader.do("m.close(); f.close()")
     tree.settle()
     assert "damaged" not in tree.conditions().values()

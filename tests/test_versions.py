@@ -18,9 +18,9 @@ import pytest
 from harness import NEW, NEWER, OLD, contents, store_on
 
 from ckptfs.mount.base import New, Slow
+from ckptfs.mount.model import Caller, Handle, Version
 from ckptfs.mount.nodes import ROOT_ID, Directory, File, identity
 from ckptfs.mount.operations import Operations
-from ckptfs.mount.versions import Caller, Handle, Version
 from ckptfs.staged import Staged
 from ckptfs.store import Store
 
@@ -89,7 +89,7 @@ def test_c1_an_abandoned_version_is_not_joined(operations: Operations) -> None:
 
 def test_an_abandoned_version_is_dropped(operations: Operations) -> None:
     version = _abandon(operations, os.O_WRONLY | os.O_TRUNC)
-    operations.versions.sweep()
+    operations.versions.watch.look()
     assert version.ended
     assert operations.versions.all() == []
     assert os.listdir(operations.store.layout.stage) == []

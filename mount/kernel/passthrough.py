@@ -19,7 +19,7 @@ from ckptfs import osfs
 from ckptfs.layout import Layout
 from ckptfs.mount.kernel import wire
 from ckptfs.mount.kernel.mounting import mounts
-from ckptfs.mount.versions import Handle
+from ckptfs.mount.model import Handle
 
 _FINAL = frozenset({errno.EPERM, errno.EACCES, errno.ENOTTY, errno.EOPNOTSUPP, errno.ELOOP})
 

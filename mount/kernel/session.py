@@ -29,10 +29,10 @@ from ckptfs.mount.kernel import wire
 from ckptfs.mount.kernel.passthrough import Passthrough
 from ckptfs.mount.kernel.wire import Op
 from ckptfs.mount.locks import Lock
+from ckptfs.mount.model import Caller, Handle
 from ckptfs.mount.nodes import File, Listed, Node, Virtual
 from ckptfs.mount.operations import Operations
 from ckptfs.mount.sessions import Openers, errno_of
-from ckptfs.mount.versions import Caller, Handle
 
 log = logging.getLogger("ckptfs.session")
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 OLD, NEW, ADDED = b"old " * 700, b"new " * 900, b"added " * 100
-LONG = b"long" * (300 << 10)  # of which only what is added is written
+LONG = b"lon\0" * (300 << 10)  # of which only what is added is written
 CHANGED = b"C" + LONG[1:]
 _MANY = 6
 _LIMIT_S = 30.0

@@ -1,0 +1,106 @@
+"""Who asks, what is open, and what is being written: the data of the operations.
+
+Threading: every field of ``Version`` and ``Handle`` is guarded by ``Versions.lock``.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+
+from ckptfs.errors import CkptfsError
+from ckptfs.mount import writers
+from ckptfs.mount.locks import LockSet
+from ckptfs.mount.nodes import Directory, File, Node
+from ckptfs.protocol import VISIBLE, State
+from ckptfs.staged import Base, Fingerprint, Staged
+
+
+@dataclass(frozen=True)
+class Caller:
+    """From the header of a request; ``pid`` is a thread id, 0 if it is unknown."""
+
+    uid: int
+    gid: int
+    pid: int
+    request: int = 0  # its number, for what is answered or interrupted later
+
+    @functools.cached_property
+    def process(self) -> int | None:
+        """The process of the thread; None if it is unknown."""
+        return writers.thread_group(self.pid)
+
+
+@dataclass(eq=False)
+class Handle:
+    """One open file description."""
+
+    id: int
+    node: Node
+    fd: int
+    flags: int
+    opener: int | None  # its process
+    version: Version | None = None  # what it writes; None for readers and in-place files
+    relayed: bool = False  # on another node than its version's: only the daemon can carry it
+    flushed: bool = False  # closed by the process that opened it
+    bystander: bool = False  # may never write: another joined while nothing was written
+    listing: list[tuple[str, int, int]] = field(default_factory=list)  # of a directory
+    locks: LockSet | None = None  # of the path it was opened by, once it asked for a lock
+    locker: int | None = None  # the process that asked
+    base: Base | None = None  # where the bytes are that ``fd`` may lack
+
+
+@dataclass(eq=False)
+class Version:
+    """A staged or live version, and who takes part in it."""
+
+    staged: Staged
+    node: File
+    at: tuple[Directory, str] | None  # where it will be published; None once it was deleted
+    members: set[int]  # processes that opened it for writing: they see it under its name
+    fresh: bool  # created or truncated: commits even if nothing was written
+    known: bool  # whether its writers can be told apart
+    # threads that were answered ESTALE and will open it next, since when
+    expected: dict[int, float] = field(default_factory=dict)
+    public: bool = False  # finished: shown to everybody though its disk work goes on
+    closing: bool = False  # being committed or dropped: nobody joins it any more
+    ended: bool = False  # its descriptor is closed
+    lingering: bool = False  # everybody has closed it, but somebody has it mapped
+    appends: bool = False  # somebody opened it with O_APPEND
+    is_binary: bool = False  # was found to be neither text nor a database
+    grows_since: float | None = None  # when the first write was noticed
+    before: Before = field(default_factory=dict)  # what its begin took away of the others
+    # what was committed at its path since it was opened, and what of it that took away
+    overtakers: list[tuple[Staged, Fingerprint]] = field(default_factory=list)
+    mappers: set[int] = field(default_factory=set)  # processes that opened it O_RDWR
+    numbers: set[int] = field(default_factory=set)  # the inode numbers that it was shown under
+    held: bool = False  # some process had a descriptor of it: a FLUSH came
+    killed: bool = False
+    failure: OSError | CkptfsError | None = None
+    handles: set[Handle] = field(default_factory=set)
+
+    @property
+    def active(self) -> bool:
+        """Staged, or published while somebody can still write to it."""
+        return self.staged.state is not State.ABORTED
+
+    @property
+    def joinable(self) -> bool:
+        return self.unpublished and not self.closing
+
+    @property
+    def unpublished(self) -> bool:
+        return self.staged.state not in VISIBLE and self.staged.state is not State.ABORTED
+
+    @property
+    def live(self) -> bool:
+        """Stands under its name, and somebody can still write to it."""
+        return self.staged.state in VISIBLE and not self.ended
+
+    @property
+    def closed(self) -> bool:
+        """By everybody who is known to write it."""
+        return all(handle.flushed or handle.bystander for handle in self.handles)
+
+
+Before = dict[Version, Fingerprint]

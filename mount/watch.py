@@ -1,0 +1,99 @@
+"""What no request tells of: openers that never came back, text that grows under an open descriptor,
+mappings that are gone. A thread looks from time to time, as long as there is anything to look at.
+
+Threading: the thread holds no lock between two looks; who holds ``Versions.lock`` may wake it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from ckptfs.errors import CkptfsError
+
+if TYPE_CHECKING:
+    from ckptfs.mount.model import Version
+    from ckptfs.mount.versions import Versions
+
+log = logging.getLogger("ckptfs.watch")
+
+_LOOK_S = 0.25
+_MAPPINGS_S = 1.0
+_PENDING_S = 60.0  # an open that was sent to look again and never came back
+
+
+class Watch:
+    def __init__(self, versions: Versions) -> None:
+        self._versions = versions
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+        self._mappings_at = 0.0
+
+    def wake(self) -> None:
+        """The caller holds ``Versions.lock``."""
+        if self._thread is None and not self._stopped.is_set():
+            self._thread = threading.Thread(target=self._run, name="ckptfs-watch", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """The thread has ended on return."""
+        self._stopped.set()
+        with self._versions.lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(_LOOK_S):
+            try:
+                self.look()
+            except Exception:
+                log.exception("looking at versions failed by a defect")
+            with self._versions.lock:
+                if not self._versions.any():
+                    self._thread = None
+                    return
+
+    def look(self) -> None:
+        for version in self._versions.all():
+            if not self._dropped(version):
+                self._look_at_content(version)
+        now = time.monotonic()
+        if now - self._mappings_at >= _MAPPINGS_S:
+            self._mappings_at = now
+            for version in list(self._versions.lingering):
+                self._versions.settle_lingering(version)
+
+    def _dropped(self, version: Version) -> bool:
+        """Whether its opener was sent to look again and never came. No lock is held meanwhile:
+        nobody who holds ``Versions.lock`` may take a ``staged.lock``."""
+        old = time.monotonic() - _PENDING_S
+        with self._versions.lock:
+            expected = version.expected.values()
+            if version.handles or not expected:
+                return False
+            if max(expected) > old and not self._versions.abandoned(version):
+                return False
+            version.expected.clear()
+            version.closing = True
+        self._versions.drop(version)
+        return True
+
+    def _look_at_content(self, version: Version) -> None:
+        """A log or a database is written in place from here on."""
+        versions, lock = self._versions, version.staged.lock
+        if not lock.acquire(blocking=False):
+            return  # it is being committed
+        try:
+            with versions.lock:
+                if not version.joinable or version.ended or versions.is_untouched(version):
+                    return
+                version.grows_since = version.grows_since or time.monotonic()
+            if versions.belongs_in_place(version):
+                versions.write_in_place(version)
+        except (OSError, CkptfsError) as error:  # its close tells its writer
+            log.warning("%s: cannot be written in place: %s", version.staged.path, error)
+        finally:
+            lock.release()
