@@ -7,6 +7,7 @@ Threading: the thread holds no lock between two looks; who holds ``Versions.lock
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ckptfs.watch")
 
-_LOOK_S = 0.25
+_LOOK_S = 0.2
 _MAPPINGS_S = 1.0
 _PENDING_S = 60.0  # an open that was sent to look again and never came back
 
@@ -90,10 +91,16 @@ class Watch:
             with versions.lock:
                 if not version.joinable or version.ended or versions.is_untouched(version):
                     return
-                version.grows_since = version.grows_since or time.monotonic()
+                version.grows_since = version.grows_since or _since(version)
             if versions.belongs_in_place(version):
                 versions.write_in_place(version)
         except (OSError, CkptfsError) as error:  # its close tells its writer
             log.warning("%s: cannot be written in place: %s", version.staged.path, error)
         finally:
             lock.release()
+
+
+def _since(version: Version) -> float:
+    """When the first write came, of which the last look knew nothing; monotonic."""
+    age = time.time() - os.fstat(version.staged.fd).st_mtime
+    return time.monotonic() - min(max(age, 0.0), _LOOK_S)
