@@ -171,12 +171,12 @@ class Files(Relay):
                     self.versions.wait_settled(due)
                 if not truncate:
                     if version is not None and self.versions.is_mapped(version) and stands(node):
-                        return self._open_live(node, parent, flags, caller)
+                        return self._open_live(node, parent, flags, caller, log=False)
                     found = self._content_of(node, parent)
                     if found is Content.DATABASE:
                         return self._open_in_place(node, flags)
                     if found is Content.TEXT and _adds_to_log(node, flags):
-                        return self._open_live(node, parent, flags, caller)
+                        return self._open_live(node, parent, flags, caller, log=True)
                 with self.store.committer.path_lock(parent.fd, node.name):
                     if not self._due(parent, node.name):
                         self._start(parent, node.name, caller, truncate=truncate)
@@ -188,7 +188,7 @@ class Files(Relay):
         yet write there. Who truncates begins anew but where it is no transaction any more."""
         if not version.live:
             return False
-        if version.staged.state is State.IN_PLACE:
+        if version.is_log or version.staged.state is State.IN_PLACE:
             return True
         return not truncate and any(not handle.flushed for handle in version.handles)
 
@@ -219,8 +219,11 @@ class Files(Relay):
         with osfs.opened(self.store.fs, parent.fd, node.name, os.O_RDONLY) as fd:
             return content.judge(os.fstat(fd).st_size, lambda size, at: os.pread(fd, size, at))
 
-    def _open_live(self, node: File, parent: Directory, flags: int, caller: Caller) -> Handle:
-        with self.lock:
+    def _open_live(
+        self, node: File, parent: Directory, flags: int, caller: Caller, *, log: bool
+    ) -> Handle:
+        """Write where the committed file stands. Nobody replaces or extends it meanwhile."""
+        with self.store.committer.path_lock(parent.fd, node.name), self.lock:
             version = node.version
             if version is None or not version.live:
                 fd = os.open(node.name, os.O_RDWR | osfs.NOFOLLOW, dir_fd=parent.fd)
@@ -228,6 +231,7 @@ class Files(Relay):
                     os.close(fd)
                     raise stale()
                 version = self.versions.revive(node, fd)
+            version.is_log |= log
             return self._write_handle(node, version, flags, caller)
 
     def _joins(self, version: Version, flags: int, caller: Caller) -> bool:
@@ -321,6 +325,7 @@ class Files(Relay):
                 refusal = error
             else:
                 self._touch(parent)
+                flags |= os.O_CREAT  # libfuse keeps it
                 handle = self._write_handle(version.node, version, flags, new.caller)
                 return self._entry(version.node, os.fstat(version.staged.fd)), handle
         self.versions.dismiss(version, new.caller)

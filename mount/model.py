@@ -67,6 +67,7 @@ class Version:
     ended: bool = False  # its descriptor is closed
     lingering: bool = False  # everybody has closed it, but somebody has it mapped
     appends: bool = False  # somebody opened it with O_APPEND
+    is_log: bool = False  # published while it is written: good as far as it goes
     is_binary: bool = False  # was found to be neither text nor a database
     grows_since: float | None = None  # when the first write was noticed
     before: Before = field(default_factory=dict)  # what its begin took away of the others

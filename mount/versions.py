@@ -151,7 +151,7 @@ class Versions:
                 fresh=truncate or not exists,
                 known=process is not None,
             )
-            version.numbers = {node.ident[1], node.stands_for}
+            version.numbers = {node.ident[1], node.stands_for} - {0}
             if truncate:
                 version.before = self._cut_by(process, self.at(parent, name))
             node.version = version
@@ -346,7 +346,7 @@ class Versions:
         end nothing tells, where the kernel carries the data."""
         if not version.live or not version.mappers:
             return False
-        return writers.map_for_writing(version.mappers, version.numbers)
+        return writers.map_for_writing(version.mappers, version.numbers) is not False
 
     def _lingers(self, version: Version) -> bool:
         """Whether it is mapped, so that it is looked at from time to time."""
@@ -384,8 +384,8 @@ class Versions:
             if version.failure is not None:
                 self._abort(version, str(version.failure))
                 raise version.failure
-            if version.killed and version.unpublished and self._outlives_its_writer(version):
-                self._expose(version)
+            if version.killed and version.unpublished:
+                self.publish_unfinished(version)
             if version.killed and version.unpublished:
                 # Others that write it too must hear of it: 0 from close says "committed".
                 version.failure = WriterKilled(
@@ -491,34 +491,43 @@ class Versions:
             self.nodes.detach(version.node)
             version.node.ident = identity(os.fstat(version.staged.fd))
 
-    def belongs_in_place(self, version: Version) -> bool:
-        """Whether it is a log or a database rather than a checkpoint; see ``content``. The caller
-        holds its ``staged.lock``."""
+    def publish_unfinished(self, version: Version) -> None:
+        """A log is good as far as it goes: it is published and stays live. A database, which keeps
+        transactions of its own, is written in place. Does nothing to anything else; the caller
+        holds ``staged.lock``."""
+        found = self._kind(version)
+        if found is None or version.at is None or self.overtaken(version):
+            return
+        if osfs.is_full(version.staged.fd):
+            return  # nothing is committed then
+        if found is Content.DATABASE:
+            self._expose(version)
+            return
+        version.closing = version.is_log = True  # who opens it now joins what is published
+        self._commit(version)
+
+    def _kind(self, version: Version) -> Content | None:
+        """Whether it is a log (TEXT) or a database rather than a checkpoint; see ``content``."""
         if version.is_binary:
-            return False
+            return None
         staged, growth = version.staged, self.store.committer.growth
         size = self._content(version)[0]
         found = content.judge(size, lambda n, offset: growth.read(staged, n, offset))
         version.is_binary = found is Content.OTHER
-        if found is not Content.TEXT:
-            return found is Content.DATABASE
-        since = version.grows_since
+        if found is Content.DATABASE:
+            return found
+        since, name = version.grows_since, version.at[1] if version.at else ""
         stays_open = since is not None and time.monotonic() - since >= _LOG_S
-        name = version.at[1] if version.at else ""
         lasts = version.appends or stays_open
-        return lasts and content.may_be_log(name, appends=version.appends)
-
-    def _outlives_its_writer(self, version: Version) -> bool:
-        return self.belongs_in_place(version) and not self.overtaken(version)
+        is_log = lasts and content.may_be_log(name, appends=version.appends)
+        return found if found is Content.TEXT and is_log else None
 
     def write_in_place(self, version: Version) -> None:
-        """Others must see each byte at once, and its writer's end must not take it away. Does
+        """Several processes write it under a lock, so each must see the others' bytes. Does
         nothing once its commit has begun: who comes then sees what it commits."""
         with version.staged.lock:
-            with self.lock:
-                if not version.joinable or version.at is None or self.overtaken(version):
-                    return
-            self._expose(version)
+            if version.joinable and not self.overtaken(version):
+                self._expose(version)
 
     def _expose(self, version: Version) -> None:
         with self.lock:
@@ -612,5 +621,8 @@ class Versions:
         """No thread of it is left on return, and what was only mapped is sealed."""
         self.watch.stop()
         for version in list(self.lingering):
-            self.settle_lingering(version)
+            with version.staged.lock, contextlib.suppress(OSError, CkptfsError):
+                version.lingering = False
+                self._finish(version, released=True)
+            self._end(version)
         self.writeback.stop()

@@ -83,7 +83,7 @@ class Watch:
         return True
 
     def _look_at_content(self, version: Version) -> None:
-        """A log or a database is written in place from here on."""
+        """A log or a database is seen by all from here on."""
         versions, lock = self._versions, version.staged.lock
         if not lock.acquire(blocking=False):
             return  # it is being committed
@@ -92,10 +92,9 @@ class Watch:
                 if not version.joinable or version.ended or versions.is_untouched(version):
                     return
                 version.grows_since = version.grows_since or _since(version)
-            if versions.belongs_in_place(version):
-                versions.write_in_place(version)
+            versions.publish_unfinished(version)
         except (OSError, CkptfsError) as error:  # its close tells its writer
-            log.warning("%s: cannot be written in place: %s", version.staged.path, error)
+            log.warning("%s: cannot be published while it is open: %s", version.staged.path, error)
         finally:
             lock.release()
 

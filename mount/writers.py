@@ -130,13 +130,13 @@ def are_related(one: int | None, other: int | None) -> bool:
     return descends_from(one, {other}) or descends_from(other, {one})
 
 
-def map_for_writing(openers: Collection[int], inodes: Collection[int]) -> bool:
+def map_for_writing(openers: Collection[int], inodes: Collection[int]) -> bool | None:
     """Whether one of the processes, or what descends from one, has a file of these inode numbers
     mapped, shared and writable; where one has ended, any process. An opener whose mappings may
-    not be seen counts as if it had.
+    not be seen counts as if it had. None where the answer takes too long.
 
-    Opening ``maps`` waits for the lock that execve holds, too, and page faults may be waited for:
-    a thread of its own looks, and a process that keeps it waiting is in execve, with no mappings.
+    Opening ``maps`` waits for the lock that execve holds, too, and page faults may be waited for,
+    so a thread of its own looks.
     """
     found: list[bool] = []
 
@@ -147,7 +147,7 @@ def map_for_writing(openers: Collection[int], inodes: Collection[int]) -> bool:
     reader = threading.Thread(target=look, daemon=True)
     reader.start()
     reader.join(_MAPS_S)
-    return bool(found and found[0])
+    return found[0] if found else None
 
 
 def _with_descendants(openers: Collection[int]) -> Iterator[int]:
