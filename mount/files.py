@@ -169,19 +169,43 @@ class Files(Relay):
             while True:
                 for due in self._due(parent, node.name):
                     self.versions.wait_settled(due)
+                seen = lstat(parent.fd, node.name)
                 if not truncate:
-                    if version is not None and self.versions.is_mapped(version) and stands(node):
-                        return self._open_live(node, parent, flags, caller, log=False)
-                    found = self._content_of(node, parent)
-                    if found is Content.DATABASE:
-                        return self._open_in_place(node, flags)
-                    if found is Content.TEXT and _adds_to_log(node, flags):
-                        return self._open_live(node, parent, flags, caller, log=True)
+                    handle = self._open_where_it_stands(node, parent, flags, caller)
+                    if handle is not None:
+                        return handle
                 with self.store.committer.path_lock(parent.fd, node.name):
-                    if not self._due(parent, node.name):
+                    if not self._due(parent, node.name) and self._still(parent, node.name, seen):
                         self._start(parent, node.name, caller, truncate=truncate)
 
         return Slow(start)
+
+    def _still(self, parent: Directory, name: str, seen: os.stat_result | None) -> bool:
+        now = lstat(parent.fd, name)
+        return (now and identity(now)) == (seen and identity(seen))
+
+    def _open_where_it_stands(
+        self, node: File, parent: Directory, flags: int, caller: Caller
+    ) -> Handle | None:
+        """Of a committed file that is mapped for writing, of a log that is added to, and of a
+        database. None for all others, and where a version of it is being written: that shows the
+        number of the file that it will replace, so whose mapping it is could not be told."""
+        with self.lock:
+            if self.versions.at(parent, node.name):
+                return None
+            status = lstat(parent.fd, node.name)
+            current = self.nodes.find(parent, node.name, status) if status else None
+            version = current.version if isinstance(current, File) else None
+        if version is not None and self.versions.is_mapped(version):
+            if current is not node:
+                raise stale()  # committed meanwhile, and found by who looks again
+            return self._open_live(node, parent, flags, caller, log=False)
+        found = self._content_of(node, parent)
+        if found is Content.DATABASE:
+            return self._open_in_place(node, flags)
+        if found is Content.TEXT and _adds_to_log(node, flags):
+            return self._open_live(node, parent, flags, caller, log=True)
+        return None
 
     def _is_shared(self, version: Version, truncate: bool) -> bool:
         """Whether another open for writing goes where the committed version stands: somebody may
@@ -211,25 +235,24 @@ class Files(Relay):
         return joined.run() if isinstance(joined, Slow) else joined
 
     def _content_of(self, node: File, parent: Directory) -> Content:
-        """Of the committed file, good as it is on return; EMPTY where it is being written."""
+        """Of the committed file, good as it is on return; EMPTY where it was replaced."""
         self.store.verify_open(node.path(), parent.fd, node.name)
-        with self.lock:
-            if self.versions.at(parent, node.name) or not stands(node):
-                return Content.EMPTY
+        if not stands(node):
+            return Content.EMPTY
         with osfs.opened(self.store.fs, parent.fd, node.name, os.O_RDONLY) as fd:
             return content.judge(os.fstat(fd).st_size, lambda size, at: os.pread(fd, size, at))
 
     def _open_live(
         self, node: File, parent: Directory, flags: int, caller: Caller, *, log: bool
-    ) -> Handle:
-        """Write where the committed file stands. Nobody replaces or extends it meanwhile."""
+    ) -> Handle | None:
+        """Write where the committed file stands, unless it does no more, or a version of it was
+        begun. Nobody replaces or extends it meanwhile."""
         with self.store.committer.path_lock(parent.fd, node.name), self.lock:
+            if self.versions.at(parent, node.name) or not stands(node):
+                return None
             version = node.version
             if version is None or not version.live:
                 fd = os.open(node.name, os.O_RDWR | osfs.NOFOLLOW, dir_fd=parent.fd)
-                if identity(os.fstat(fd)) != node.ident:
-                    os.close(fd)
-                    raise stale()
                 version = self.versions.revive(node, fd)
             version.is_log |= log
             return self._write_handle(node, version, flags, caller)

@@ -286,7 +286,7 @@ class Versions:
     def _close_mapped(self, version: Version, handle: Handle, process: int) -> None:
         """numpy.memmap("r+") closes the file that it has mapped ahead of the first store, of which
         nothing tells: the version goes live now, or its flushed stores would end with a kill."""
-        if not writers.map_for_writing({process}, version.numbers):
+        if not writers.map_for_writing({process}, frozenset(version.numbers)):
             return
         with version.staged.lock, self.lock:
             version.staged.touched = True
@@ -344,9 +344,9 @@ class Versions:
     def is_mapped(self, version: Version) -> bool:
         """Whether a process has the published version mapped for writing. Of its stores and of its
         end nothing tells, where the kernel carries the data."""
-        if not version.live or not version.mappers:
-            return False
-        return writers.map_for_writing(version.mappers, version.numbers) is not False
+        with self.lock:
+            mappers, numbers = frozenset(version.mappers), frozenset(version.numbers)
+        return version.live and bool(mappers) and writers.map_for_writing(mappers, numbers)
 
     def _lingers(self, version: Version) -> bool:
         """Whether it is mapped, so that it is looked at from time to time."""

@@ -24,7 +24,8 @@ from collections.abc import Collection, Iterator, Set
 
 _PF_EXITING = 0x4
 _SIGNAL_MASK = 0x7F
-_MAPS_S = 0.2
+_LOOK_S, _LOOKS = 0.02, 250  # at the mappings of a process
+_EXECVE_S = 0.2
 _DEPTH = 64  # generations of ancestors that are looked at
 
 
@@ -130,24 +131,11 @@ def are_related(one: int | None, other: int | None) -> bool:
     return descends_from(one, {other}) or descends_from(other, {one})
 
 
-def map_for_writing(openers: Collection[int], inodes: Collection[int]) -> bool | None:
+def map_for_writing(openers: Collection[int], inodes: Collection[int]) -> bool:
     """Whether one of the processes, or what descends from one, has a file of these inode numbers
-    mapped, shared and writable; where one has ended, any process. An opener whose mappings may
-    not be seen counts as if it had. None where the answer takes too long.
-
-    Opening ``maps`` waits for the lock that execve holds, too, and page faults may be waited for,
-    so a thread of its own looks.
-    """
-    found: list[bool] = []
-
-    def look() -> None:
-        processes = _with_descendants(openers)
-        found.append(any(_maps(p, inodes, if_hidden=p in openers) for p in processes))
-
-    reader = threading.Thread(target=look, daemon=True)
-    reader.start()
-    reader.join(_MAPS_S)
-    return found[0] if found else None
+    mapped, shared and writable; where one has ended, any process. Where it cannot be seen of an
+    opener, it counts as if it had."""
+    return any(_maps(p, inodes, if_hidden=p in openers) for p in _with_descendants(openers))
 
 
 def _with_descendants(openers: Collection[int]) -> Iterator[int]:
@@ -165,6 +153,33 @@ def _with_descendants(openers: Collection[int]) -> Iterator[int]:
 
 
 def _maps(process: int, inodes: Collection[int], *, if_hidden: bool) -> bool:
+    """Opening ``maps`` waits for the lock that execve holds, too, and that process may wait for the
+    server: a thread of its own looks. A process that keeps it asleep is in execve, and has no
+    mappings yet; a machine that is slow only keeps it waiting."""
+    found: list[bool] = []
+
+    def look() -> None:
+        found.append(_shows_mapping(process, inodes, if_hidden=if_hidden))
+
+    reader, asleep = threading.Thread(target=look, daemon=True), 0
+    reader.start()
+    for _ in range(_LOOKS):
+        reader.join(_LOOK_S)
+        if found:
+            return found[0]
+        asleep = asleep + 1 if _is_blocked(reader.native_id) else 0
+        if asleep * _LOOK_S >= _EXECVE_S:
+            return False
+    return if_hidden
+
+
+def _is_blocked(thread: int | None) -> bool:
+    """Whether a thread of ours sleeps in a system call that no signal ends."""
+    stat = _read(f"/proc/self/task/{thread}/stat") or b") ?"
+    return stat[stat.rindex(b")") + 2 :].startswith(b"D")
+
+
+def _shows_mapping(process: int, inodes: Collection[int], *, if_hidden: bool) -> bool:
     try:
         with open(f"/proc/{process}/maps", "rb") as maps:
             mappings = [line.split(None, 5) for line in maps]
