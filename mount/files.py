@@ -191,7 +191,7 @@ class Files(Relay):
         database. None for all others, and where a version of it is being written: that shows the
         number of the file that it will replace, so whose mapping it is could not be told."""
         with self.lock:
-            if self.versions.at(parent, node.name):
+            if self._begun(parent, node.name):
                 return None
             status = lstat(parent.fd, node.name)
             current = self.nodes.find(parent, node.name, status) if status else None
@@ -248,7 +248,7 @@ class Files(Relay):
         """Write where the committed file stands, unless it does no more, or a version of it was
         begun. Nobody replaces or extends it meanwhile."""
         with self.store.committer.path_lock(parent.fd, node.name), self.lock:
-            if self.versions.at(parent, node.name) or not stands(node):
+            if self._begun(parent, node.name) or not stands(node):
                 return None
             version = node.version
             if version is None or not version.live:
@@ -299,6 +299,11 @@ class Files(Relay):
         """Versions of a path that everybody has closed, and that are not committed yet."""
         with self.lock:
             return [v for v in self.versions.at(parent, name) if v.closing and v.unpublished]
+
+    def _begun(self, parent: Directory, name: str) -> bool:
+        """Whether a version of the path is on its way; one that was just published may be listed
+        yet. The caller holds the lock."""
+        return any(version.unpublished for version in self.versions.at(parent, name))
 
     def _start(self, parent: Directory, name: str, caller: Caller, *, truncate: bool) -> NoReturn:
         """Make a version for this caller, or choose the youngest that it can join, and send it
