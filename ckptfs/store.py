@@ -34,6 +34,7 @@ IN_PLACE = (
     *("*.log", "*.out", "*.err", "*.csv", "*.jsonl"),
     *("wandb/**", ".git/**"),
     *("*.db", "*.sqlite*", "*.mdb", "*-journal", "*-wal", "*-shm"),
+    *("*.duckdb", "*.wal", "MANIFEST-[0-9]*"),  # DuckDB; LevelDB and RocksDB
 )
 _RECENT_EVENTS = 100
 

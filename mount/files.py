@@ -203,7 +203,7 @@ class Files(Relay):
         found = self._content_of(node, parent)
         if found is Content.DATABASE:
             return self._open_in_place(node, flags)
-        if found is Content.TEXT and _adds_to_log(node, flags):
+        if found is not Content.OTHER and _adds_to_log(node, flags):
             return self._open_live(node, parent, flags, caller, log=True)
         return None
 
@@ -235,10 +235,10 @@ class Files(Relay):
         return joined.run() if isinstance(joined, Slow) else joined
 
     def _content_of(self, node: File, parent: Directory) -> Content:
-        """Of the committed file, good as it is on return; EMPTY where it was replaced."""
+        """Of the committed file, good as it is on return; OTHER where it was replaced."""
         self.store.verify_open(node.path(), parent.fd, node.name)
         if not stands(node):
-            return Content.EMPTY
+            return Content.OTHER
         with osfs.opened(self.store.fs, parent.fd, node.name, os.O_RDONLY) as fd:
             return content.judge(os.fstat(fd).st_size, lambda size, at: os.pread(fd, size, at))
 
@@ -403,6 +403,8 @@ class Files(Relay):
             if version is not None and version.failure is not None:
                 raise version.failure  # the next fsync would return 0 over lost data
             try:
+                if version is not None:
+                    version.synced = self.store.committer.fingerprint(version.staged.fd)
                 self.store.fs.fsync(handle.fd)
                 if version is not None and version.unpublished:
                     self.store.committer.sync_dir(self.store.layout.stage)

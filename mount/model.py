@@ -75,6 +75,7 @@ class Version:
     overtakers: list[tuple[Staged, Fingerprint]] = field(default_factory=list)
     mappers: set[int] = field(default_factory=set)  # processes that opened it O_RDWR
     numbers: set[int] = field(default_factory=set)  # the inode numbers that it was shown under
+    synced: Fingerprint | None = None  # what its writer has fsynced
     held: bool = False  # some process had a descriptor of it: a FLUSH came
     killed: bool = False
     failure: OSError | CkptfsError | None = None

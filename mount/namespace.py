@@ -111,9 +111,9 @@ class Namespace(Base):
             self._own(parent, name, new)
             return self._made(parent, name)
 
-    def link(self, nodeid: int, parent_id: int, name: str) -> Entry | Slow[Entry]:
-        """A second name for a committed file. One that is being written has no link yet, of one
-        that was closed the commit comes first."""
+    def link(self, nodeid: int, parent_id: int, name: str, caller: Caller) -> Entry | Slow[Entry]:
+        """A second name for a committed file. Of one that was closed, or whose own writer asks
+        for the name, the commit comes first."""
         parent = self._writable_parent(parent_id, name)
         node = self.nodes.get(nodeid)
         if not isinstance(node, File) or node.parent is None:
@@ -125,6 +125,7 @@ class Namespace(Base):
 
         def link() -> Entry:
             self.versions.wait_settled(version)
+            self.versions.publish_named(version, caller)
             return self._link(node, source, parent, name)
 
         return Slow(link)
@@ -200,9 +201,16 @@ class Namespace(Base):
             self.store.committer.note_changed_dir(parent.fd)
 
     def rename(
-        self, parent_id: int, name: str, new_parent_id: int, new_name: str, flags: int
+        self,
+        parent_id: int,
+        name: str,
+        new_parent_id: int,
+        new_name: str,
+        flags: int,
+        caller: Caller,
     ) -> Slow[None] | None:
-        """Committed files: a commit of the target. Open versions are carried along."""
+        """Committed files: a commit of the target. Open versions are carried along; one that its
+        writer has fsynced, as it is by now, is committed first."""
         parent = self._writable_parent(parent_id, name)
         target = self._writable_parent(new_parent_id, new_name)
         if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
@@ -212,14 +220,28 @@ class Namespace(Base):
             return None
 
         def rename() -> None:
+            self._publish_synced(parent, name, caller)
             with self.versions.held(parent, name, (target, new_name)):
                 change = self._exchange if flags & RENAME_EXCHANGE else self._rename
-                change(parent, name, target, new_name, flags)
+                change(parent, name, target, new_name, flags, caller)
 
         return Slow(rename)
 
+    def _publish_synced(self, parent: Directory, name: str, caller: Caller) -> None:
+        with self.lock:
+            versions = [v for v in self.versions.at(parent, name) if v.synced is not None]
+        for version in versions:
+            if self.store.committer.fingerprint(version.staged.fd) == version.synced:
+                self.versions.publish_named(version, caller)
+
     def _rename(
-        self, parent: Directory, name: str, target: Directory, new_name: str, flags: int
+        self,
+        parent: Directory,
+        name: str,
+        target: Directory,
+        new_name: str,
+        flags: int,
+        caller: Caller,
     ) -> None:
         with self.lock:
             moving = list(self.versions.at(parent, name))
@@ -245,14 +267,20 @@ class Namespace(Base):
             for version in replaced:
                 self.versions.orphan(version)
             for version in moving:
-                self.versions.move(version, target, new_name)
+                self.versions.move(version, target, new_name, caller)
             if node is not None:
                 self.nodes.move(node, target, new_name)
                 self.caches.drop_attributes(node.id)  # its ctime has moved
             self.locks.renamed((parent.ident, name), (target.ident, new_name))
 
     def _exchange(
-        self, parent: Directory, name: str, target: Directory, new_name: str, flags: int
+        self,
+        parent: Directory,
+        name: str,
+        target: Directory,
+        new_name: str,
+        flags: int,
+        caller: Caller,
     ) -> None:
         """Committed files and staged versions of both names; of each name one may be missing."""
         with self.lock:
@@ -282,7 +310,7 @@ class Namespace(Base):
         with self.lock:
             for versions, node, place in zip(staged, nodes, reversed(places), strict=True):
                 for version in versions:
-                    self.versions.move(version, *place)
+                    self.versions.move(version, *place, caller)
                 if node is not None:
                     self.nodes.move(node, *place)
                     self.caches.drop_attributes(node.id)

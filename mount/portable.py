@@ -279,7 +279,9 @@ class PortableSession:
 
     def link(self, path: str, existing: str) -> None:
         def make(at: int, name: str, caller: Caller) -> Entry:
-            return self._on_entry(existing, lambda old: self.ops.link(old.node.id, at, name))
+            return self._on_entry(
+                existing, lambda old: self.ops.link(old.node.id, at, name, caller)
+            )
 
         self._in_parent(path, make)
 
@@ -297,7 +299,7 @@ class PortableSession:
         caller = self._caller()
         with contextlib.ExitStack() as held:
             old, new = self._walk(path, caller, held), self._walk(new_path, caller, held)
-            _finished(self.ops.rename(*old, *new, 0))
+            _finished(self.ops.rename(*old, *new, 0, caller))
             if old != new:
                 self._inodes.moved(old, new)
 

@@ -111,8 +111,11 @@ class Versions:
             if not versions:
                 del self._by_path[key]
 
-    def move(self, version: Version, parent: Directory, name: str) -> None:
-        """A rename carries the open version along; its commit lands on the new name."""
+    def move(self, version: Version, parent: Directory, name: str, caller: Caller) -> None:
+        """A rename carries the open version along; its commit lands on the new name. Everybody
+        sees it there at once if a process that writes it has put it there."""
+        writes = any(handle.opener == caller.process for handle in version.handles)
+        version.public |= writes and not self.is_untouched(version)
         self._unplace(version)
         self._place(version, parent, name)
         self.nodes.move(version.node, parent, name)
@@ -505,6 +508,19 @@ class Versions:
             return
         version.closing = version.is_log = True  # who opens it now joins what is published
         self._commit(version)
+
+    def publish_named(self, version: Version, caller: Caller) -> None:
+        """A process that writes it gives it another name, and so says that it is whole: it is
+        committed, and live from here on. Not of a stranger, nor what is broken by its structure.
+        Raises what a commit raises."""
+        with version.staged.lock:
+            with self.lock:
+                openers = {handle.opener for handle in version.handles}
+            if not version.joinable or version.at is None or caller.process not in openers:
+                return
+            if not self.overtaken(version) and not self._looks_broken(version):
+                version.closing = True
+                self._commit(version)
 
     def _kind(self, version: Version) -> Content | None:
         """Whether it is a log (TEXT) or a database rather than a checkpoint; see ``content``."""

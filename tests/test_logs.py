@@ -92,6 +92,17 @@ def test_a_shell_that_holds_a_log_and_children_that_append(tree: Tree) -> None:
     assert tree.text("log") == "1\nchild\n2\nchild\n3\nchild\n"
 
 
+@pytest.mark.parametrize("before", ["", "1\n"], ids=["empty", "text"])
+def test_a_follower_that_has_the_log_open_sees_what_is_appended(tree: Tree, before: str) -> None:
+    """``tail -f`` saw nothing of ``echo >> log``, ever."""
+    tree.seed("log", before)
+    with tree.actors(2) as (follower, writer):
+        follower.do(f"f = open('log'); assert f.read() == {before!r}")
+        for line in ("2", "3"):
+            writer.do(f"open('log', 'a').write('{line}\\n')")
+            assert follower.value("f.read()") == f"{line}\n"
+
+
 def test_opened_for_appending_and_not_changed_keeps_its_generation(tree: Tree) -> None:
     tree.seed("notes.txt", "a line\n")
     before = tree.generation("notes.txt")

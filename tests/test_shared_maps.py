@@ -53,6 +53,22 @@ def test_workers_fill_their_slices_of_one_file(tree: Tree) -> None:
     _sealed(tree)
 
 
+def test_workers_that_open_it_at_the_same_moment(tree: Tree) -> None:
+    """Opens that meet the commit that another one's close has begun."""
+    with tree.actors(5) as (reader, *workers):
+        for worker in workers:
+            worker.do("import numpy")
+        for turn in range(12):
+            tree.seed("a.bin", bytes(30))
+            for rank, worker in enumerate(workers):
+                worker.send(f"{_MAP}; a[{rank}] = 1")
+            for worker in workers:
+                worker.answer()
+            for rank, worker in enumerate(workers):
+                worker.do(f"a[{4 + rank}] = 1; a.flush(); del a")
+            assert reader.value(_SUM) == 8, turn
+
+
 def test_two_maps_in_one_process(tree: Tree) -> None:
     tree.seed("a.bin", bytes(30))
     with tree.actors(1) as (user,):

@@ -223,7 +223,7 @@ def test_a_directory_is_known_while_a_node_is_in_it(operations: Operations) -> N
     inner = operations.mkdir(outer.id, "inner", new).node
     entry, handle = operations.create(inner.id, "f", os.O_WRONLY, new)
     for place in ((inner.id, "f", ROOT_ID, "g"), (ROOT_ID, "g", inner.id, "f")):
-        work = operations.rename(*place, 0)
+        work = operations.rename(*place, 0, _caller(os.getpid()))
         if isinstance(work, Slow):
             work.run()
     for node in (outer, inner, entry.node):

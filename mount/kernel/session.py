@@ -293,17 +293,17 @@ class Session:
     def _rename(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None] | None:
         (target,) = wire.RENAME_IN.unpack_from(body)
         name, new_name = _names(body[wire.RENAME_IN.size :])
-        return self.ops.rename(nodeid, name, target, new_name, 0)
+        return self.ops.rename(nodeid, name, target, new_name, 0, caller)
 
     def _rename2(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None] | None:
         target, flags, _ = wire.RENAME2_IN.unpack_from(body)
         name, new_name = _names(body[wire.RENAME2_IN.size :])
-        return self.ops.rename(nodeid, name, target, new_name, flags)
+        return self.ops.rename(nodeid, name, target, new_name, flags, caller)
 
     def _link(self, nodeid: int, caller: Caller, body: memoryview) -> Any:
         (old,) = wire.LINK_IN.unpack_from(body)
         name = _names(body[wire.LINK_IN.size :])[0]
-        return _then(self.ops.link(old, nodeid, name), _entry)
+        return _then(self.ops.link(old, nodeid, name, caller), _entry)
 
     def _statfs(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
         s = self.ops.statfs()
