@@ -154,7 +154,7 @@ def test_c2_what_is_fsynced_and_renamed_by_its_writer_is_committed(tree: Tree) -
     """``fsync`` and ``os.replace`` inside the ``with``: the program says "saved"."""
     tree.seed("final.pt", b"\0old")
     with tree.actors(2) as (saver, reader):
-        saver.do("f = open('tmp', 'wb'); f.write(b'\0new'); f.flush(); os.fsync(f.fileno())")
+        saver.do("f = open('tmp', 'wb'); f.write(b'\\0new'); f.flush(); os.fsync(f.fileno())")
         saver.do("os.replace('tmp', 'final.pt')")
         assert reader.content("final.pt") == "\0new"
         assert tree.record("final.pt") is not None
@@ -184,7 +184,7 @@ def test_c6_what_is_renamed_without_fsync_shows_to_all_and_commits_at_its_close(
 def test_c1_what_a_stranger_renames_commits_at_its_close(tree: Tree) -> None:
     tree.seed("f", b"\0old")
     with tree.actors(3) as (saver, other, reader):
-        saver.do("f = open('tmp', 'wb'); f.write(b'\0half'); f.flush()")
+        saver.do("f = open('tmp', 'wb'); f.write(b'\\0half'); f.flush()")
         other.do("os.rename('tmp', 'f')")
         assert reader.content("f") == "\0old"
         saver.do("f.write(b' whole'); f.close()")
@@ -196,7 +196,7 @@ def test_c1_what_a_stranger_renames_commits_at_its_close(tree: Tree) -> None:
 def test_a_link_by_its_writer_to_what_is_still_open(tree: Tree) -> None:
     """The put-if-absent of object stores: write, link to the name, unlink, close."""
     with tree.actors(3) as (writer, other, reader):
-        writer.do("f = open('tmp', 'xb'); f.write(b'\0new'); f.flush()")
+        writer.do("f = open('tmp', 'xb'); f.write(b'\\0new'); f.flush()")
         assert other.errno_of("os.link('tmp', 'stolen')") == "EOPNOTSUPP"
         writer.do("os.link('tmp', 'name'); os.unlink('tmp'); f.close()")
         assert reader.content("name") == "\0new"
