@@ -7,12 +7,12 @@ by :class:`Check`; :func:`repair` needs the store to itself.
 
 from __future__ import annotations
 
-import contextlib
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from ckptfs import digest, history, osfs
 from ckptfs import format as fmt
@@ -22,6 +22,7 @@ from ckptfs.verify import ROTTEN, Condition, Finding, examine_at, walk
 
 _AHEAD = 4  # files a job that wait their turn: results come in order, memory is bounded
 _LONG_BYTES = 512 << 10
+_NOT_THERE = (FileNotFoundError, NotADirectoryError)
 _Job = tuple[int, Callable[[], Finding]]  # bytes to read, and the reading
 
 
@@ -29,7 +30,7 @@ _Job = tuple[int, Callable[[], Finding]]  # bytes to read, and the reading
 class Scope:
     """What to look at."""
 
-    paths: tuple[str, ...] = ()  # none: everything
+    paths: tuple[str, ...] = ()  # files and folders; none, or an empty one: everything
     jobs: int = 1
     quick: bool = False  # records, sizes and times; no bytes
     direct: bool = False  # past the page cache
@@ -50,6 +51,8 @@ class Check:
     def __init__(self, layout: Layout, scope: Scope) -> None:
         self.layout, self.fs, self.scope = layout, layout.fs, scope
         self.files = self.generations = 0
+        self._asked = frozenset(scope.paths)
+        self.whole = not scope.paths or "" in scope.paths
         self._known = history.lineages_by_path(layout)
         self._kept = frozenset(self.fs.listdir(layout.history))
         self._live: set[str] = set()  # lineages with history whose file was seen
@@ -58,58 +61,75 @@ class Check:
         self._highest = 0
 
     def files_only(self) -> Iterator[Finding]:
-        return self._files(walk(self.fs, self.layout.root))
+        return self._files(self._found())
 
     def kept(self) -> Iterator[Finding]:
-        """What history holds."""
-        return self._history(sorted(self._kept))
+        """What history holds of the files that were looked at, and of those it knows there."""
+        return self._history(filter(self._covers_lineage, sorted(self._kept)))
 
     def findings(self) -> Iterator[Finding]:
         """Everything there is to say, sound files included, in the order of the walk."""
-        scope = self.scope
-        if scope.paths:
-            for path in scope.paths:
-                yield from self._named(path)
-            return
         yield from self.files_only()
         yield from self._missing()
         yield from self.kept()
-        if not scope.served:
+        if not self.scope.served and self.whole:
             yield from self.leftovers()
             yield from self._counter()
             yield from self._links()
 
+    def asked_for(self, path: str) -> bool:
+        """Whether the path, or a folder that it lies in, was named."""
+        return bool({"", path} & self._asked) or self._lies_in_one_asked_for(path)
+
+    def _lies_in_one_asked_for(self, path: str) -> bool:
+        folders = accumulate(path.split("/")[:-1], lambda above, name: f"{above}/{name}")
+        return any(folder in self._asked for folder in folders)
+
+    def _covers(self, path: str) -> bool:
+        return self.whole or self.asked_for(path)
+
+    def _covers_lineage(self, lineage: str) -> bool:
+        if self.whole or lineage in self._live:
+            return True
+        return self.asked_for(history.noted_path(self.layout, lineage) or ".")
+
     # --- files -----------------------------------------------------------------------------------
 
-    def _named(self, path: str) -> Iterator[Finding]:
-        """A file with its history, or all that is in a directory."""
-        with (
-            contextlib.suppress(OSError),
-            osfs.place(self.fs, self.layout.root, path) as (at, name),
-        ):
-            if osfs.is_directory(self.fs.lstat(at, name)):
+    def _found(self) -> Iterator[tuple[str, osfs.Status | None]]:
+        """The files that stand where was asked for."""
+        if self.whole:
+            yield from walk(self.fs, self.layout.root)
+            return
+        for path in dict.fromkeys(self.scope.paths):
+            if not self._lies_in_one_asked_for(path):
+                yield from self._found_at(path)
+
+    def _found_at(self, path: str) -> Iterator[tuple[str, osfs.Status | None]]:
+        try:
+            with osfs.place(self.fs, self.layout.root, path) as (at, name):
+                status = self.fs.lstat(at, name)
+                if not osfs.is_directory(status):
+                    yield path, status
+                    return
                 with osfs.opened(self.fs, at, name, osfs.DIRECTORY) as folder:
-                    yield from self._files(walk(self.fs, folder, f"{path}/"))
-                return
-        (finding,) = self._files([(path, None)])
-        yield finding
-        lineage = finding.record.lineage if finding.record else self._known.get(path)
-        if lineage in self._kept:
-            yield from self._history([lineage])
+                    yield from walk(self.fs, folder, f"{path}/")
+        except _NOT_THERE:
+            return
+        except OSError:
+            yield path, None
 
     def _files(self, found: Iterable[tuple[str, osfs.Status | None]]) -> Iterator[Finding]:
         def jobs() -> Iterator[_Job]:
             for path, status in found:
                 self.files += 1
                 self._note_links(path, status)
-                if status is None and not self.scope.paths:
+                if status is None:
                     yield 0, lambda path=path: _unreadable(path)  # type: ignore[misc]
                     continue
-                size = status.st_size if status is not None else _LONG_BYTES
-                yield size, lambda path=path: self._examine(path)  # type: ignore[misc]
+                yield status.st_size, lambda path=path: self._examine(path)  # type: ignore[misc]
 
         for finding in self._in_order(jobs()):
-            if finding.condition is Condition.MISSING and not self.scope.paths:
+            if finding.condition is Condition.MISSING:
                 continue  # deleted or renamed since the walk came by
             record = finding.record
             if record is not None:
@@ -127,7 +147,7 @@ class Check:
                 quick = quick or not self.scope.reads(path)
                 how = {"quick": quick, "direct": self.scope.direct}
                 return examine_at(self.layout, path, at, name, digest_modified=True, **how)
-        except FileNotFoundError:
+        except _NOT_THERE:
             return Finding(path, Condition.MISSING, detail="no such file")
         except OSError as error:
             return Finding(path, Condition.UNREADABLE, detail=error.strerror or str(error))
@@ -159,23 +179,45 @@ class Check:
                 digest.expect(-sum(future.cancel() for future in waiting))
 
     def _missing(self) -> Iterator[Finding]:
-        """Files that history knows, and that are not there. One that was renamed while the walk
-        was under way is looked for once more."""
-        gone = {p: lineage for p, lineage in self._known.items() if lineage not in self._live}
-        gone = {p: lineage for p, lineage in gone.items() if not self._stands(p)}
-        if gone and self.scope.served:
+        """Files that history knows, or that were named, and that are not there."""
+        told = []
+        for path, generation in self._gone():
+            told.append(f"{path}/")
+            detail = f"deleted outside ckptfs; history has generation {generation}"
+            yield Finding(path, Condition.MISSING, detail=detail)
+        for path in dict.fromkeys(self.scope.paths):
+            if not self._is_there(path) and not any(p.startswith(f"{path}/") for p in told):
+                yield Finding(path, Condition.MISSING, detail="no such file")
+
+    def _gone(self) -> Iterator[tuple[str, int]]:
+        """What only history knows, with its newest generation. One that was renamed while the walk
+        was under way, or to where the walk did not come, is looked for everywhere."""
+        known = {p: lineage for p, lineage in self._known.items() if self._covers(p)}
+        gone = {p: lineage for p, lineage in known.items() if lineage not in self._live}
+        gone = {p: lineage for p, lineage in gone.items() if not self._is_file(p)}
+        elsewhere = set[str]()
+        if gone and (self.scope.served or not self.whole):
             for path, _ in walk(self.fs, self.layout.root):
                 found = self._examine(path, quick=True).record
-                self._live |= {found.lineage} if found else set()
+                elsewhere |= {found.lineage} if found else set()
         for path, lineage in gone.items():
             kept = history.generations(self.layout, lineage)
             forgotten = history.noted_path(self.layout, lineage) != path  # deleted just now
-            if lineage not in self._live and kept and not forgotten:
-                detail = f"deleted outside ckptfs; history has generation {kept[0]}"
-                yield Finding(path, Condition.MISSING, detail=detail)
+            if lineage not in elsewhere and kept and not forgotten:
+                yield path, kept[0]
 
-    def _stands(self, path: str) -> bool:
-        return self._examine(path, quick=True).condition is not Condition.MISSING
+    def _is_file(self, path: str) -> bool:
+        """Whether a file stands there, or it cannot be told."""
+        return self._is_there(path, osfs.is_regular)
+
+    def _is_there(self, path: str, of_kind: Callable[[osfs.Status], bool] = bool) -> bool:
+        try:
+            with osfs.place(self.fs, self.layout.root, path) as (at, name):
+                return of_kind(self.fs.lstat(at, name))
+        except _NOT_THERE:
+            return False
+        except OSError:
+            return True
 
     # --- history ---------------------------------------------------------------------------------
 
@@ -287,7 +329,7 @@ def generation_of(path: str) -> tuple[str, int] | None:
 def repair(store: Store, finding: Finding, *, asked_for: bool = False) -> Finding:
     """See to one finding; ``repair`` of the answer says what was done, if anything. Rotten files
     are rolled back, rotten generations put into quarantine, counters raised. Edits made outside
-    stay, deletions too unless the path was ``asked_for`` by name. Durable on return."""
+    stay, deletions too unless the file was ``asked_for``. Durable on return."""
     done = ""
     generation = generation_of(finding.path)
     if generation is not None and finding.condition in ROTTEN:

@@ -184,6 +184,37 @@ class Guard:
             self._install(lineage, generation, at, name, finding.path)
         return generation
 
+    def make_folders(self, path: str, to: int | None) -> None:
+        """Make the directories that are gone together with ``path``, if there is a generation to
+        bring back. They are for its owner alone: nobody knows who else was let in. Durable on
+        return. Raises NoSuchGeneration."""
+        at = self.fs.open(self.layout.root, ".", osfs.DIRECTORY)
+        try:
+            for name in path.split("/")[:-1]:
+                try:
+                    below = self.fs.open(at, name, osfs.DIRECTORY)
+                except FileNotFoundError:
+                    below = self._make_folder(at, name, self._status_of(path, to))
+                self.fs.close(at)
+                at = below
+        finally:
+            self.fs.close(at)
+
+    def _make_folder(self, at: int, name: str, like: osfs.Status) -> int:
+        self.committer.require_writable()
+        self.fs.mkdir(at, name, 0o700)
+        fd = self.fs.open(at, name, osfs.DIRECTORY)
+        osfs.give(fd, like)
+        self.committer.sync_dir(at)
+        return fd
+
+    def _status_of(self, path: str, to: int | None) -> osfs.Status:
+        """Of the generation that is to be brought back to ``path``."""
+        lineage = history.lineages_by_path(self.layout).get(path, "")
+        generation = self.chosen(lineage, path, to)
+        with osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder:
+            return self.fs.lstat(folder, str(generation))
+
     def lineage_of(self, at: int, name: str, path: str) -> str:
         """Whose history is that of the file at ``path``, ``at/name``; empty where it has none.
 

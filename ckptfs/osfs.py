@@ -379,7 +379,7 @@ class OsFs:
         old, new = os.fstat(source), os.fstat(target)
         mode = stat_module.S_IMODE(old.st_mode)
         if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
-            mode &= _give(target, old)
+            mode &= give(target, old)
         if sys.platform == "linux":
             with contextlib.suppress(OSError):
                 keys = set(os.listxattr(source))
@@ -394,8 +394,9 @@ class OsFs:
         os.utime(target, ns=(old.st_atime_ns, new.st_mtime_ns))
 
 
-def _give(target: int, old: Status) -> int:
-    """Give ``target`` its owner and group as far as the process may; the mode bits it may keep.
+def give(target: int, old: Status) -> int:
+    """Give ``target`` the owner and group of ``old``, as far as the process may; the mode bits
+    that it may keep.
     Without rights the writer owns it, and what was meant for another group is for nobody."""
     try:
         os.fchown(target, old.st_uid, old.st_gid)

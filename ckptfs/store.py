@@ -387,7 +387,9 @@ class Store:
     def rollback(self, path: str, to: int | None = None) -> int:
         """Make generation ``to``, or the newest good one, what stands at ``path``. What stood
         there is kept as a generation itself or, if it has rotted, in quarantine; who has it open
-        keeps it. Durable on return. Returns the generation. Raises NoSuchGeneration."""
+        keeps it. Directories that went with the file are made. Durable on return. Returns the
+        generation. Raises NoSuchGeneration."""
+        self.guard.make_folders(path, to)
         with self._place(path) as (at, name):
             return self.rollback_at(path, at, name, to)
 

@@ -144,15 +144,16 @@ class Base:
 
     def _superseded(self, path: str, before: os.stat_result | None) -> None:
         """A file was rolled back: readers keep what they have open, everybody else looks the name
-        up anew."""
+        up anew, or that of the directory that was made for it."""
         *folders, name = path.split("/")
         parent = self.nodes.root
         with self.lock:
             for folder in folders:
                 status = lstat(parent.fd, folder)
                 found = self.nodes.find(parent, folder, status) if status else None
-                if not isinstance(found, Directory):
-                    return  # the kernel does not know it
+                if not isinstance(found, Directory):  # the kernel knows at most that it is absent
+                    name = folder
+                    break
                 parent = found
             old = self.nodes.find(parent, name, before) if before else None
             if isinstance(old, File):

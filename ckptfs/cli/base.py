@@ -97,6 +97,7 @@ class Below:
             raise CannotServe(f"{directory}: {error.strerror}{hint}") from None
         self.served = found
         self.served_at = str(found["mountpoint"]) if found else ""
+        self.directory = str(found["directory"]) if found else self.where
         self.layout = Layout.existing(self.fs, self.root, self.where)
 
     def needed_layout(self) -> Layout:
@@ -112,11 +113,24 @@ class Below:
         self.layout = Layout.existing(self.fs, self.root, self.where)
 
     def relative(self, path: str) -> str:
-        """A path as typed, under the directory or absolute, as one relative to it."""
-        real = osfs.real_path(path)
-        inside = real.startswith(self.where + "/")
-        found = posixpath.relpath(real, self.where) if inside else posixpath.normpath(path)
-        if found.startswith(("/", "../")) or found in ("..", "."):
+        """A path as typed, seen from the working directory if that lies in the directory, else
+        from the directory itself, or absolute; as one relative to it. Symlinks that stay in it are
+        followed."""
+        found = self.inside(path)
+        if not found:
+            raise UsageError(f"{path or '(empty)'}: not a file below {self.where}")
+        return found
+
+    def inside(self, path: str) -> str:
+        """:meth:`relative`, also of the directory itself, which is empty."""
+        tops = {self.where, self.served_at or self.where, self.directory}
+        for typed in (path, posixpath.join(self.where, path)) if path else ():
+            real = osfs.real_path(typed)
+            for top in tops:
+                if real == top or real.startswith(f"{top}/"):
+                    return real[len(top) + 1 :]
+        found = posixpath.normpath(path)
+        if not path or found.startswith(("/", "../")) or found in ("..", "."):
             raise UsageError(f"{path or '(empty)'}: not a file below {self.where}")
         return found
 

@@ -52,6 +52,9 @@ def verify(
 ) -> None:
     """Check every file of DIRECTORY, or the PATHS in it, against its record, and its history.
 
+    A folder stands for all that is in it, and all that history knows there: files that are
+    missing are found, and --repair of PATHS brings them back.
+
     Works with and without a mount, also while it is written. Exit codes as fsck(8): 0 clean, 1
     repaired, 4 damage left, 8 could not run, 16 usage.
     """
@@ -61,7 +64,7 @@ def verify(
     layout = below.needed_layout()
     part, parts = _part(subset)
     scope = Scope(
-        paths=tuple(below.relative(path) for path in paths),
+        paths=tuple(map(below.inside, paths)),
         jobs=jobs or osfs.cpu_count(),
         quick=quick,
         direct=direct,
@@ -102,19 +105,18 @@ def _bytes_to_read(layout: Layout, scope: Scope) -> int:
 @contextlib.contextmanager
 def _mender(below: Below, check: Check, repair: bool) -> Iterator[tuple[Mend, list[Finding]]]:
     """How a finding is seen to, and what was seen to by beginning."""
-    scope = check.scope
     if not repair:
         yield (lambda finding: finding), []
         return
     if below.served is not None:
         yield (lambda finding: _ask_the_mount(below, check, finding)), []
         return
-    leftovers = [] if scope.paths else list(check.leftovers())
+    leftovers = list(check.leftovers()) if check.whole else []
     store = Store.open(below.where, keeping_all())  # clears them
 
     def mend(finding: Finding) -> Finding:
         try:
-            return fsck.repair(store, finding, asked_for=finding.path in scope.paths)
+            return fsck.repair(store, finding, asked_for=check.asked_for(finding.path))
         except (CkptfsError, OSError) as error:
             return replace(finding, detail=str(error))
 
@@ -127,7 +129,7 @@ def _mender(below: Below, check: Check, repair: bool) -> Iterator[tuple[Mend, li
 def _ask_the_mount(below: Below, check: Check, finding: Finding) -> Finding:
     from ckptfs.mount import commands as mount_commands
 
-    asked_for = finding.path in check.scope.paths
+    asked_for = check.asked_for(finding.path)
     try:
         if finding.condition in ROTTEN and fsck.generation_of(finding.path):
             mount_commands.set_aside(below.served_at, finding.path)
@@ -152,6 +154,7 @@ class _Report:
     repairing: bool
     counts: Counter[Condition] = field(default_factory=Counter)
     kept: Counter[Condition] = field(default_factory=Counter)  # of earlier versions
+    remain: Counter[Condition] = field(default_factory=Counter)  # of both, not repaired
     left: int = 0
     repaired: int = 0
     size_bytes: int = 0
@@ -162,8 +165,9 @@ class _Report:
         self.size_bytes += finding.size_bytes
         if finding.repair:
             self.repaired += 1
-        elif finding.condition in BAD:
-            self.left += 1
+        else:
+            self.remain[finding.condition] += 1
+            self.left += finding.condition in BAD
         if self.as_json:
             click.echo(json.dumps(as_row(finding)))
         elif finding.condition not in (Condition.OK, Condition.UNREAD) and (
@@ -196,16 +200,16 @@ class _Report:
 
     def _advice(self) -> Iterator[str]:
         """What to do next."""
-        where, counts = self.directory, self.counts + self.kept
+        where, counts = self.directory, self.remain
         if any(counts[condition] for condition in ROTTEN):
             if not self.repairing:
                 yield f"`ckptfs verify --repair {where}` rolls back what is damaged"
-            elif self.left:
+            else:
                 yield "of what is left no good version is known: restore it from a copy"
         if counts[Condition.MISSING] or counts[Condition.RECORD_MISSING]:
             yield (
-                f"`ckptfs rollback {where} PATH` brings the last kept version of a missing file "
-                f"back, `ckptfs adopt {where}` takes things as they are"
+                f"`ckptfs verify --repair {where} PATH` brings back what is missing at or below "
+                f"PATH, `ckptfs adopt {where}` takes things as they are"
             )
         elif counts[Condition.MODIFIED] or counts[Condition.UNRECORDED]:
             yield f"`ckptfs adopt {where}` records what was edited or added outside"

@@ -69,11 +69,13 @@ def adopt(directory: str, paths: tuple[str, ...], sums: str | None, checksum: st
         layout = below.needed_layout()
         scope = Scope(tuple(named or listed), quick=True, served=below.served is not None)
         for finding in Check(layout, scope).findings():
+            if finding.path.startswith(f"{fmt.CONTROL}/"):
+                continue
             trouble = _disagreement(layout, finding, listed) if sums else ""
             if trouble:
                 wrong += 1
                 click.echo(f"{finding.path}: {trouble}", err=True)
-            elif finding.condition in ADOPTED and not finding.path.startswith(f"{fmt.CONTROL}/"):
+            elif finding.condition in ADOPTED:
                 done += take(finding)
     click.echo(f"{directory}: {done} adopted" + (f", {wrong} not" if wrong else ""))
     sys.exit(LEFT if wrong else 0)
