@@ -54,7 +54,7 @@ class Layout:
         except OSError as error:
             raise CannotServe(
                 f"{where}: cannot prepare {fmt.CONTROL}: {error.strerror}; "
-                "ckptfs needs a writable directory"
+                f"{_advice(fs, root, error)}"
             ) from None
 
     @classmethod
@@ -270,6 +270,14 @@ def _make_directory(fs: FileSystem, at: int, name: str) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def _advice(fs: FileSystem, root: int, error: OSError) -> str:
+    with contextlib.suppress(OSError):
+        owner = fs.lstat(root, fmt.CONTROL).st_uid
+        if isinstance(error, PermissionError):
+            return f"it belongs to user {owner}: only that user can serve the directory, and root"
+    return "ckptfs needs a writable directory"
 
 
 def _read_format(fs: FileSystem, control: int, where: str) -> bool:

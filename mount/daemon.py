@@ -213,9 +213,11 @@ class Daemon:
         finally:
             self.store.close()
 
-    def attach(self) -> int:
-        """Mount; the descriptor to serve."""
-        return mounting.mount(self.options.mountpoint, allow_other=self.options.allow_other)
+    def attach(self) -> KernelSession:
+        """Mount, and serve that."""
+        options = self.options
+        device = mounting.mount(options.mountpoint, allow_other=options.allow_other)
+        return KernelSession(device, self.operations, passthrough=options.passthrough)
 
     def _session(self) -> sessions.Session:
         options = self.options
@@ -226,7 +228,7 @@ class Daemon:
                 options.mountpoint,
                 allow_other=options.allow_other,
             )
-        return KernelSession(self.attach(), self.operations, passthrough=options.passthrough)
+        return self.attach()
 
     def _warnings(self) -> list[str]:
         warnings = [f"{holder} {_STAYS_BELOW}" for holder in self._users_below]

@@ -25,6 +25,7 @@ from typing import NoReturn
 from ckptfs.errors import CannotServe, CkptfsError
 from ckptfs.mount.daemon import Daemon, MountOptions, check, default_log, log_to
 from ckptfs.mount.kernel import mounting, namespaces
+from ckptfs.mount.kernel.own_rights import OwnRightsSession
 from ckptfs.mount.kernel.session import Session
 
 log = logging.getLogger("ckptfs.run")
@@ -36,6 +37,7 @@ _WAITED_FOR = _PASSED_ON | {signal.SIGCHLD}
 _SI_KERNEL = 0x80
 _NOT_EXECUTABLE, _NOT_FOUND = 126, 127
 _POLL_S = 0.02
+_UNSHARED, _MAPPED = b"unshared", b"mapped"
 
 
 def run(options: MountOptions, command: Sequence[str]) -> int:
@@ -71,11 +73,17 @@ class _Child:
             _become(theirs, mountpoint, cwd, command, mask)
         theirs.close()
         self.went = False
+        self.groups: frozenset[int] | None = None  # what exists in its user namespace, if any
 
     def mount(self) -> tuple[int, int]:
         """The descriptor to serve, and one of the root of the mount. Raises CannotServe."""
         self._ours.send(b"mount")
         text, descriptors, _, _ = socket.recv_fds(self._ours, 4096, 2)
+        if text == _UNSHARED:
+            mapped = namespaces.map_groups(self.pid)
+            self.groups = mapped or frozenset({os.getegid()})
+            self._ours.send(_MAPPED if mapped else b"alone")
+            text, descriptors, _, _ = socket.recv_fds(self._ours, 4096, 2)
         if len(descriptors) != 2:
             raise CannotServe(os.fsdecode(text) or "the command's process ended before it mounted")
         for fd in descriptors:
@@ -101,13 +109,16 @@ def _become(
     code = CannotServe.exit_code
     try:
         if pipe.recv(16) == b"mount":
-            stays = namespaces.enter_own()
-            device = mounting.mount_directly(mountpoint, allow_other=stays)
+            if namespaces.enter_own(lambda: _ask_for_groups(pipe)):
+                device = mounting.mount_directly(mountpoint)
+            else:  # the daemon is the judge: kernel/own_rights.py
+                device = mounting.mount_directly(mountpoint, "")
             root = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             socket.send_fds(pipe, [b"mounted"], [device, root])
             os.close(device)
             os.close(root)
             if pipe.recv(16) == b"go":
+                os.stat(mountpoint)  # until then root owns it, and is no user in here
                 os.chdir(cwd)  # where it was in the directory, it was below the mount
                 for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
                     signal.signal(number, signal.SIG_DFL)
@@ -127,6 +138,11 @@ def _become(
         os._exit(code)
 
 
+def _ask_for_groups(pipe: socket.socket) -> bool:
+    pipe.send(_UNSHARED)
+    return pipe.recv(16) == _MAPPED
+
+
 class _Runner(Daemon):
     """Serves until the command has ended and everything it closed is committed."""
 
@@ -140,10 +156,13 @@ class _Runner(Daemon):
     def went(self) -> bool:
         return self._child.went
 
-    def attach(self) -> int:
+    def attach(self) -> Session:
         # The mount lives as long as its root is held, so no RELEASE is lost with its namespace.
         device, self._root = self._child.mount()
-        return device
+        passthrough, groups = self.options.passthrough, self._child.groups
+        if groups is None:
+            return Session(device, self.operations, passthrough=passthrough)
+        return OwnRightsSession(device, self.operations, passthrough=passthrough, groups=groups)
 
     def wait_for_end(self) -> None:
         self.exit_status = self._wait_for_command()

@@ -38,11 +38,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def mount(mountpoint: str, *, allow_other: bool) -> int:
     """Mount on ``mountpoint``; the descriptor to serve. Raises CannotServe."""
     if os.geteuid() == 0:
-        return mount_directly(mountpoint, allow_other=True)
+        return mount_directly(mountpoint)
     return _mount_by_helper(mountpoint, allow_other=allow_other)
 
 
-def mount_directly(mountpoint: str, *, allow_other: bool) -> int:
+def mount_directly(mountpoint: str, options: str = "default_permissions,allow_other") -> int:
     """Needs CAP_SYS_ADMIN in the user namespace of the caller's mount namespace."""
     try:
         device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
@@ -51,15 +51,13 @@ def mount_directly(mountpoint: str, *, allow_other: bool) -> int:
             f"/dev/fuse: {error.strerror}; {_ADVICE[error.errno == errno.EACCES]}"
         ) from None
     uid, gid = os.geteuid(), os.getegid()
-    options = f"fd={device},rootmode=40000,user_id={uid},group_id={gid},default_permissions"
-    if allow_other:
-        options += ",allow_other"
+    given = f"fd={device},rootmode=40000,user_id={uid},group_id={gid}"
     result = _libc.mount(
         _SOURCE.encode(),
         os.fsencode(mountpoint),
         FS_TYPE.encode(),
         ctypes.c_ulong(_MS_NOSUID | _MS_NODEV),
-        options.encode(),
+        ",".join(filter(None, [given, options])).encode(),
     )
     if result != 0:
         code = ctypes.get_errno()

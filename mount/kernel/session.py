@@ -96,6 +96,8 @@ class KernelCaches(Caches):
 
 
 class Session:
+    wanted = _WANTED
+
     def __init__(self, device: int, operations: Operations, *, passthrough: bool) -> None:
         self.device, self.ops = device, operations
         self.requests: Counter[str] = Counter()
@@ -199,7 +201,7 @@ class Session:
         if major != wire.KERNEL_VERSION or minor < wire.MINIMUM_MINOR:
             raise CannotServe(f"the kernel speaks FUSE {major}.{minor}, too old for ckptfs")
         offered = flags | (flags2 << 32 if flags & wire.INIT_EXT else 0)
-        agreed = offered & _WANTED
+        agreed = offered & self.wanted
         if offered & wire.PASSTHROUGH and self.passthrough.enabled:
             agreed |= wire.PASSTHROUGH
             self.passthrough.active = True
@@ -242,11 +244,20 @@ class Session:
 
     def _lookup(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
         try:
-            return _entry(self.ops.lookup(nodeid, _names(body)[0], caller))
+            return self._entry(self.ops.lookup(nodeid, names(body)[0], caller))
         except FileNotFoundError:
             if isinstance(self.ops.nodes.get(nodeid), Virtual):
                 raise  # a commit may put it there, which drops no name
             return _ABSENT
+
+    def _entry(self, entry: Entry) -> bytes:
+        name_s = _CACHED_S if entry.name_lasts else 0
+        status_s = _CACHED_S if entry.status_lasts else 0
+        head = wire.ENTRY_OUT.pack(entry.node.id, 0, name_s, status_s, 0, 0)
+        return head + self._shown(entry.status, _shown_inode(entry.node))
+
+    def _shown(self, status: os.stat_result, inode: int) -> bytes:
+        return wire.attr(status, inode)
 
     def _getattr(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
         flags, _, handle = wire.GETATTR_IN.unpack_from(body)
@@ -256,7 +267,7 @@ class Session:
     def _attr(self, nodeid: int, status: os.stat_result) -> bytes:
         node = self.ops.nodes.get(nodeid)
         seconds = _CACHED_S if self.ops.status_lasts(node, status) else 0
-        return wire.ATTR_OUT.pack(seconds, 0, 0) + wire.attr(status, _shown_inode(node))
+        return wire.ATTR_OUT.pack(seconds, 0, 0) + self._shown(status, _shown_inode(node))
 
     def _setattr(self, nodeid: int, caller: Caller, body: memoryview) -> Any:
         fields = wire.SETATTR_IN.unpack_from(body)
@@ -270,40 +281,40 @@ class Session:
         return os.fsencode(self.ops.readlink(nodeid))
 
     def _symlink(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
-        name, target = _names(body)
-        return _entry(self.ops.symlink(nodeid, name, target, caller))
+        name, target = names(body)
+        return self._entry(self.ops.symlink(nodeid, name, target, caller))
 
     def _mknod(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
         mode, device, umask, _ = wire.MKNOD_IN.unpack_from(body)
-        name = _names(body[wire.MKNOD_IN.size :])[0]
+        name = names(body[wire.MKNOD_IN.size :])[0]
         new = New(caller, mode, umask)
-        return _entry(self.ops.mknod(nodeid, name, new, wire.device_number(device)))
+        return self._entry(self.ops.mknod(nodeid, name, new, wire.device_number(device)))
 
     def _mkdir(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
         mode, umask = wire.MKDIR_IN.unpack_from(body)
-        name = _names(body[wire.MKDIR_IN.size :])[0]
-        return _entry(self.ops.mkdir(nodeid, name, New(caller, mode, umask)))
+        name = names(body[wire.MKDIR_IN.size :])[0]
+        return self._entry(self.ops.mkdir(nodeid, name, New(caller, mode, umask)))
 
     def _unlink(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None]:
-        return self.ops.unlink(nodeid, _names(body)[0])
+        return self.ops.unlink(nodeid, names(body)[0])
 
     def _rmdir(self, nodeid: int, caller: Caller, body: memoryview) -> None:
-        self.ops.rmdir(nodeid, _names(body)[0])
+        self.ops.rmdir(nodeid, names(body)[0])
 
     def _rename(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None] | None:
         (target,) = wire.RENAME_IN.unpack_from(body)
-        name, new_name = _names(body[wire.RENAME_IN.size :])
+        name, new_name = names(body[wire.RENAME_IN.size :])
         return self.ops.rename(nodeid, name, target, new_name, 0, caller)
 
     def _rename2(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None] | None:
         target, flags, _ = wire.RENAME2_IN.unpack_from(body)
-        name, new_name = _names(body[wire.RENAME2_IN.size :])
+        name, new_name = names(body[wire.RENAME2_IN.size :])
         return self.ops.rename(nodeid, name, target, new_name, flags, caller)
 
     def _link(self, nodeid: int, caller: Caller, body: memoryview) -> Any:
         (old,) = wire.LINK_IN.unpack_from(body)
-        name = _names(body[wire.LINK_IN.size :])[0]
-        return _then(self.ops.link(old, nodeid, name, caller), _entry)
+        name = names(body[wire.LINK_IN.size :])[0]
+        return _then(self.ops.link(old, nodeid, name, caller), self._entry)
 
     def _statfs(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
         s = self.ops.statfs()
@@ -323,7 +334,7 @@ class Session:
 
     def _getxattr(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
         size, _ = wire.GETXATTR_IN.unpack_from(body)
-        key = _names(body[wire.GETXATTR_IN.size :])[0]
+        key = names(body[wire.GETXATTR_IN.size :])[0]
         try:
             return _sized(self.ops.getxattr(nodeid, key), size)
         except OSError as error:
@@ -342,7 +353,7 @@ class Session:
         return self.ops.setxattr(nodeid, os.fsdecode(key), value[:size], flags, caller)
 
     def _removexattr(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None] | None:
-        return self.ops.removexattr(nodeid, _names(body)[0])
+        return self.ops.removexattr(nodeid, names(body)[0])
 
     # --- files -----------------------------------------------------------------------------------
 
@@ -368,9 +379,9 @@ class Session:
 
     def _create(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
         flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)
-        name = _names(body[wire.CREATE_IN.size :])[0]
+        name = names(body[wire.CREATE_IN.size :])[0]
         entry, handle = self.ops.create(nodeid, name, flags, New(caller, mode, umask))
-        return _entry(entry) + self._opened(handle)
+        return self._entry(entry) + self._opened(handle)
 
     def _read(self, nodeid: int, caller: Caller, body: memoryview) -> bytes | Slow[bytes]:
         handle, offset, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
@@ -462,7 +473,7 @@ class Session:
             if name in (".", ".."):
                 return _NO_ENTRY
             try:
-                return _entry(self.ops.lookup(nodeid, name, caller))
+                return self._entry(self.ops.lookup(nodeid, name, caller))
             except (OSError, CkptfsError):  # gone meanwhile: a lookup tells why
                 return _NO_ENTRY
 
@@ -497,15 +508,8 @@ def _lock(body: memoryview) -> tuple[int, Lock, int]:
     return handle, Lock(owner, start, end, kind == fcntl.F_WRLCK, is_flock, pid), kind
 
 
-def _names(body: memoryview) -> list[str]:
+def names(body: memoryview) -> list[str]:
     return [os.fsdecode(part) for part in bytes(body).split(b"\0")[:-1]]
-
-
-def _entry(entry: Entry) -> bytes:
-    name_s = _CACHED_S if entry.name_lasts else 0
-    status_s = _CACHED_S if entry.status_lasts else 0
-    head = wire.ENTRY_OUT.pack(entry.node.id, 0, name_s, status_s, 0, 0)
-    return head + wire.attr(entry.status, _shown_inode(entry.node))
 
 
 def _shown_inode(node: Node) -> int:

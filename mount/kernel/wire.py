@@ -137,6 +137,7 @@ FLUSH_IN = struct.Struct("<QIIQ")
 FSYNC_IN = struct.Struct("<QII")
 GETXATTR_IN = struct.Struct("<II")
 SETXATTR_IN = struct.Struct("<II")
+ACCESS_IN = struct.Struct("<II")
 FORGET_IN = struct.Struct("<Q")
 BATCH_FORGET_IN = struct.Struct("<II")
 FORGET_ONE = struct.Struct("<QQ")
@@ -153,8 +154,10 @@ INVAL_ENTRY_OUT = struct.Struct("<QII")
 BACKING_MAP = struct.Struct("<iIQ")
 
 
-def attr(status: os.stat_result, inode: int = 0) -> bytes:
-    """``struct fuse_attr`` of a stat result; ``inode`` is the number to show instead of its own."""
+def attr(status: os.stat_result, inode: int = 0, ids: tuple[int, int] | None = None) -> bytes:
+    """``struct fuse_attr`` of a stat result; ``inode`` is the number to show instead of its own,
+    ``ids`` are owner and group."""
+    uid, gid = ids or (status.st_uid, status.st_gid)
     atime, mtime, ctime = status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns
     return ATTR.pack(
         inode or status.st_ino,
@@ -168,8 +171,8 @@ def attr(status: os.stat_result, inode: int = 0) -> bytes:
         ctime % 10**9,
         status.st_mode,
         status.st_nlink,
-        status.st_uid,
-        status.st_gid,
+        uid,
+        gid,
         _kernel_device(getattr(status, "st_rdev", None) or 0),
         getattr(status, "st_blksize", None) or 4096,
         0,
