@@ -58,6 +58,7 @@ $(VENV)/dev.installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/frameworks.installed: $(VENV)/dev.installed
 	$(PIP) --editable '.[dev,frameworks]'
+	$(PIP) --no-deps timm==1.0.31 # its torchvision does not load beside a torch for CPUs
 	@touch $@
 
 clean:
