@@ -217,6 +217,17 @@ class Committer(Committed):
             self.note_changed_dir(at)
             self.prune(replaced)
 
+    def make_durable(self, staged: Staged) -> None:
+        """The bytes of a live version that changes on; who closes it last has it recorded. A
+        failure is final for it."""
+        if staged.writeback_error is not None:
+            raise staged.writeback_error
+        try:
+            self.fs.fsync(staged.fd)
+        except OSError as error:
+            staged.writeback_error = error
+            raise
+
     def reseal(self, staged: Staged) -> bool:
         """If a live version changed after its publish, give it a new record, durable on return,
         and return True."""

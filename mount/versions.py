@@ -398,7 +398,7 @@ class Versions:
                 raise version.failure
             if staged.state is State.SETTLED:
                 if version.lingering or not version.closed:  # it changes on: durable, at least
-                    self.store.fs.fsync(staged.fd)
+                    self.store.committer.make_durable(staged)
                 elif self.store.reseal(staged):
                     self.sealed(version)
             elif version.at is None:
