@@ -83,10 +83,10 @@ class Versions:
 
     def visible_to(self, caller: Caller, parent: Directory, name: str) -> Version | None:
         """The version that this caller's lookups of the path give, if not the committed one."""
-        versions = self.at(parent, name)
-        versions = [version for version in versions if not self.overtaken(version)]
-        for version in reversed(versions):
-            if version.public or caller.pid in version.expected:
+        listed = self.at(parent, name)
+        versions = [version for version in listed if not self.overtaken(version)]
+        for version in reversed(listed):
+            if caller.pid in version.expected or (version.public and version in versions):
                 return version
         if versions and caller.process is not None:
             for version in reversed(versions):
@@ -328,7 +328,7 @@ class Versions:
                 version.fresh = version.fresh and version.held
                 finished = version.unpublished and version.at and not version.killed
                 shown = finished and version.known and version.fresh
-                version.public = bool(shown and not self.overtaken(version))
+                version.public |= bool(shown and not self.overtaken(version))
         return lambda: self._release(version)
 
     def _release(self, version: Version) -> None:

@@ -6,6 +6,7 @@ Threading: the thread holds no lock between two looks; who holds ``Versions.lock
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -13,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ckptfs.errors import CkptfsError
+from ckptfs.mount import writers
 
 if TYPE_CHECKING:
     from ckptfs.mount.model import Version
@@ -64,8 +66,10 @@ class Watch:
         now = time.monotonic()
         if now - self._mappings_at >= _MAPPINGS_S:
             self._mappings_at = now
+            mapped = functools.cache(writers.mapped_for_writing)  # one process, many files
             for version in list(self._versions.lingering):
-                self._versions.settle_lingering(version)
+                if not any((mapped(p) or frozenset()) & version.numbers for p in version.mappers):
+                    self._versions.settle_lingering(version)
 
     def _dropped(self, version: Version) -> bool:
         """Whether its opener was sent to look again and never came. No lock is held meanwhile:

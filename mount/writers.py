@@ -131,11 +131,15 @@ def are_related(one: int | None, other: int | None) -> bool:
     return descends_from(one, {other}) or descends_from(other, {one})
 
 
-def map_for_writing(openers: Collection[int], inodes: Collection[int]) -> bool:
+def map_for_writing(openers: Collection[int], inodes: Set[int]) -> bool:
     """Whether one of the processes, or what descends from one, has a file of these inode numbers
     mapped, shared and writable; where one has ended, any process. Where it cannot be seen of an
     opener, it counts as if it had."""
-    return any(_maps(p, inodes, if_hidden=p in openers) for p in _with_descendants(openers))
+    for process in _with_descendants(openers):
+        mapped = mapped_for_writing(process)
+        if mapped & inodes if mapped is not None else process in openers:
+            return True
+    return False
 
 
 def _with_descendants(openers: Collection[int]) -> Iterator[int]:
@@ -152,16 +156,16 @@ def _with_descendants(openers: Collection[int]) -> Iterator[int]:
                 waiting += map(int, children.split())
 
 
-def _maps(process: int, inodes: Collection[int], *, if_hidden: bool) -> bool:
-    """Opening ``maps`` waits for the lock that execve holds, too, and that process may wait for the
+def mapped_for_writing(process: int) -> Set[int] | None:
+    """Inode numbers of the files that a process has mapped, shared and writable; None where that
+    cannot be seen.
+
+    Opening ``maps`` waits for the lock that execve holds, too, and that process may wait for the
     server: a thread of its own looks. A process that keeps it asleep is in execve, and has no
-    mappings yet; a machine that is slow only keeps it waiting."""
-    found: list[bool] = []
-
-    def look() -> None:
-        found.append(_shows_mapping(process, inodes, if_hidden=if_hidden))
-
-    reader, asleep = threading.Thread(target=look, daemon=True), 0
+    mappings yet; a machine that is slow only keeps it waiting.
+    """
+    found: list[Set[int] | None] = []
+    reader, asleep = threading.Thread(target=lambda: found.append(_maps(process)), daemon=True), 0
     reader.start()
     for _ in range(_LOOKS):
         reader.join(_LOOK_S)
@@ -169,8 +173,8 @@ def _maps(process: int, inodes: Collection[int], *, if_hidden: bool) -> bool:
             return found[0]
         asleep = asleep + 1 if _is_blocked(reader.native_id) else 0
         if asleep * _LOOK_S >= _EXECVE_S:
-            return False
-    return if_hidden
+            return frozenset()
+    return None
 
 
 def _is_blocked(thread: int | None) -> bool:
@@ -179,15 +183,15 @@ def _is_blocked(thread: int | None) -> bool:
     return stat[stat.rindex(b")") + 2 :].startswith(b"D")
 
 
-def _shows_mapping(process: int, inodes: Collection[int], *, if_hidden: bool) -> bool:
+def _maps(process: int) -> Set[int] | None:
     try:
         with open(f"/proc/{process}/maps", "rb") as maps:
             mappings = [line.split(None, 5) for line in maps]
     except PermissionError:
-        return if_hidden
+        return None
     except OSError:
-        return False
-    return any(int(m[4]) in inodes and m[1][1:2] == b"w" and m[1][3:4] == b"s" for m in mappings)
+        return frozenset()
+    return {int(m[4]) for m in mappings if m[1][1:2] == b"w" and m[1][3:4] == b"s"}
 
 
 def is_running(pid: int) -> bool:
