@@ -15,7 +15,7 @@ from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.mount import acl
 from ckptfs.mount.control import Control
-from ckptfs.mount.locks import Locks
+from ckptfs.mount.locks import Locks, LockSet
 from ckptfs.mount.metadata import Metadata
 from ckptfs.mount.model import Caller, Handle, Version
 from ckptfs.mount.nodes import ROOT_ID, Directory, File, Node, NodeTable, Virtual, identity
@@ -210,10 +210,18 @@ class Base:
         with self.lock:
             self.handles[handle.id] = handle
             if isinstance(node, File | Virtual):
+                handle.locks = self._locks_of(node)
                 node.handles.add(handle)
         if flags & os.O_ACCMODE == os.O_RDWR:
             self.caches.drop_attributes(node.id)  # a mapping may change them from here on
         return handle
+
+    def _locks_of(self, node: File | Virtual) -> LockSet:
+        """Those of its path; where it is open already those that it had then, since its name may
+        stand for another file by now."""
+        for handle in node.handles:
+            return handle.locks
+        return self.locks.of((node.parent or self.nodes.root).ident, node.name)
 
     def in_place(self, parent: Directory, name: str) -> bool:
         """Whether the path is written in place: by its pattern, or because of its locks."""

@@ -1,5 +1,6 @@
-"""Which descriptor a request was made by, where libfuse hands over no more than a path. Linux.
+"""What a request does not say of the system call that it was made by. Linux.
 
+Which descriptor, where libfuse hands over no more than a path; which kind of lock (``locks.py``).
 While its request is unanswered, a thread stands in a system call that ``/proc`` shows: with the
 descriptor as its first argument (fstat, fchmod, fsetxattr), or with a link of it as the path.
 Asking takes the rights of a debugger: root has them; without root a process of the same user may
@@ -29,6 +30,7 @@ _STATX = struct.Struct("=28xH106xII112x")  # mode, major and minor number of the
 _TRIES, _PAUSE_S = 100, 0.0002
 _NUMBERS = range(1 << 20)  # descriptors; what is above are addresses
 _PATH_BYTES = 4096
+_OFD_LOCKS = range(36, 39)  # F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW
 _LINK = re.compile(rb"/(?:proc/(?:self|thread-self)|dev)/fd/(\d{1,7})\Z")
 _STANDARD = {b"/dev/stdin": 0, b"/dev/stdout": 1, b"/dev/stderr": 2}
 
@@ -56,6 +58,14 @@ def descriptor(tid: int, mountpoint: str, name: str = "") -> int | None:
     if not path or (name and os.path.basename(path) != os.fsencode(name)):
         raise Unknown
     return None
+
+
+def asks_for_ofd(tid: int) -> bool:
+    """Whether it is an OFD lock that thread ``tid`` waits for in fcntl; no if it cannot be seen."""
+    try:
+        return _arguments(tid)[1] in _OFD_LOCKS
+    except Unknown:
+        return False
 
 
 def _arguments(tid: int) -> tuple[int, int]:

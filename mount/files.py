@@ -17,7 +17,7 @@ from ckptfs.mount import content, writers
 from ckptfs.mount.base import Entry, New, Slow, exists, lstat, own, stale, stands
 from ckptfs.mount.content import Content
 from ckptfs.mount.control import StatusFile
-from ckptfs.mount.locks import Lock, LockSet
+from ckptfs.mount.locks import Lock
 from ckptfs.mount.model import Caller, Handle, Version
 from ckptfs.mount.nodes import Directory, File, Virtual, identity
 from ckptfs.mount.past import Generation
@@ -436,15 +436,6 @@ class Files(Relay):
 
     # --- locks -----------------------------------------------------------------------------------
 
-    def lock_set(self, handle_id: int) -> LockSet:
-        """The locks of the path that the handle was opened by."""
-        handle = self.handle(handle_id)
-        if handle.locks is not None:
-            return handle.locks
-        with self.lock:
-            parent = handle.node.parent or self.nodes.root
-            return self.locks.of(parent.ident, handle.node.name)
-
     def coordinates(
         self, handle_id: int, caller: Caller, lock: Lock, *, waits: bool
     ) -> Slow[None] | None:
@@ -452,9 +443,10 @@ class Files(Relay):
         process has locked a version of it that is not committed. A reader that does not get the
         lock changes nothing: HDF5 locks every file that it writes or reads, alone."""
         handle, process = self.handle(handle_id), caller.process
-        locks = self.lock_set(handle_id)
+        locks = handle.locks
         with self.lock:
-            handle.locks, handle.locker = locks, process
+            handle.owners.add(lock.owner)
+            handle.locker = process or 0
             writes = handle.flags & os.O_ACCMODE != os.O_RDONLY
             if not writes and not waits and self.locks.test(locks, lock) is not None:
                 return None
@@ -462,6 +454,7 @@ class Files(Relay):
                 other.version
                 for other in self.handles.values()
                 if other.locks is locks
+                and other.locker is not None
                 and other.version is not None
                 and other.version.joinable
                 and (process is None or other.locker != process)
@@ -477,11 +470,18 @@ class Files(Relay):
 
         return Slow(share)
 
-    def unlock_all(self, handle_id: int, owner: int, *, is_flock: bool) -> None:
-        """A close ends the POSIX locks of its process, the last one the flock of the open file."""
-        locks = self.handle(handle_id).locks
-        if locks is not None:
-            self.locks.drop_owner(locks, owner, is_flock=is_flock)
+    def unlock_process(self, handle_id: int, owner: int) -> None:
+        """A close ends the POSIX locks of its process on the file, by whichever descriptor."""
+        handle = self.handle(handle_id)
+        handle.owners.discard(owner)
+        self.locks.drop_owner(handle.locks, owner, is_flock=False)
+
+    def unlock_description(self, handle: Handle) -> None:
+        """The last close ends the locks that the open file has: every process that took one by it
+        has closed it, so whose locks are left is no process. The kernel tells of flock only."""
+        for owner in handle.owners:
+            for is_flock in (False, True):
+                self.locks.drop_owner(handle.locks, owner, is_flock=is_flock)
 
     def statfs(self) -> os.statvfs_result:
         return os.fstatvfs(self.store.root)

@@ -45,8 +45,9 @@ class Handle:
     flushed: bool = False  # closed by the process that opened it
     bystander: bool = False  # may never write: another joined while nothing was written
     listing: list[tuple[str, int, int]] = field(default_factory=list)  # of a directory
-    locks: LockSet | None = None  # of the path it was opened by, once it asked for a lock
-    locker: int | None = None  # the process that asked
+    locks: LockSet = field(default_factory=LockSet)  # of the path it was opened by
+    owners: set[int] = field(default_factory=set)  # of the locks that were asked for by it
+    locker: int | None = None  # the process that asked last, 0 if it is unknown
     base: Base | None = None  # where the bytes are that ``fd`` may lack
 
 

@@ -28,7 +28,7 @@ from ckptfs.mount.base import Caches, Entry, New, Slow
 from ckptfs.mount.kernel import wire
 from ckptfs.mount.kernel.passthrough import Passthrough
 from ckptfs.mount.kernel.wire import Op
-from ckptfs.mount.locks import Lock
+from ckptfs.mount.locks import Lock, Wait
 from ckptfs.mount.model import Caller, Handle
 from ckptfs.mount.nodes import File, Listed, Node, Virtual
 from ckptfs.mount.operations import Operations
@@ -401,15 +401,26 @@ class Session:
 
     def _flush(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None] | None:
         handle, _, _, owner = wire.FLUSH_IN.unpack_from(body)
-        self.ops.unlock_all(handle, owner, is_flock=False)
-        return self.ops.flush(handle, caller)
+        with contextlib.ExitStack() as stack:  # who gets the lock then sees what was closed
+            stack.callback(self.ops.unlock_process, handle, owner)
+            work = self.ops.flush(handle, caller)
+            if work is None:
+                return None
+            commit, unlocking = work.run, stack.pop_all()
+
+        def both() -> None:
+            with unlocking:
+                commit()
+
+        return Slow(both)
 
     def _release(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None] | None:
-        handle_id, _, flags, owner = wire.RELEASE_IN.unpack_from(body)
-        if flags & wire.RELEASE_FLOCK_UNLOCK:
-            self.ops.unlock_all(handle_id, owner, is_flock=True)
-        self.passthrough.detach(self.ops.handle(handle_id))
-        return self.ops.release(handle_id)
+        handle = self.ops.handle(wire.RELEASE_IN.unpack_from(body)[0])
+        self.passthrough.detach(handle)
+        try:
+            return self.ops.release(handle.id)
+        finally:
+            self.ops.unlock_description(handle)
 
     def _fsync(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None]:
         return self.ops.fsync(wire.FSYNC_IN.unpack_from(body)[0])
@@ -430,8 +441,9 @@ class Session:
     # --- locks -----------------------------------------------------------------------------------
 
     def _getlk(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
-        handle, lock, _ = _lock(body)
-        found = self.ops.locks.test(self.ops.lock_set(handle), lock)
+        handle, lock, kind = _lock(body)
+        look = self.ops.locks.own if kind == fcntl.F_UNLCK else self.ops.locks.test
+        found = look(self.ops.handle(handle).locks, lock)
         if found is None:
             return wire.LK_OUT.pack(lock.start, lock.end, fcntl.F_UNLCK, 0)
         kind = fcntl.F_WRLCK if found.exclusive else fcntl.F_RDLCK
@@ -439,7 +451,7 @@ class Session:
 
     def _setlk(self, nodeid: int, caller: Caller, body: memoryview) -> Any:
         handle, lock, kind = _lock(body)
-        locks = self.ops.lock_set(handle)
+        locks = self.ops.handle(handle).locks
         if kind == fcntl.F_UNLCK:
             self.ops.locks.drop(locks, lock)
             return None
@@ -450,13 +462,14 @@ class Session:
         handle, lock, kind = _lock(body)
         if kind == fcntl.F_UNLCK:
             return self._setlk(nodeid, caller, body)
-        locks, request = self.ops.lock_set(handle), caller.request
+        locks, request = self.ops.handle(handle).locks, caller.request
+        wait = Wait(locks, lock, request, caller.pid, lambda error: self._reply(request, -error))
 
-        def wait() -> object:
-            self.ops.locks.wait(locks, lock, request, lambda error: self._reply(request, -error))
+        def begin() -> object:
+            self.ops.locks.wait(wait)
             return _NO_REPLY
 
-        return _after(self.ops.coordinates(handle, caller, lock, waits=True), wait)
+        return _after(self.ops.coordinates(handle, caller, lock, waits=True), begin)
 
     # --- directories -----------------------------------------------------------------------------
 
