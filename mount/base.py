@@ -158,6 +158,7 @@ class Base:
             old = self.nodes.find(parent, name, before) if before else None
             if isinstance(old, File):
                 old.superseded = True
+            self.versions.tell(parent, name)
         self.caches.drop_attributes(parent.id)
         self.caches.drop_name(parent.id, name)
 

@@ -9,6 +9,7 @@ import threading
 from typing import Any
 
 from ckptfs import osfs
+from ckptfs.mount.listing import parts
 
 _MAX_WRITE = 128 << 10  # the buffer of libfuse 2
 # Every byte of a name survives: the bindings decode strictly, and names need not be UTF-8.
@@ -40,16 +41,24 @@ def options(*, allow_other: bool) -> dict[str, object]:
     return options
 
 
-def with_ioctl(fuse: Any) -> Any:
-    """The class FUSE of a binding, with an ``ioctl`` that hands over the handle: the bindings' own
-    fails where there is no path."""
+def with_handles(module: Any) -> Any:
+    """The class FUSE of a binding, with an ``ioctl`` that hands over the handle, where the
+    binding's own fails without a path, and a ``readdir`` that hands over the position."""
 
     def ioctl(
         self: Any, _path: object, _command: int, _argument: object, info: Any, *_: object
     ) -> Any:
         return self.operations("ioctl", info.contents.fh)
 
-    return type("FUSE", (fuse,), {"ioctl": ioctl})
+    def readdir(self: Any, _path: object, buffer: Any, fill: Any, position: int, info: Any) -> int:
+        status = module.c_stat()
+        for entry in self.operations("readdir", info.contents.fh, position):
+            name, status.st_ino, status.st_mode, after = parts(entry)
+            if fill(buffer, os.fsencode(name), status, after):
+                break
+        return 0
+
+    return type("FUSE", (module.FUSE,), {"ioctl": ioctl, "readdir": readdir})
 
 
 class Said:

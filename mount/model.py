@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from ckptfs.errors import CkptfsError
 from ckptfs.mount import writers
+from ckptfs.mount.listing import Listing
 from ckptfs.mount.locks import LockSet
 from ckptfs.mount.nodes import Directory, File, Node
 from ckptfs.protocol import VISIBLE, State
@@ -44,7 +45,8 @@ class Handle:
     relayed: bool = False  # on another node than its version's: only the daemon can carry it
     flushed: bool = False  # closed by the process that opened it
     bystander: bool = False  # may never write: another joined while nothing was written
-    listing: list[tuple[str, int, int]] = field(default_factory=list)  # of a directory
+    listing: Listing | None = None  # of a directory, while it is read
+    cached: bool = False  # so that the kernel may list it without asking
     locks: LockSet = field(default_factory=LockSet)  # of the path it was opened by
     owners: set[int] = field(default_factory=set)  # of the locks that were asked for by it
     locker: int | None = None  # the process that asked last, 0 if it is unknown

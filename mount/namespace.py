@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.mount.base import Base, Entry, New, Slow, lstat, own, owner
+from ckptfs.mount.listing import Listing
 from ckptfs.mount.model import Caller, Handle
-from ckptfs.mount.nodes import ROOT_ID, Directory, File, Listed, Node, Virtual, identity
+from ckptfs.mount.nodes import ROOT_ID, Directory, File, Node, Virtual, identity
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+_LARGE_BYTES = 128 << 10  # of a directory: listing some thousands of names takes a while
 
 
 class Namespace(Base):
@@ -29,50 +31,78 @@ class Namespace(Base):
         node = self.nodes.get(nodeid)
         if isinstance(node, File):
             raise NotADirectoryError(errno.ENOTDIR, "not a directory")
-        return self._handle(node, -1, 0)
+        handle = self._handle(node, -1, 0)
+        # While nothing is staged in it, names come and go by requests only.
+        handle.cached = isinstance(node, Directory) and not self.versions.any_below(node)
+        return handle
 
-    def listing_lasts(self, nodeid: int) -> bool:
-        """Whether a listing stays true while the attributes of the directory do. The name of a
-        staged version goes without them where its writer is killed."""
-        node = self.nodes.get(nodeid)
-        return isinstance(node, Directory) and not self.versions.any_below(node)
-
-    def listing(self, handle_id: int, restart: bool) -> list[Listed] | Slow[list[Listed]]:
-        """Every name, staged ones too; taken anew on ``restart``. One of history reads records."""
+    def readdir(
+        self, handle_id: int, position: int, room: int, more: int = 0
+    ) -> list[bytes] | Slow[list[bytes]]:
+        """Entries of a ``Listing`` after ``position``, staged names too; none is the end. The list
+        is taken anew at 0, and where the handle may have gone back there in the kernel's cache."""
         handle = self.handle(handle_id)
+        node, kept = handle.node, handle.listing if position else None
+        if kept is not None and handle.cached and not kept.goes_on(position):
+            kept = None
 
-        def anew() -> list[Listed]:
-            handle.listing = list(self._list(handle.node))
-            return handle.listing
+        def read() -> list[bytes]:
+            listing = kept or self._list(node)
+            entries = listing.read(position, room, more)
+            handle.listing = listing if entries else None
+            return entries
 
-        if not restart:
-            return handle.listing
-        return Slow(anew) if isinstance(handle.node, Virtual) else anew()
+        if kept is None and (isinstance(node, Virtual) or _is_large(node)):
+            return Slow(read)  # history reads records
+        return read()
 
-    def _list(self, node: Node) -> Iterator[Listed]:
-        yield ".", node.ident[1], stat.S_IFDIR
+    def _list(self, node: Node) -> Listing:
+        listing = Listing()
+        above = node.above or self.nodes.root if isinstance(node, Virtual) else node.parent or node
+        listing.add((name, at.ident[1], stat.S_IFDIR) for name, at in ((".", node), ("..", above)))
         if isinstance(node, Virtual):
-            yield "..", (node.above or self.nodes.root).ident[1], stat.S_IFDIR
-            yield from node.entries()
-            return
-        yield "..", (node.parent or node).ident[1], stat.S_IFDIR
-        if not isinstance(node, Directory):
-            return
-        seen = set()
-        with (
-            osfs.opened(self.store.fs, node.fd, ".", osfs.DIRECTORY) as fd,
-            os.scandir(fd) as entries,
-        ):
-            for entry in entries:
-                if node.id == ROOT_ID and entry.name == fmt.CONTROL:
-                    continue
-                seen.add(entry.name)
-                yield entry.name, entry.inode(), _type_of(entry)
+            listing.add(node.entries())
+        elif isinstance(node, Directory):
+            self._add_names(node, listing)
+        return listing
+
+    def _add_names(self, node: Directory, listing: Listing) -> None:
+        """A publish moves its name to another place on disk (btrfs), where a list that is being
+        read misses it, or finds it twice; so such names are looked up afterwards."""
+        with self._written_in(node) as written:
+            with (
+                osfs.opened(self.store.fs, node.fd, ".", osfs.DIRECTORY) as fd,
+                os.scandir(fd) as entries,
+            ):
+                listing.add((each.name, each.inode(), _type_of(each)) for each in entries)
+            with self.lock:
+                for name in written:
+                    # In this order: it is staged until after it was published.
+                    staged, status = self.versions.at(node, name), lstat(node.fd, name)
+                    if status is not None:
+                        listing.replace((name, status.st_ino, stat.S_IFMT(status.st_mode)))
+                    elif staged:
+                        listing.replace((name, staged[-1].node.ident[1], stat.S_IFREG))
+        if node.id == ROOT_ID:
+            listing.discard(fmt.CONTROL)
+
+    @contextlib.contextmanager
+    def _written_in(self, node: Directory) -> Iterator[set[str]]:
+        """Names that versions are staged under, those included that come inside the block."""
+        written: set[str] = set()
+
+        def note(parent: Directory, name: str) -> None:
+            if parent is node:
+                written.add(name)
+
         with self.lock:
-            staged = list(self.versions.below(node))
-        for name, version in staged:
-            if name not in seen:
-                yield name, version.node.ident[1], stat.S_IFREG
+            written.update(name for name, _ in self.versions.below(node))
+            self.versions.watchers.append(note)
+        try:
+            yield written
+        finally:
+            with self.lock:
+                self.versions.watchers.remove(note)
 
     def releasedir(self, handle_id: int) -> None:
         with self.lock:
@@ -221,6 +251,9 @@ class Namespace(Base):
 
         def rename() -> None:
             self._publish_synced(parent, name, caller)
+            with self.lock:
+                self.versions.tell(parent, name)
+                self.versions.tell(target, new_name)
             with self.versions.held(parent, name, (target, new_name)):
                 change = self._exchange if flags & RENAME_EXCHANGE else self._rename
                 change(parent, name, target, new_name, flags, caller)
@@ -334,11 +367,15 @@ class Namespace(Base):
         committer.moved_directory(parent.child_path(name), target.child_path(new_name))
 
 
+def _is_large(node: Node) -> bool:
+    return os.fstat(node.fd).st_size > _LARGE_BYTES
+
+
 def _type_of(entry: os.DirEntry[str]) -> int:
-    if entry.is_symlink():
-        return stat.S_IFLNK
-    if entry.is_dir(follow_symlinks=False):
-        return stat.S_IFDIR
     if entry.is_file(follow_symlinks=False):
         return stat.S_IFREG
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    if entry.is_symlink():
+        return stat.S_IFLNK
     return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)

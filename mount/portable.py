@@ -37,6 +37,7 @@ log = logging.getLogger("ckptfs.session")
 T = TypeVar("T")
 
 _TRIES = 3
+_LISTED_BYTES = 32 << 10  # as the C library asks for; libfuse takes what it has room for
 # Read through shared mappings as a rule, which only the page cache can carry. What meets a version
 # that is being written under the same name then gets EIO, where others read on.
 _MAPPED = (".safetensors", ".npy", ".gguf")
@@ -70,7 +71,7 @@ class PortableSession:
 
         def serve() -> None:
             try:
-                libfuse.with_ioctl(self._module.FUSE)(
+                libfuse.with_handles(self._module)(
                     self,
                     libfuse.from_name(self._mountpoint),
                     raw_fi=True,
@@ -425,11 +426,8 @@ class PortableSession:
 
         return self._on_entry(path, work)
 
-    def readdir(self, _path: str | None, handle_id: int) -> list[tuple[str, dict[str, int], int]]:
-        return [
-            (libfuse.from_name(name), {"st_ino": inode, "st_mode": kind}, 0)
-            for name, inode, kind in _finished(self.ops.listing(handle_id, restart=True))
-        ]
+    def readdir(self, handle_id: int, position: int) -> list[bytes]:
+        return _finished(self.ops.readdir(handle_id, position, _LISTED_BYTES))
 
     def releasedir(self, _path: str | None, handle_id: int) -> None:
         node = self.ops.handle(handle_id).node

@@ -56,6 +56,8 @@ class Versions:
         self._sealed_here: OrderedDict[Identity, None] = OrderedDict()
         self._by_path: dict[tuple[int, str], list[Version]] = {}
         self.sealed: Callable[[Version], None] = lambda version: None  # published or recorded anew
+        # Told of each name that is going to stand for another inode.
+        self.watchers: list[Callable[[Directory, str], None]] = []
         self.lingering: set[Version] = set()  # published, closed by all, mapped by somebody
         self.watch = Watch(self)
 
@@ -71,7 +73,8 @@ class Versions:
                 yield name, versions[-1]
 
     def any_below(self, parent: Directory) -> bool:
-        return any(parent_id == parent.id for parent_id, _ in self._by_path)
+        with self.lock:
+            return any(parent_id == parent.id for parent_id, _ in self._by_path)
 
     def any(self) -> bool:
         """Whether there is anything to look at from time to time."""
@@ -100,6 +103,11 @@ class Versions:
         version.at = parent, name
         version.staged.path = parent.child_path(name)
         self._by_path.setdefault((parent.id, name), []).append(version)
+        self.tell(parent, name)
+
+    def tell(self, parent: Directory, name: str) -> None:
+        for watcher in self.watchers:
+            watcher(parent, name)
 
     def _unplace(self, version: Version) -> None:
         if version.at is None:
@@ -110,6 +118,16 @@ class Versions:
             versions.remove(version)
             if not versions:
                 del self._by_path[key]
+                self._unlisted(*version.at)
+
+    def _unlisted(self, parent: Directory, name: str) -> None:
+        """A name that was never published leaves the directory, so its times move: the kernel
+        takes a listing for true while they do not."""
+        with contextlib.suppress(OSError):
+            try:
+                os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
+            except FileNotFoundError:
+                osfs.touch(parent.fd)
 
     def move(self, version: Version, parent: Directory, name: str, caller: Caller) -> None:
         """A rename carries the open version along; its commit lands on the new name. Everybody

@@ -247,7 +247,7 @@ class Twins:
             self.ended[str(theirs[worker][1] or "granted")] += 1
 
     def _collect(self, side: Side, answers: dict[int, Answer]) -> bool:
-        """The answers of those who waited. Whether nothing moves: one that wakes may wake others."""
+        """The answers of those who waited. Whether nothing moves: who wakes may wake others."""
         quiet = True
         for worker in self.waiting.keys() - answers.keys():
             quiet = side.stands(worker) and quiet

@@ -18,6 +18,7 @@ import pytest
 from harness import NEW, NEWER, OLD, contents, store_on
 
 from ckptfs.mount.base import New, Slow
+from ckptfs.mount.listing import parts
 from ckptfs.mount.model import Caller, Handle, Version
 from ckptfs.mount.nodes import ROOT_ID, Directory, File, identity
 from ckptfs.mount.operations import Operations
@@ -170,11 +171,8 @@ def test_a_directory_that_the_kernel_forgot_is_the_same_one_while_a_file_in_it_i
     operations.forget(made.node.id, 1)
     again = operations.lookup(ROOT_ID, "d", maker).node
     assert operations.lookup(again.id, "a", _dead()).node is made.node
-    assert [name for name, _, _ in operations.listing(operations.opendir(again.id).id, True)] == [
-        ".",
-        "..",
-        "a",
-    ]
+    listed = operations.readdir(operations.opendir(again.id).id, 0, 4096)
+    assert isinstance(listed, list) and [parts(each)[0] for each in listed] == [".", "..", "a"]
     commit.run()
     operations.forget(again.id, 1)
     operations.forget(made.node.id, 1)

@@ -28,9 +28,10 @@ from ckptfs.mount.base import Caches, Entry, New, Slow
 from ckptfs.mount.kernel import wire
 from ckptfs.mount.kernel.passthrough import Passthrough
 from ckptfs.mount.kernel.wire import Op
+from ckptfs.mount.listing import parts
 from ckptfs.mount.locks import Lock, Wait
 from ckptfs.mount.model import Caller, Handle
-from ckptfs.mount.nodes import File, Listed, Node, Virtual
+from ckptfs.mount.nodes import File, Node, Virtual
 from ckptfs.mount.operations import Operations
 from ckptfs.mount.sessions import Openers, errno_of
 
@@ -475,11 +476,11 @@ class Session:
 
     def _opendir(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
         handle = self.ops.opendir(nodeid)
-        lasts = self.ops.listing_lasts(nodeid)
-        return wire.OPEN_OUT.pack(handle.id, _CACHED_LISTING if lasts else 0, 0)
+        return wire.OPEN_OUT.pack(handle.id, _CACHED_LISTING if handle.cached else 0, 0)
 
     def _readdir(self, nodeid: int, caller: Caller, body: memoryview) -> Any:
-        return self._listing(body, lambda name: b"", b"")
+        handle, position, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
+        return _then(self.ops.readdir(handle, position, size), b"".join)
 
     def _readdirplus(self, nodeid: int, caller: Caller, body: memoryview) -> Any:
         def look_up(name: str) -> bytes:
@@ -490,22 +491,11 @@ class Session:
             except (OSError, CkptfsError):  # gone meanwhile: a lookup tells why
                 return _NO_ENTRY
 
-        return self._listing(body, look_up, _NO_ENTRY)
+        def shape(entries: list[bytes]) -> bytes:
+            return b"".join(look_up(parts(entry)[0]) + entry for entry in entries)
 
-    def _listing(self, body: memoryview, plus: Callable[[str], bytes], room: bytes) -> Any:
-        handle, offset, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
-
-        def fill(listing: list[Listed]) -> bytes:
-            reply = bytearray()
-            for at in range(offset, len(listing)):
-                name, inode, kind = listing[at]
-                entry = wire.dirent(inode, at + 1, kind, os.fsencode(name))
-                if len(reply) + len(room) + len(entry) > size:
-                    break
-                reply += plus(name) + entry
-            return bytes(reply)
-
-        return _then(self.ops.listing(handle, restart=offset == 0), fill)
+        handle, position, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
+        return _then(self.ops.readdir(handle, position, size, len(_NO_ENTRY)), shape)
 
     def _releasedir(self, nodeid: int, caller: Caller, body: memoryview) -> None:
         self.ops.releasedir(wire.RELEASE_IN.unpack_from(body)[0])

@@ -147,7 +147,6 @@ LSEEK_IN = struct.Struct("<QQII")
 LSEEK_OUT = struct.Struct("<Q")
 COPY_FILE_RANGE_IN = struct.Struct("<QQQQQQQ")
 STATFS_OUT = struct.Struct("<QQQQQIIII24x")
-DIRENT = struct.Struct("<QQII")
 INVAL_INODE_OUT = struct.Struct("<Qqq")
 INVAL_ENTRY_OUT = struct.Struct("<QII")
 BACKING_MAP = struct.Struct("<iIQ")
@@ -186,11 +185,6 @@ def _kernel_device(device: int) -> int:
 
 def device_number(encoded: int) -> int:
     return os.makedev((encoded & 0xFFF00) >> 8, (encoded & 0xFF) | ((encoded >> 12) & 0xFFF00))
-
-
-def dirent(inode: int, offset: int, kind: int, name: bytes) -> bytes:
-    padding = -(DIRENT.size + len(name)) % 8
-    return DIRENT.pack(inode, offset, len(name), kind >> 12) + name + b"\0" * padding
 
 
 def signed64(value: int) -> int:
