@@ -239,9 +239,14 @@ class Attributes(Files):
     def _change_xattr(
         self, nodeid: int, key: str, change: Callable[[str], None]
     ) -> Slow[None] | None:
-        if key == fmt.XATTR or key.startswith(commands.PREFIX):
-            raise PermissionError(errno.EPERM, "the record is written by commits alone")
+        """The record is written by commits alone. A tool that restores a copy made below a mount
+        brings one along: it is told nothing, and nothing comes of it."""
+        if key.startswith(commands.PREFIX):
+            raise PermissionError(errno.EPERM, "a command, which is not there to be changed")
         node = self.nodes.get(nodeid)
+        if key == fmt.XATTR:
+            _require_changeable(node)
+            return None
 
         def change_all() -> None:
             for inode in (*self._being_written(node), node):

@@ -281,15 +281,20 @@ def test_the_control_directory_is_hidden_and_cannot_be_touched(tree: Tree) -> No
 
 
 def test_the_record_can_be_read_by_its_name_alone(tree: Tree) -> None:
+    """Changing it has no effect, and is no error: tools that restore a backup bring one along."""
     path = tree.seed("f", "x")
-    assert os.getxattr(path, "user.ckptfs").startswith(b"ckptfs")
+    record = os.getxattr(path, "user.ckptfs")
+    assert record.startswith(b"ckptfs")
     assert os.listxattr(path) == []
-    for change in (
-        lambda: os.setxattr(path, "user.ckptfs", b"forged"),
-        lambda: os.removexattr(path, "user.ckptfs"),
-    ):
-        with pytest.raises(PermissionError):
-            change()
+    with path.open("r+") as staged:
+        for file in (path, tree.path, staged.fileno()):
+            os.setxattr(file, "user.ckptfs", b"forged")
+            os.removexattr(file, "user.ckptfs")
+    assert os.getxattr(path, "user.ckptfs") == record
+    with pytest.raises(OSError, match="No data"):
+        os.getxattr(tree.path, "user.ckptfs")
+    with pytest.raises(PermissionError):
+        os.setxattr(tree.mount.path / ".ckptfs", "user.ckptfs", b"forged")
     shutil.copy2(path, tree.path / "copy")
     record, copy = tree.record("f"), tree.record("copy")
     assert record and copy and record.digest == copy.digest and record.lineage != copy.lineage

@@ -150,8 +150,6 @@ def test_only_the_owner_changes_what_is_the_owners(place: Place) -> None:
             "os.setxattr('f', 'security.capability', bytes([0, 0, 0, 2]) + bytes(16))",
             f"os.setxattr('f', 'system.posix_acl_access', {mine!r})",
             f"os.setxattr('.', 'system.posix_acl_default', {mine!r})",
-            "os.setxattr('f', 'user.ckptfs', b'1')",
-            "os.removexattr('f', 'user.ckptfs')",
         ):
             assert bob.errno_of(code) in ("EPERM", "EACCES"), code
         bob.do("os.setxattr('f', 'user.note', b'1')")  # 0666 lets him write
