@@ -89,7 +89,7 @@ class Committer(Committed):
                 staged.base = None
             except BaseException as error:
                 if self.growth.torn:
-                    self.poisoned = "a file that was extended could not be cut back"
+                    self.poison("a file that was extended could not be cut back")
                 if staged.state not in VISIBLE and staged.state is not State.ABORTED:
                     self.abort(staged, str(error) or type(error).__name__)
                 raise

@@ -17,6 +17,7 @@ class CkptfsError(Exception):
 
     errno: int = _errno.EIO
     exit_code: int = 1
+    logged = False  # whether the log has what happened already, or the one who asked has the answer
 
 
 class UsageError(CkptfsError):
@@ -69,30 +70,35 @@ class Rotten(CkptfsError):
     """The bytes differ from their record and no good generation is left."""
 
     errno = _errno.EIO
+    logged = True
 
 
 class NoSuchGeneration(CkptfsError):
     """History does not hold what was asked for, or not intact."""
 
     errno = _errno.ENODATA
+    logged = True
 
 
 class BrokenStructure(CkptfsError):
     """A version that is certainly not whole would have replaced a sound one."""
 
     errno = _errno.EBADMSG
+    logged = True
 
 
 class WriterKilled(CkptfsError):
     """One of the writers of a version was killed: what the others wrote is not published."""
 
     errno = _errno.EIO
+    logged = True
 
 
 class StoreReadOnly(CkptfsError):
     """A directory fsync failed after publish: what is on disk is unknown, so nothing is written."""
 
     errno = _errno.EROFS
+    logged = True
 
 
 class IllegalTransition(CkptfsError):

@@ -4,6 +4,7 @@ nothing more once it is unknown what is on disk. Thread-safe."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Iterator
 
@@ -12,6 +13,8 @@ from ckptfs.errors import StoreReadOnly, final
 from ckptfs.keyed import KeyedLocks
 from ckptfs.osfs import FileSystem
 from ckptfs.protocol import Mode
+
+log = logging.getLogger("ckptfs.ordering")
 
 
 class Ordering:
@@ -55,8 +58,14 @@ class Ordering:
         try:
             self.fs.fsync_dir(fd)
         except OSError as error:
-            self.poisoned = f"directory fsync failed: {error.strerror}"
+            self.poison(f"directory fsync failed: {error.strerror}")
             raise final(error) from None
+
+    def poison(self, reason: str) -> None:
+        """What is on disk is unknown from here on."""
+        if self.poisoned is None:
+            log.error("read-only: %s; check the disk, remount", reason)
+        self.poisoned = reason
 
     def require_writable(self) -> None:
         if self.poisoned is not None:

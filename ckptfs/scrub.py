@@ -9,6 +9,7 @@ is seen to as an open would. When the last scrub ended, and what it found, lies 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections import Counter
@@ -19,6 +20,8 @@ from ckptfs import history, osfs
 from ckptfs.errors import CkptfsError
 from ckptfs.store import Store
 from ckptfs.verify import ROTTEN, examine_at, walk
+
+log = logging.getLogger("ckptfs.scrub")
 
 _LOOK_S = 60.0  # between looks at the clock, which may be set
 
@@ -94,6 +97,7 @@ class Scrub:
         self.running = {}
         if not self._stopping.is_set():
             self._last = result
+            log.info("scrubbed: %s", dict(found))
             with contextlib.suppress(OSError):  # no room: known until the mount ends
                 self.store.layout.write_note(fmt.SCRUB, result)
         return result

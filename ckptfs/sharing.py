@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,8 +29,6 @@ from ckptfs import format as fmt
 from ckptfs import history, osfs
 from ckptfs.errors import RecordDamaged
 from ckptfs.layout import Layout
-
-log = logging.getLogger("ckptfs.sharing")
 
 MIN_BYTES = 1 << 20  # of a file: less is not worth it
 # Compared, shared and let go at a time: the kernel finds in the cache what it compares, so both
@@ -266,10 +263,8 @@ class Sharer:
     def _run(self) -> None:
         osfs.yield_disk()
         while (path := self._next()) is not None:
-            try:
+            with contextlib.suppress(OSError):  # deleted meanwhile
                 self._share(path, self._stopping.is_set)
-            except OSError as error:  # deleted meanwhile
-                log.info("%s: blocks not shared: %s", path, error)
 
     def _next(self) -> str | None:
         with self._changed:

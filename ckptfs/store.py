@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import threading
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from ckptfs import format as fmt
 from ckptfs import growth, history, osfs
 from ckptfs.commit import Committer
 from ckptfs.errors import CannotServe, RecordDamaged, Rotten
+from ckptfs.events import Events, say
 from ckptfs.format import Record
 from ckptfs.growth import Alone, nobody_else
 from ckptfs.guard import Guard, shows_no_more
@@ -36,7 +37,6 @@ IN_PLACE = (
     *("*.db", "*.sqlite*", "*.mdb", "*-journal", "*-wal", "*-shm"),
     *("*.duckdb", "*.wal", "MANIFEST-[0-9]*"),  # DuckDB; LevelDB and RocksDB
 )
-_RECENT_EVENTS = 100
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,9 @@ class Store:
         )
         self.guard = Guard(self.committer)
         self.sharing = Sharing(self.layout)
-        self.counts: Counter[str] = Counter()
-        self.events: list[dict[str, object]] = []
+        self._events = Events(fs.now_ns)
+        self.note = self._events.note
         self.patterns = IN_PLACE + options.in_place
-        self._guard = threading.Lock()
 
     @classmethod
     def open(cls, directory: str, options: Options | None = None, mountpoint: str = "") -> Store:
@@ -126,7 +125,9 @@ class Store:
                 "reason": "unfinished when the daemon or the machine stopped",
             }
             with contextlib.suppress(OSError):  # no room for its name: the next mount tries again
-                self.layout.put_aside(self.layout.stage, name, self.layout.salvage, story)
+                entry = self.layout.put_aside(self.layout.stage, name, self.layout.salvage, story)
+                told = f"{story['reason']}; salvage {entry}"
+                say(logging.WARNING, str(story["path"] or "?"), told)
                 salvaged += 1
         self.bound_salvage()
         self.fs.sync_all(self.root)
@@ -149,20 +150,22 @@ class Store:
             if total <= self.options.salvage_bytes:
                 return
             total -= int(str(entry["size"]))
+            told = f"salvage {entry['id']} is let go: more than {self.options.salvage_bytes} bytes"
+            say(logging.WARNING, str(entry.get("path") or "?"), told)
             for name in (str(entry["id"]), f"{entry['id']}{fmt.NOTE}"):
                 with contextlib.suppress(FileNotFoundError):
                     self.fs.unlink(self.layout.salvage, name)
 
     # --- what happened ---------------------------------------------------------------------------
 
-    def note(self, what: str, path: str, detail: str = "") -> None:
-        """Count an event and keep it for ``status``."""
-        with self._guard:
-            self.counts[what] += 1
-            self.events.append(
-                {"time_ns": self.fs.now_ns(), "event": what, "path": path, "detail": detail}
-            )
-            del self.events[:-_RECENT_EVENTS]
+    @property
+    def counts(self) -> Counter[str]:
+        return self._events.counts
+
+    @property
+    def events(self) -> list[dict[str, object]]:
+        """The latest."""
+        return self._events.recent
 
     # --- versions --------------------------------------------------------------------------------
 
@@ -232,7 +235,7 @@ class Store:
         try:
             record = self.committer.commit(staged, at, name, alone)
         except BaseException as error:
-            self.note("aborted", staged.path, str(error))
+            self._events.not_committed(staged.path, error)
             raise
         with contextlib.suppress(OSError):  # it is committed; the next open verifies it then
             self.guard.remember(staged.fd)
@@ -242,7 +245,7 @@ class Store:
     def abort(self, staged: Staged, reason: str) -> None:
         """Never publish: the old version stays, the bytes go to salvage, the log says why."""
         entry = self.committer.abort(staged, reason)
-        self.note("aborted", staged.path, f"{reason}; salvage {entry}" if entry else reason)
+        self._events.not_committed(staged.path, reason, entry)
         self.bound_salvage()
 
     def reseal(self, staged: Staged) -> bool:
@@ -402,7 +405,8 @@ class Store:
                 generation = self.guard.restore(at, name, finding, to, seen)
             else:
                 generation = self._revert(path, at, name, to)
-        self.note("rolled back", path, f"asked for; to generation {generation}")
+        told = f"asked for; to generation {generation}"
+        self.note("rolled back", path, told, level=logging.INFO)
         return generation
 
     def _revert(self, path: str, at: int, name: str, to: int | None) -> int:

@@ -203,10 +203,9 @@ class Daemon:
             if options.store.share:
                 self.store.committer.kept = self.sharer.add
             self.session = self._session()
-            self.session.ready = lambda: ready(self._warnings())
+            self.session.ready = lambda: self._serves(ready)
             stopper = threading.Thread(target=self.wait_for_end, daemon=True)
             stopper.start()
-            log.info("serving %s at %s", options.directory, options.mountpoint)
             self.scrub.start()
             self.session.run()
             self._finish()
@@ -229,6 +228,12 @@ class Daemon:
                 allow_other=options.allow_other,
             )
         return self.attach()
+
+    def _serves(self, ready: Callable[[list[str]], None]) -> None:
+        options, (passthrough, refusal) = self.options, self.session.passthrough_state()
+        how = "the kernel carries the data" if passthrough else f"data is relayed ({refusal})"
+        log.info("serving %s at %s: %s", options.directory, options.mountpoint, how)
+        ready(self._warnings())
 
     def _warnings(self) -> list[str]:
         warnings = [f"{holder} {_STAYS_BELOW}" for holder in self._users_below]

@@ -92,7 +92,7 @@ class PortableSession:
             log.error("libfuse ended with an error: %s", failure[0])
 
     def passthrough_state(self) -> tuple[bool, str]:
-        return False, ""
+        return False, "by libfuse"
 
     def __call__(self, name: str, *arguments: Any) -> Any:
         """Every request comes through here."""

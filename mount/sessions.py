@@ -48,7 +48,10 @@ class Openers:
 
     def note(self, pid: int) -> None:
         if pid not in self._seen:
-            self.strangers |= pid == 0
+            if pid == 0 and not self.strangers:
+                self.strangers = True
+                if writers.proc_is_ours():  # else the mount began with that
+                    log.warning("used from another pid namespace: see `degraded` in the status")
             if len(self._seen) > _REMEMBERED:
                 self._seen.intersection_update(self.running())
             self._seen.add(pid)
@@ -64,7 +67,8 @@ def errno_of(error: BaseException) -> int:
     if isinstance(error, OSError):
         return error.errno or errno.EIO
     if isinstance(error, CkptfsError):
-        log.warning("%s", error)
+        if not error.logged:
+            log.warning("%s", error)
         return error.errno
     log.error("a request failed by a defect", exc_info=error)
     return errno.EIO

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 
 from ckptfs import osfs
 from ckptfs.errors import CkptfsError, WriterKilled, final
+from ckptfs.events import DISK_FULL
 from ckptfs.mount import content, writers
 from ckptfs.mount.content import Content
 from ckptfs.mount.model import Before, Caller, Handle, Version
@@ -482,7 +483,7 @@ class Versions:
         """A write that finds no room tells its program alone, for the kernel carries it. What
         follows is a close like any other, of a version that may lack the rest."""
         if osfs.is_full(version.staged.fd):
-            self._abort(version, "the disk is full, so it may not be whole")
+            self._abort(version, DISK_FULL)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     @contextlib.contextmanager
