@@ -125,7 +125,7 @@ def test_a_name_that_is_renamed_over_meanwhile(
     operations: Operations, while_it_is_read: Callable[..., None]
 ) -> None:
     _close(operations, _create(operations, "new"))
-    rename = operations.rename(ROOT_ID, "new", ROOT_ID, _NAMES[7], 0)
+    rename = operations.rename(ROOT_ID, "new", ROOT_ID, _NAMES[7], 0, _CALLER)
     while_it_is_read(lambda: _now(rename), _NAMES[7], 0)
     assert set(_listed(operations)) == {".", "..", *_NAMES, "new"}
     _expect(_listed(operations))
