@@ -273,9 +273,9 @@ def _make_directory(fs: FileSystem, at: int, name: str) -> bool:
 
 
 def _advice(fs: FileSystem, root: int, error: OSError) -> str:
-    with contextlib.suppress(OSError):
-        owner = fs.lstat(root, fmt.CONTROL).st_uid
-        if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError):
+        with contextlib.suppress(OSError):
+            owner = fs.lstat(root, fmt.CONTROL).st_uid
             return f"it belongs to user {owner}: only that user can serve the directory, and root"
     return "ckptfs needs a writable directory"
 
