@@ -199,9 +199,10 @@ class Versions:
         that began it while nothing was written nobody can tell which is going to be used, so none
         is waited for."""
         handle.opener = caller.process
-        if version.handles and version.unpublished and self.is_untouched(version):
-            for each in (*version.handles, handle):
-                each.bystander = bool(each.flags & (os.O_CREAT | os.O_TRUNC))
+        with contextlib.suppress(OSError, CkptfsError):  # its close hears of it
+            if version.handles and version.unpublished and self.is_untouched(version):
+                for each in (*version.handles, handle):
+                    each.bystander = bool(each.flags & (os.O_CREAT | os.O_TRUNC))
         version.appends |= bool(handle.flags & os.O_APPEND)
         if handle.opener is not None and handle.flags & os.O_ACCMODE == os.O_RDWR:
             version.mappers.add(handle.opener)
@@ -240,7 +241,19 @@ class Versions:
     # --- who wrote what, and when ----------------------------------------------------------------
 
     def _content(self, version: Version) -> Fingerprint:
-        return self.store.committer.fingerprint(version.staged.fd)
+        with self._looking_at(version):
+            return self.store.committer.fingerprint(version.staged.fd)
+
+    @contextlib.contextmanager
+    def _looking_at(self, version: Version) -> Iterator[None]:
+        """A version that cannot be looked at has failed: the close that hears of it is the last
+        that anybody waits for."""
+        try:
+            yield
+        except OSError as error:
+            with self.lock:
+                version.failure = version.failure or final(error)
+            raise version.failure from None
 
     def _cut_by(self, process: int | None, versions: list[Version]) -> Before:
         """What an open with O_TRUNC takes away of the others, as they are by now. Nothing of what
@@ -347,7 +360,8 @@ class Versions:
                 version.fresh = version.fresh and version.held
                 finished = version.unpublished and version.at and not version.killed
                 shown = finished and version.known and version.fresh
-                version.public |= bool(shown and not self.overtaken(version))
+                with contextlib.suppress(OSError, CkptfsError):  # what follows hears of it
+                    version.public |= bool(shown and not self.overtaken(version))
         return lambda: self._release(version)
 
     def _release(self, version: Version) -> None:
@@ -381,14 +395,8 @@ class Versions:
         return mapped
 
     def _changed(self, version: Version) -> bool:
-        """A version that cannot be looked at has failed: the close that hears of it is the last
-        that anybody waits for."""
-        try:
+        with self._looking_at(version):
             return self.store.committer.changed(version.staged)
-        except OSError as error:
-            with self.lock:
-                version.failure = version.failure or final(error)
-            raise version.failure from None
 
     def settle_lingering(self, version: Version) -> None:
         """Seal it once nobody has it mapped any more."""
@@ -425,14 +433,12 @@ class Versions:
                     self.store.committer.discard(staged)
             elif staged.state is State.OPEN:
                 try:
-                    changed = self._changed(version)
+                    complete = self._changed(version) or (released and version.fresh)
+                    done = version.closing and complete and self._commit_in_turn(version)
                 except OSError as error:
                     self._abort(version, str(error))
                     raise
-                complete = changed or (released and version.fresh)
-                if version.closing and complete and self._commit_in_turn(version):
-                    return
-                if released:
+                if released and not done:
                     with self.lock:
                         self._unplace(version)
                     self.store.committer.discard(staged)
