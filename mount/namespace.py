@@ -343,7 +343,7 @@ class Namespace(Base):
         with self.lock:
             for versions, node, place in zip(staged, nodes, reversed(places), strict=True):
                 for version in versions:
-                    self.versions.move(version, *place, caller)
+                    self.versions.move(version, *place, None)
                 if node is not None:
                     self.nodes.move(node, *place)
                     self.caches.drop_attributes(node.id)

@@ -130,10 +130,11 @@ class Versions:
             except FileNotFoundError:
                 osfs.touch(parent.fd)
 
-    def move(self, version: Version, parent: Directory, name: str, caller: Caller) -> None:
+    def move(self, version: Version, parent: Directory, name: str, by: Caller | None) -> None:
         """A rename carries the open version along; its commit lands on the new name. Everybody
-        sees it there at once if a process that writes it has put it there."""
-        writes = any(handle.opener == caller.process for handle in version.handles)
+        sees it there at once if a process that writes it has put it there; with None, for an
+        exchange, that is left as it is."""
+        writes = by is not None and any(each.opener == by.process for each in version.handles)
         version.public |= writes and not self.is_untouched(version)
         self._unplace(version)
         self._place(version, parent, name)
