@@ -175,10 +175,21 @@ class Files(Relay):
                     if handle is not None:
                         return handle
                 with self.store.committer.path_lock(parent.fd, node.name):
+                    if self._came_in_place(parent, node.name):
+                        raise stale()  # who looks again finds it
                     if not self._due(parent, node.name) and self._still(parent, node.name, seen):
                         self._start(parent, node.name, caller, truncate=truncate)
 
         return Slow(start)
+
+    def _came_in_place(self, parent: Directory, name: str) -> bool:
+        """Whether a version that several write under a lock stands there by now."""
+        with self.lock:
+            status = lstat(parent.fd, name)
+            current = self.nodes.find(parent, name, status) if status else None
+            version = current.version if isinstance(current, File) else None
+            exposed = version is not None and version.staged.state is State.IN_PLACE
+            return exposed or self.in_place(parent, name)
 
     def _still(self, parent: Directory, name: str, seen: os.stat_result | None) -> bool:
         now = lstat(parent.fd, name)
@@ -464,9 +475,10 @@ class Files(Relay):
 
         def share() -> None:
             for version in versions:
-                if version.at is not None:
-                    self.locks.share((version.at[0].ident, version.at[1]))
+                place = version.at
                 self.versions.write_in_place(version)
+                if place is not None:  # until then an open joins what is in place
+                    self.locks.share((place[0].ident, place[1]))
 
         return Slow(share)
 

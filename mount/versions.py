@@ -134,8 +134,9 @@ class Versions:
         """A rename carries the open version along; its commit lands on the new name. Everybody
         sees it there at once if a process that writes it has put it there; with None, for an
         exchange, that is left as it is."""
-        writes = by is not None and any(each.opener == by.process for each in version.handles)
-        version.public |= writes and not self.is_untouched(version)
+        if by is not None and not version.closing:
+            writes = any(handle.opener == by.process for handle in version.handles)
+            version.public = writes and not self.is_untouched(version)
         self._unplace(version)
         self._place(version, parent, name)
         self.nodes.move(version.node, parent, name)
