@@ -15,13 +15,15 @@ directory fsync makes the whole store read-only, since what is on disk is then u
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 from ckptfs import format as fmt
 from ckptfs import osfs
-from ckptfs.committed import Committed, Replaced
+from ckptfs.committed import Replaced
 from ckptfs.errors import BrokenStructure
 from ckptfs.format import Record
 from ckptfs.growth import Alone, nobody_else
+from ckptfs.names import Names
 from ckptfs.protocol import VISIBLE, Event, State, Step
 from ckptfs.staged import Digested, Fingerprint, Staged
 from ckptfs.structure import Structure, Verdict
@@ -30,7 +32,7 @@ _SEAL_ATTEMPTS = 2
 DIGESTED_TWICE_BYTES = 1 << 20
 
 
-class Committer(Committed):
+class Committer(Names):
     """The commit protocol over one store."""
 
     # --- stage ---------------------------------------------------------------------------------
@@ -74,7 +76,7 @@ class Committer(Committed):
                 staged.advance(Event.SEAL)
                 self.digest(staged)
                 with self.path_lock(at, name):
-                    replaced = self.replaced_by(at, name)
+                    replaced = self.replaced_by(at, name, staged.path)
                     record = self._extend(staged, replaced, at, name, alone)
                     if record is None:
                         record = self.seal(staged, replaced)
@@ -82,9 +84,9 @@ class Committer(Committed):
                         self.fs.step(Step.KEPT)
                         self.publish(staged, at, name)
                         self.settle(staged, at)
-                        self.prune(replaced)
                         if replaced is not None:
-                            self._tell_kept(staged.path, replaced)
+                            self.tell_kept(staged.path, replaced)
+                    self.settle_history(replaced, staged.path)
                 self.growth.remember(staged, self.checksum)
                 staged.base = None
             except BaseException as error:
@@ -207,15 +209,17 @@ class Committer(Committed):
         and is written in place. What it replaces is kept."""
         with staged.lock, self.path_lock(at, name):
             self.require_writable()
-            replaced = self.replaced_by(at, name)
+            replaced = self.replaced_by(at, name, staged.path)
+            if replaced is not None:
+                replaced = replace(replaced, pin=True)
             self.growth.fill(staged)
             self.layout.remove_record(staged.fd)
-            self.keep_replaced(replaced, at, name, path="")  # no record will be missing there
+            self.keep_replaced(replaced, at, name, staged.path)
             self.sync_changed_dirs()
             self.fs.rename(self.layout.stage, staged.txid, at, name)
             staged.advance(Event.EXPOSE)
-            self.note_changed_dir(at)
-            self.prune(replaced)
+            self.sync_dir(at)  # before anything goes that it replaces
+            self.settle_history(replaced, staged.path)
 
     def make_durable(self, staged: Staged) -> None:
         """The bytes of a live version that changes on; who closes it last has it recorded. A

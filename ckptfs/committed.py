@@ -1,5 +1,6 @@
 """What stands under its name, and what a change of that name replaces: looked at, kept in history,
-renamed, deleted, recorded anew. Thread-safe; see ``commit.py`` for how a version comes there."""
+recorded anew. Thread-safe; see ``commit.py`` for how a version comes there, ``names.py`` for what
+becomes of names."""
 
 from __future__ import annotations
 
@@ -10,10 +11,11 @@ from dataclasses import dataclass, replace
 from ckptfs import format as fmt
 from ckptfs import history, osfs, structure
 from ckptfs.digest import CHUNK_BYTES, Before, hash_range
-from ckptfs.errors import CkptfsError, RecordDamaged, Rotten
+from ckptfs.errors import RecordDamaged, Rotten
 from ckptfs.format import Record
 from ckptfs.growth import Growth
 from ckptfs.layout import Layout
+from ckptfs.lineages import Lineages, Standing
 from ckptfs.ordering import Ordering
 from ckptfs.protocol import Mode
 from ckptfs.staged import Digested, Fingerprint
@@ -24,11 +26,15 @@ _WRITEBACK_AHEAD_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Replaced:
-    """The version that a commit replaces."""
+    """The version that a commit replaces, and the lineage that its path goes on with."""
 
     record: Record | None
     lineage: str
     verdict: Verdict
+    generation: int  # its name in history
+    shared: bool = False  # the lineage had other paths, which stay behind
+    leaves: str = ""  # another lineage that the path had so far
+    pin: bool = False  # what comes instead cannot tell its lineage
 
 
 class Committed(Ordering):
@@ -39,6 +45,7 @@ class Committed(Ordering):
         self.layout = layout
         self.checksum, self.keep, self.validate = checksum, keep, validate
         self.growth = Growth(layout)
+        self.lineages = Lineages(layout)
         # told of each path whose last version went to history, and how long that is
         self.kept: Callable[[str, int], None] = lambda path, size_bytes: None
 
@@ -56,68 +63,86 @@ class Committed(Ordering):
         size = self.fs.stat(fd).st_size
         return self.judge(path, size, lambda offset, n: self.fs.read(fd, n, offset))
 
-    def replaced_by(self, at: int, name: str) -> Replaced | None:
-        """What stands at the target. A damaged record counts as none: the bytes are kept."""
-        if not self._is_file(at, name):
+    def replaced_by(self, at: int, name: str, path: str) -> Replaced | None:
+        """What stands at the target, ``path``. A damaged record counts as none: the bytes are
+        kept."""
+        return self.replaced(self.lineages.look(at, name, path), at, name)
+
+    def replaced(self, there: Standing, at: int, name: str) -> Replaced | None:
+        if not there.is_file:
             return None
-        with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
-            status = self.fs.stat(fd)
-            try:
-                record = self.layout.read_record(fd)
-            except RecordDamaged:
-                record = None
-            if record is None:
-                verdict = self.judge_open(name, fd).verdict
-                return Replaced(None, fmt.new_lineage(), verdict)
-            # The lineage stays with the other file: histories of two paths must not mix.
-            own = self._has_lineage(status, record)
-            shared = self._has_other_name(status, record) or not own
-            lineage = fmt.new_lineage() if shared else record.lineage
-            return Replaced(record, lineage, Verdict(record.structure))
+        record, lineage = there.record, there.lineage
+        verdict = Verdict(record.structure) if record else self._judge_at(at, name)
+        shared = len(there.names) > 1
+        if not there.keeps:  # the history stays with other names: that of two must not mix
+            new, number = fmt.new_lineage(), record.generation if record else 0
+            return Replaced(record, new, verdict, number, leaves=lineage)
+        return Replaced(record, lineage, verdict, self._number(there), shared)
 
-    def _is_file(self, at: int, name: str) -> bool:
-        """Symlinks cannot be opened here, and opening a FIFO would wait for its writer."""
-        try:
-            return osfs.is_regular(self.fs.lstat(at, name))
-        except FileNotFoundError:
-            return False
+    def _number(self, there: Standing) -> int:
+        """That of the record, if it is the newest of the lineage: an older version may have come
+        back, or a link of another file. What has a damaged record is the first to go again."""
+        number = there.record.generation if there.record else 0
+        newest = max(history.generations(self.layout, there.lineage), default=-1)
+        if there.record is None and there.lineage not in self.lineages.pinned:
+            return number
+        if newest < number or self._links_in_history(there, newest):
+            return max(newest, number)
+        return self.layout.next_generation()
 
-    def _has_other_name(self, status: osfs.Status, record: Record) -> bool:
-        """Whether a hard link other than the one that history may hold carries this version."""
-        others = status.st_nlink - 1
-        return others > 0 and others > self._links_in_history(status.st_ino, record)
-
-    def _has_lineage(self, status: osfs.Status, record: Record) -> bool:
-        """Whether the history is its own: a copy made outside (``cp -a``) names that of another."""
-        return not history.has_another_file(self.layout, record.lineage, status.st_ino)
-
-    def _links_in_history(self, inode: int, record: Record) -> int:
+    def _links_in_history(self, there: Standing, generation: int) -> int:
+        """Whether its history holds a link of what stands there, under that number."""
+        assert there.status is not None
         with (
             contextlib.suppress(FileNotFoundError),
-            osfs.opened(self.fs, self.layout.history, record.lineage, osfs.DIRECTORY) as folder,
+            osfs.opened(self.fs, self.layout.history, there.lineage, osfs.DIRECTORY) as folder,
         ):
-            return int(self.fs.lstat(folder, str(record.generation)).st_ino == inode)
+            found = self.fs.lstat(folder, str(generation))
+            return int(found.st_ino == there.status.st_ino)
         return 0
+
+    def _judge_at(self, at: int, name: str) -> Verdict:
+        with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
+            return self.judge_open(name, fd).verdict
+
+    def is_no_file(self, at: int, name: str) -> bool:
+        """Whether something else than a file stands there: a symlink, a FIFO."""
+        return not osfs.is_regular(self.fs.lstat(at, name))
 
     def keep_replaced(self, replaced: Replaced | None, at: int, name: str, path: str) -> None:
         """Link the replaced version of ``path``, ``at/name``, into history; the link is durable on
         return."""
         if replaced is None or self.keep == 0:
             return
-        generation = replaced.record.generation if replaced.record else 0
-        folder, made = history.link(self.layout, at, name, replaced.lineage, generation, path)
+        lineage, number = replaced.lineage, replaced.generation
+        folder, made = self.lineages.link(at, name, path, lineage, number, pin=replaced.pin)
         try:
+            if replaced.pin and self.mode.syncs_directories:  # its note is no hint
+                self.fs.fsync(folder)
             self.sync_dir(folder)
             if made:
                 self.sync_dir(self.layout.history)
         finally:
             self.fs.close(folder)
 
-    def prune(self, replaced: Replaced | None) -> None:
-        """Once the new version is settled, let go of generations past the retention."""
-        if replaced is not None:  # else the lineage begins here
-            with contextlib.suppress(OSError):  # the next commit prunes again
+    def settle_history(self, replaced: Replaced | None, path: str) -> None:
+        """Once the new version is settled, let go of generations past the retention, and of what
+        the path has no more to do with."""
+        if replaced is None:  # the lineage begins here
+            return
+        with contextlib.suppress(OSError):  # the next commit or mount does it
+            if self.keep == 0:
+                self.lineages.forget(replaced.lineage)
+            with self.lineages.lock:
                 history.prune(self.layout, replaced.lineage, self.keep)
+            if replaced.leaves:
+                self.lineages.leave(replaced.leaves, path)
+            if replaced.shared and not replaced.leaves:
+                self.lineages.keep_alone(replaced.lineage, path)
+
+    def tell_kept(self, path: str, replaced: Replaced) -> None:
+        if self.keep > 0 and replaced.record is not None:
+            self.kept(path, replaced.record.size_bytes)
 
     def reseal_committed(self, at: int, name: str) -> None:
         """Give a version without a writer a new record, durable on return, if a store through an
@@ -174,18 +199,32 @@ class Committed(Ordering):
         """Record what stands at ``path``, ``at/name``, as it is; of ``lineage`` where its record
         does not tell. Durable on return. The caller holds the path's lock."""
         self.require_writable()
-        replaced = self.replaced_by(at, name)
-        if replaced is not None and replaced.record is None and lineage:
-            replaced = replace(replaced, lineage=lineage)
+        there = self.lineages.look(at, name, path)
+        old, replaced = there.record, self.replaced(there, at, name)
+        if replaced is not None:  # all names of the file stay with it
+            told = old.lineage if old is not None else lineage or replaced.lineage
+            replaced = replace(replaced, lineage=told)
         with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
-            if replaced is not None and replaced.record is not None:
-                self._unlink_history_of(fd, replaced.record)
+            if old is not None:
+                self.unlink_history_of(fd, old.lineage)
             self.fs.fsync(fd)
             record = self.new_record(self.digest_open(path, fd, self.checksum), replaced)
-            self._require_edited(path, replaced.record if replaced else None, record)
+            self._require_edited(path, old, record)
             self.layout.write_record(fd, record)
             self.fs.fsync(fd)
         return record
+
+    def unlink_history_of(self, fd: int, lineage: str) -> None:
+        """The file is, or will be, changed in place: no generation is to change with it."""
+        inode = self.fs.stat(fd).st_ino
+        with self.lineages.lock, contextlib.suppress(FileNotFoundError):
+            generations = map(str, history.generations(self.layout, lineage))
+            with osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder:
+                going = [n for n in generations if self.fs.lstat(folder, n).st_ino == inode]
+                for number in going:
+                    self.fs.unlink(folder, number)
+                if going:
+                    self.sync_dir(folder)
 
     def _require_edited(self, path: str, old: Record | None, new: Record) -> None:
         """Other bytes under the very time of the record have rotted: not to be made official."""
@@ -221,153 +260,3 @@ class Committed(Ordering):
         new = replace(record, mtime_ns=mtime)
         self.layout.write_record(fd, new)
         return new
-
-    # --- a rename by the user is a commit of its target -------------------------------------------
-
-    def rename(self, at: int, name: str, to: int, target: str, path: str) -> None:
-        """Rename a committed file onto ``path``, ``to/target``: keeps what stood there, takes over
-        its lineage. Durable on return as the mode says."""
-        self.require_writable()
-        if not self.mode.transactional:
-            self.fs.rename(at, name, to, target)
-            return
-        with self.path_lock(to, target):
-            replaced = self.replaced_by(to, target)
-            left = None
-            if replaced is not None:
-                left = self._adopt_lineage(at, name, replaced.lineage)
-            try:
-                if replaced is not None:
-                    # what is written in place has no record that could be missing
-                    noted = path if self._has_record(at, name) else ""
-                    self.keep_replaced(replaced, to, target, noted)
-                self.sync_changed_dirs()
-                self.fs.rename(at, name, to, target)
-            except OSError:
-                if left is not None:  # histories of two paths must not mix
-                    with contextlib.suppress(OSError):
-                        self._adopt_lineage(at, name, left)
-                raise
-            self.sync_dir(to)
-            self.sync_dir(at)
-            if replaced is not None:
-                with contextlib.suppress(OSError):
-                    history.prune(self.layout, replaced.lineage, self.keep)
-                    if left is not None:
-                        history.forget(self.layout, left)
-                self._tell_kept(path, replaced)
-            else:
-                self._follow(to, target, path)
-
-    def _has_record(self, at: int, name: str) -> bool:
-        if not self._is_file(at, name):
-            return False
-        with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
-            return self.layout.raw_record(fd) is not None
-
-    def _follow(self, at: int, name: str, path: str) -> None:
-        """History hears of the new path of a file."""
-        with contextlib.suppress(OSError, RecordDamaged):
-            if self._is_file(at, name):
-                with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
-                    record = self.layout.read_record(fd)
-                    if record is not None and self._has_lineage(self.fs.stat(fd), record):
-                        history.follow(self.layout, record.lineage, path)
-
-    def moved_directory(self, path: str, target: str) -> None:
-        """History hears of the new paths of the files below. Takes as long as history is wide."""
-        with contextlib.suppress(OSError):
-            for known, lineage in history.lineages_by_path(self.layout).items():
-                if known.startswith(f"{path}/"):
-                    history.follow(self.layout, lineage, target + known[len(path) :])
-
-    def _tell_kept(self, path: str, replaced: Replaced) -> None:
-        if self.keep > 0 and replaced.record is not None:
-            self.kept(path, replaced.record.size_bytes)
-
-    def _adopt_lineage(self, at: int, name: str, lineage: str) -> str | None:
-        """Give a committed file another lineage, durably. Returns the one it leaves, if any."""
-        if not self._is_file(at, name):
-            return None
-        with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
-            try:
-                record = self.layout.read_record(fd)
-            except RecordDamaged:
-                return None
-            if record is None:
-                self.fs.fsync(fd)  # written in place: nobody else makes its bytes durable
-                return None
-            # A commit of the target, hence a number above all that history holds of it.
-            generation = self.layout.next_generation()
-            new = replace(record, lineage=lineage, generation=generation)
-            try:
-                self.layout.write_record(fd, new)
-                self.fs.fsync(fd)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    self.layout.write_record(fd, record)
-                raise
-            return record.lineage if record.lineage != lineage else None
-
-    def exchange(self, at: int, name: str, to: int, target: str, paths: tuple[str, str]) -> None:
-        """Swap two names, which are ``paths``. Both versions stay and keep their lineage, so
-        history has nothing to keep. Durable on return as the mode says."""
-        self.require_writable()
-        with contextlib.ExitStack() as stack:
-            for place in sorted({(at, name), (to, target)}):
-                stack.enter_context(self.path_lock(*place))
-            self.sync_changed_dirs()
-            self.fs.exchange(at, name, to, target)
-            self.sync_dir(to)
-            if at != to:
-                self.sync_dir(at)
-            self._follow(at, name, paths[0])
-            self._follow(to, target, paths[1])
-
-    def unlink(self, at: int, name: str) -> None:
-        """Delete a name and, with the last one, its history. Durable before the next publish."""
-        self.require_writable()
-        with self.path_lock(at, name):
-            lineage = self._last_lineage(at, name)
-            if lineage is not None:  # a crash on the way to the end must not read as a loss
-                history.follow(self.layout, lineage, "")
-            self.fs.unlink(at, name)
-            self.note_changed_dir(at)
-            if lineage is not None:
-                with contextlib.suppress(OSError):
-                    history.forget(self.layout, lineage)
-
-    def _last_lineage(self, at: int, name: str) -> str | None:
-        """The lineage that ends with this name: None while another hard link carries it."""
-        if not self._is_file(at, name):
-            return None
-        try:
-            with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
-                record, status = self.layout.read_record(fd), self.fs.stat(fd)
-                if record is None or self._has_other_name(status, record):
-                    return None
-                self.layout.drop_sidecar(fd)
-                return record.lineage if self._has_lineage(status, record) else None
-        except (OSError, CkptfsError):
-            return None
-
-    def open_in_place(self, at: int, name: str) -> None:
-        """Prepare a committed file for writing in place: its record goes first, durably, and a
-        link that history may hold of this very inode is let go."""
-        with self.path_lock(at, name), osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
-            try:
-                record = self.layout.read_record(fd)
-            except RecordDamaged:
-                record = None
-            self.layout.remove_record(fd)
-            if record is not None:
-                self._unlink_history_of(fd, record)
-                if self._has_lineage(self.fs.stat(fd), record):  # no record will be missing there
-                    history.follow(self.layout, record.lineage, "")
-
-    def _unlink_history_of(self, fd: int, record: Record) -> None:
-        if not self._links_in_history(self.fs.stat(fd).st_ino, record):
-            return
-        with osfs.opened(self.fs, self.layout.history, record.lineage, osfs.DIRECTORY) as folder:
-            self.fs.unlink(folder, str(record.generation))
-            self.sync_dir(folder)

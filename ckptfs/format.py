@@ -7,8 +7,9 @@ committed=<unix ns> mode=<write mode> structure=<sound|broken|unknown> sums=<sum
 
 ``sums`` (of long files) tell where a damage is, see ``sums.py``. ``check`` is the BLAKE2b-64 of
 everything before it, so a damaged record is told from a damaged file. A staged file carries a note
-under the same key instead, ``ckptfs/1 staged path=<quoted>``, so that salvage can name it; so does
-a directory of history, ``ckptfs/1 history path=<quoted>``.
+under the same key instead, ``ckptfs/1 staged path=<quoted>``, so that salvage can name it. A
+directory of history names its paths, ``ckptfs/1 history path=<quoted> path=<quoted>``, or, while
+the last of them is being deleted, ``ckptfs/1 leaving path=<quoted>``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import hashlib
 import json
 import secrets
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 from ckptfs.errors import RecordDamaged, UnknownLayout
@@ -36,11 +38,14 @@ SIDECAR = "sidecar"  # records of files whose filesystem has no room for the xat
 COUNTER = "generation"
 SCRUB = "scrub"  # what the last one found
 GROWS = ".grows"  # in stage: a link to the committed file that is being extended
+PIN = ".pin"  # in history: an empty directory beside that of a lineage, see ``lineages.py``
 NOTE = ".json"  # beside what lies in salvage and quarantine
 SUBDIRECTORIES = (STAGE, HISTORY, SALVAGE, QUARANTINE, SIDECAR)
 
 _MAGIC = f"ckptfs/{LAYOUT_VERSION}"
-_NOTE_MAX = 1024  # bytes of path kept in a staged note; ext4 has about 4,000 for all xattrs
+# Bytes of paths kept in a note; ext4 has about 4,000 for all xattrs of a file.
+_STAGED_MAX, _HISTORY_MAX = 1024, 3000
+_NOTES = ("staged", "history", "leaving")
 
 
 @dataclass(frozen=True)
@@ -128,32 +133,57 @@ def _check(body: str) -> str:
     return hashlib.blake2b(body.encode("ascii", "replace"), digest_size=8).hexdigest()
 
 
+class HistoryNote(NamedTuple):
+    """Which paths a directory of history belongs to, the one that keeps it first."""
+
+    paths: tuple[str, ...] = ()
+    leaving: bool = False  # the last of them is being deleted or renamed away
+
+
 def staged_note(path: str) -> bytes:
     """The note a staged file carries until its seal: the end of its path, for messages."""
-    return _note("staged", _quoted(path)[-_NOTE_MAX:])
+    return f"{_MAGIC} staged path={_quoted(path)[-_STAGED_MAX:]}".encode("ascii")
 
 
-def history_note(path: str) -> bytes:
-    """The note of a directory of history: where a version of the lineage stood when one was kept
-    last. Too long a path says nothing."""
-    quoted = _quoted(path)
-    return _note("history", quoted if len(quoted) <= _NOTE_MAX else "")
+def history_note(note: HistoryNote) -> bytes:
+    """The note of a directory of history. Paths that it has no room for are left out."""
+    text, room = f"{_MAGIC} {'leaving' if note.leaving else 'history'}", _HISTORY_MAX
+    for quoted in map(_quoted, note.paths):
+        room -= len(quoted)
+        if room >= 0:
+            text += f" path={quoted}"
+    return text.encode("ascii")
 
 
-def _note(kind: str, quoted: str) -> bytes:
-    return f"{_MAGIC} {kind} path={quoted}".encode("ascii")
+def history_note_of(value: bytes) -> HistoryNote:
+    text = value.decode("ascii", "replace")
+    for kind in ("history", "leaving"):
+        if text.startswith(head := f"{_MAGIC} {kind} "):
+            fields = (field.partition("=") for field in text[len(head) :].split(" "))
+            paths = tuple(_unquoted(path) for key, _, path in fields if key == "path" and path)
+            return HistoryNote(paths, kind == "leaving")
+    return HistoryNote()
+
+
+def path_of_note(value: bytes) -> str | None:
+    """The path in the note of a staged file."""
+    text = value.decode("ascii", "replace")
+    if text.startswith(head := f"{_MAGIC} staged path="):
+        return _unquoted(text[len(head) :]) or None
+    return None
+
+
+def is_note(value: bytes) -> bool:
+    """Whether this is a note, and no record."""
+    return value.startswith(tuple(f"{_MAGIC} {kind}".encode() for kind in _NOTES))
 
 
 def _quoted(path: str) -> str:
     return quote(path.encode("utf-8", "surrogateescape"))
 
 
-def path_of_note(value: bytes) -> str | None:
-    text = value.decode("ascii", "replace")
-    for kind in ("staged", "history"):
-        if text.startswith(head := f"{_MAGIC} {kind} path="):
-            return unquote(text[len(head) :], errors="surrogateescape") or None
-    return None
+def _unquoted(text: str) -> str:
+    return unquote(text, errors="surrogateescape")
 
 
 def new_lineage() -> str:

@@ -14,15 +14,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from ckptfs import digest, history, osfs
+from ckptfs import digest, history, orphans, osfs
 from ckptfs import format as fmt
+from ckptfs.format import HistoryNote
 from ckptfs.layout import Layout
+from ckptfs.lineages import Lineages
 from ckptfs.store import Store
 from ckptfs.verify import ROTTEN, Condition, Finding, examine_at, walk
 
 _AHEAD = 4  # files a job that wait their turn: results come in order, memory is bounded
 _LONG_BYTES = 512 << 10
 _NOT_THERE = (FileNotFoundError, NotADirectoryError)
+_UNREACHED = frozenset({Condition.UNREACHABLE, Condition.LEFTOVER})
 _Job = tuple[int, Callable[[], Finding]]  # bytes to read, and the reading
 
 
@@ -54,8 +57,11 @@ class Check:
         self._asked = frozenset(scope.paths)
         self.whole = not scope.paths or "" in scope.paths
         self._known = history.lineages_by_path(layout)
-        self._kept = frozenset(self.fs.listdir(layout.history))
+        self._kept = frozenset(history.lineages(layout))
+        self._pinned = history.pinned(layout)
         self._live: set[str] = set()  # lineages with history whose file was seen
+        self._elsewhere: set[str] = set()  # those of files that were not looked at
+        self._orphans: dict[str, HistoryNote] = {}  # lineages that no path leads to
         self._names: Counter[int] = Counter()  # of inodes that have several
         self._linked: dict[int, tuple[str, int]] = {}
         self._highest = 0
@@ -65,12 +71,15 @@ class Check:
 
     def kept(self) -> Iterator[Finding]:
         """What history holds of the files that were looked at, and of those it knows there."""
-        return self._history(filter(self._covers_lineage, sorted(self._kept)))
+        yield from list(self._history(sorted(self._orphans)))  # one repair lets all of them go
+        others = sorted(self._kept - self._orphans.keys())
+        yield from self._history(filter(self._covers_lineage, others))
 
     def findings(self) -> Iterator[Finding]:
         """Everything there is to say, sound files included, in the order of the walk."""
         yield from self.files_only()
         yield from self._missing()
+        self._orphans = self._unreached()
         yield from self.kept()
         if not self.scope.served and self.whole:
             yield from self.leftovers()
@@ -91,7 +100,8 @@ class Check:
     def _covers_lineage(self, lineage: str) -> bool:
         if self.whole or lineage in self._live:
             return True
-        return self.asked_for(history.noted_path(self.layout, lineage) or ".")
+        note = history.note(self.layout, lineage)
+        return note is not None and any(map(self.asked_for, note.paths))
 
     # --- files -----------------------------------------------------------------------------------
 
@@ -136,8 +146,9 @@ class Check:
                 self._highest = max(self._highest, record.generation)
                 if record.lineage in self._kept:
                     self._live.add(record.lineage)
-            if finding.condition is Condition.UNRECORDED and finding.path in self._known:
-                detail = f"history knows it as lineage {self._known[finding.path]}"
+            known = self._known.get(finding.path)
+            if finding.condition is Condition.UNRECORDED and known and known not in self._pinned:
+                detail = f"history knows it as lineage {known}"
                 finding = replace(finding, condition=Condition.RECORD_MISSING, detail=detail)
             yield finding
 
@@ -194,21 +205,27 @@ class Check:
         was under way, or to where the walk did not come, is looked for everywhere."""
         known = {p: lineage for p, lineage in self._known.items() if self._covers(p)}
         gone = {p: lineage for p, lineage in known.items() if lineage not in self._live}
-        gone = {p: lineage for p, lineage in gone.items() if not self._is_file(p)}
-        elsewhere = set[str]()
-        if gone and (self.scope.served or not self.whole):
-            for path, _ in walk(self.fs, self.layout.root):
-                found = self._examine(path, quick=True).record
-                elsewhere |= {found.lineage} if found else set()
+        gone = {p: lineage for p, lineage in gone.items() if not self._stands(p, lineage)}
+        if gone:
+            self._look_elsewhere()
         for path, lineage in gone.items():
             kept = history.generations(self.layout, lineage)
-            forgotten = history.noted_path(self.layout, lineage) != path  # deleted just now
-            if lineage not in elsewhere and kept and not forgotten:
+            note = history.note(self.layout, lineage)
+            noted = note is not None and path in note.paths and not note.leaving
+            if lineage not in self._elsewhere and kept and noted:  # and not deleted just now
                 yield path, kept[0]
 
-    def _is_file(self, path: str) -> bool:
-        """Whether a file stands there, or it cannot be told."""
-        return self._is_there(path, osfs.is_regular)
+    def _look_elsewhere(self) -> None:
+        """For files that were renamed while the walk was under way, or to where it did not come."""
+        if self.scope.served or not self.whole:
+            for path, _ in walk(self.fs, self.layout.root):
+                found = self._examine(path, quick=True).record
+                self._elsewhere |= {found.lineage} if found else set()
+
+    def _stands(self, path: str, lineage: str) -> bool:
+        """Whether what the lineage is of stands there, or it cannot be told. That of a pinned one
+        need not be a file."""
+        return self._is_there(path, bool if lineage in self._pinned else osfs.is_regular)
 
     def _is_there(self, path: str, of_kind: Callable[[osfs.Status], bool] = bool) -> bool:
         try:
@@ -218,6 +235,25 @@ class Check:
             return False
         except OSError:
             return True
+
+    def _unreached(self) -> dict[str, HistoryNote]:
+        """What no path leads to. A file that carries it and is not noted was renamed outside."""
+        found = self._orphaned()
+        if found:
+            self._look_elsewhere()
+            again = self._orphaned()  # while a commit, a rename or a deletion was under way
+            found = {lineage: note for lineage, note in found.items() if again.get(lineage) == note}
+        return found
+
+    def _orphaned(self) -> dict[str, HistoryNote]:
+        unseen = self._kept - self._live - self._elsewhere
+        unseen = frozenset(filter(self._covers_lineage, unseen))
+        found = orphans.find(Lineages(self.layout)).orphans if unseen else {}
+        return {
+            lineage: note
+            for lineage, note in found.items()
+            if lineage in unseen and not (note.leaving and self.scope.served)
+        }
 
     # --- history ---------------------------------------------------------------------------------
 
@@ -246,6 +282,8 @@ class Check:
                 found = examine_at(self.layout, path, folder, name, digest_modified=True, **how)
         except FileNotFoundError:
             return Finding(path, Condition.MISSING)
+        if lineage in self._orphans and found.condition not in ROTTEN:
+            return _unreachable(found, self._orphans[lineage])
         of = history.noted_path(self.layout, lineage)
         if of is not None and found.condition is not Condition.OK:
             found = replace(found, detail=f"of {of}; {found.detail}".rstrip("; "))
@@ -288,6 +326,15 @@ def _unreadable(path: str) -> Finding:
     return Finding(path, Condition.UNREADABLE, detail="the directory cannot be read")
 
 
+def _unreachable(found: Finding, note: HistoryNote) -> Finding:
+    of = ", ".join(note.paths) or "an unknown path"
+    if note.leaving:
+        detail = f"of a crash while {of} was deleted"
+        return replace(found, condition=Condition.LEFTOVER, detail=detail)
+    detail = f"no path leads to it; it was kept for {of}"
+    return replace(found, condition=Condition.UNREACHABLE, detail=detail)
+
+
 def _announced(jobs: Iterator[_Job]) -> Iterator[_Job]:
     """The jobs, each once it is known whether a long one follows: the digest of a long file takes
     all cores if it is the only one."""
@@ -328,8 +375,9 @@ def generation_of(path: str) -> tuple[str, int] | None:
 
 def repair(store: Store, finding: Finding, *, asked_for: bool = False) -> Finding:
     """See to one finding; ``repair`` of the answer says what was done, if anything. Rotten files
-    are rolled back, rotten generations put into quarantine, counters raised. Edits made outside
-    stay, deletions too unless the file was ``asked_for``. Durable on return."""
+    are rolled back, rotten generations put into quarantine, unreachable ones let go, counters
+    raised. Edits made outside stay, deletions too unless the file was ``asked_for``. Durable on
+    return."""
     done = ""
     generation = generation_of(finding.path)
     if generation is not None and finding.condition in ROTTEN:
@@ -341,6 +389,17 @@ def repair(store: Store, finding: Finding, *, asked_for: bool = False) -> Findin
         done = store.repair(finding.path).repair
     elif finding.condition is Condition.MISSING and asked_for:
         done = f"brought back generation {store.rollback(finding.path)}"
+    elif generation is not None and finding.condition in _UNREACHED:
+        done = _tidied(store, *generation)
     elif finding.condition is Condition.LEFTOVER:
         done = "cleared"  # by the recovery that opening the store is
     return replace(finding, repair=done)
+
+
+def _tidied(store: Store, lineage: str, generation: int) -> str:
+    """One look through history sees to all that is unreachable."""
+    if lineage in orphans.find(store.committer.lineages).orphans:
+        store.tidy()
+    if generation in history.generations(store.layout, lineage):
+        return f"given back to {history.noted_path(store.layout, lineage)}"
+    return "let go"

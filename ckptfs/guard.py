@@ -16,8 +16,7 @@ from typing import Any
 from ckptfs import format as fmt
 from ckptfs import history, osfs
 from ckptfs.commit import Committer
-from ckptfs.errors import NoSuchGeneration, RecordDamaged, Rotten
-from ckptfs.format import Record
+from ckptfs.errors import NoSuchGeneration, Rotten
 from ckptfs.verify import ROTTEN, Condition, Finding, Stamp, examine, stamp
 
 _REMEMBERED = 100_000  # verified versions kept in mind; about 200 bytes each
@@ -100,12 +99,14 @@ class Guard:
         return replace(finding, repair=done, replaced=True)
 
     def _newest_good(self, at: int, name: str, finding: Finding) -> tuple[str, int]:
-        """The newest good generation before the rotten one. Later ones can be there where two
-        hard links of one version went separate ways; they belong to the other name."""
+        """The newest good generation before the rotten one. All are before it where its record
+        does not tell the lineage."""
         record = finding.record
         lineage = self.lineage_of(at, name, finding.path)
+        told = record is not None and record.lineage == lineage
+        told = told and lineage not in self.committer.lineages.pinned
         for generation in history.generations(self.layout, lineage):
-            earlier = record is None or generation < record.generation
+            earlier = not told or (record is not None and generation < record.generation)
             if earlier and self._is_good(lineage, generation):
                 return lineage, generation
         raise Rotten(
@@ -140,12 +141,23 @@ class Guard:
         with osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder:
             draft = fmt.new_txid()
             self.fs.link(folder, str(generation), self.layout.stage, draft)
-            self._inherit(at, name, draft)
+            if before is not None and osfs.is_regular(before):
+                self._inherit(at, name, draft)
+            self._require_told(lineage, draft)
             self.fs.rename(self.layout.stage, draft, at, name)
             self.replaced(path, before)
             self.committer.sync_dir(at)
-            with contextlib.suppress(OSError):
-                self.fs.unlink(folder, str(generation))
+            if not self.committer.lineages.is_shared(lineage, path):
+                with contextlib.suppress(OSError):
+                    self.fs.unlink(folder, str(generation))
+
+    def _require_told(self, lineage: str, draft: str) -> None:
+        """A version that two paths had has the lineage of one of them in its record."""
+        with osfs.opened(self.fs, self.layout.stage, draft, osfs.O_RDONLY) as fd:
+            record = self.layout.read_record(fd)
+        if record is None or record.lineage != lineage:
+            self.committer.lineages.pin(lineage)
+            self.committer.sync_dir(self.layout.history)
 
     def _inherit(self, at: int, name: str, draft: str) -> None:
         """Who may read a file may have changed since that generation: mode and ACL are those of
@@ -216,29 +228,9 @@ class Guard:
             return self.fs.lstat(folder, str(generation))
 
     def lineage_of(self, at: int, name: str, path: str) -> str:
-        """Whose history is that of the file at ``path``, ``at/name``; empty where it has none.
-
-        A record tells, unless it came along with a copy. A damaged one is believed if what is left
-        of it agrees with the lineage that history knows the path by; of a file that is not
-        there only history can tell. A file without a record has none: it may be another one.
-        """
-
-        def noted() -> str:  # history is looked through only where the record does not tell
-            return history.lineages_by_path(self.layout).get(path, "")
-
-        try:
-            with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
-                value, inode = self.layout.raw_record(fd) or b"", self.fs.stat(fd).st_ino
-        except FileNotFoundError:
-            return noted()
-        try:
-            record = Record.from_bytes(value)
-            lineage = record.lineage if record is not None else ""
-        except RecordDamaged:
-            lineage = noted()
-            if not (lineage and fmt.names_lineage(value, lineage)):
-                lineage = ""
-        return "" if history.has_another_file(self.layout, lineage, inode) else lineage
+        """Whose history is that of the file at ``path``, ``at/name``; empty where it has none: see
+        :meth:`Lineages.readable`."""
+        return self.committer.lineages.readable(at, name, path)
 
     def chosen(self, lineage: str, path: str, to: int | None) -> int:
         """That generation, or the newest one, if it is good. Raises NoSuchGeneration."""

@@ -1,7 +1,8 @@
 """Generations: the earlier committed versions of a lineage, and which of them to retain.
 
 ``history/<lineage>/<generation>`` is a hard link made before the version is replaced, so keeping
-costs no data. ``surplus`` is the retention policy, pure. Callers hold the path's lock.
+costs no data. ``surplus`` is the retention policy, pure. Here is what is done to one lineage;
+whose it is, is for ``lineages.py`` to say. Callers that change something hold its lock.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable
 from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.errors import RecordDamaged
-from ckptfs.format import Record
+from ckptfs.format import HistoryNote, Record
 from ckptfs.layout import Layout
 
 
@@ -63,64 +64,92 @@ def link(
     try:
         with contextlib.suppress(FileExistsError):  # linked by a commit that a crash cut short
             fs.link(at, name, folder, str(generation))
-        _note_path(layout, folder, path)
+        noted = _note_of(layout, folder)
+        if path not in noted.paths or noted.leaving:
+            _set_note(layout, folder, HistoryNote((path,)))
     except OSError:
         fs.close(folder)
         if made:  # else the next commit would take its name for durable
             with contextlib.suppress(OSError):
-                fs.rmdir(layout.history, lineage)
+                forget(layout, lineage)
         raise
     return folder, made
 
 
-def _note_path(layout: Layout, folder: int, path: str) -> None:
-    note = fmt.history_note(path)
+def pin(layout: Layout, lineage: str) -> None:
+    """Mark the lineage as pinned. Durable with the names in history."""
+    with contextlib.suppress(FileExistsError):
+        layout.fs.mkdir(layout.history, lineage + fmt.PIN, 0o700)
+
+
+def pinned(layout: Layout) -> set[str]:
+    names = layout.fs.listdir(layout.history)
+    return {name.removesuffix(fmt.PIN) for name in names if name.endswith(fmt.PIN)}
+
+
+def lineages(layout: Layout) -> list[str]:
+    """All that history has something of."""
+    names = layout.fs.listdir(layout.history)
+    return sorted(name for name in names if not name.endswith(fmt.PIN))
+
+
+def _note_of(layout: Layout, folder: int) -> HistoryNote:
+    return fmt.history_note_of(layout.fs.getxattr(folder, fmt.XATTR) or b"")
+
+
+def _set_note(layout: Layout, folder: int, note: HistoryNote) -> None:
     with contextlib.suppress(OSError):  # a hint, and no room for it
-        if layout.fs.getxattr(folder, fmt.XATTR) != note:
-            layout.fs.setxattr(folder, fmt.XATTR, note)
+        if _note_of(layout, folder) != note:
+            layout.fs.setxattr(folder, fmt.XATTR, fmt.history_note(note))
 
 
-def follow(layout: Layout, lineage: str, path: str) -> None:
-    """The user renamed the file: history knows its new path, unless it was a directory's name."""
+def note(layout: Layout, lineage: str) -> HistoryNote | None:
+    """Whose history it is, by its last word; None where history has nothing of the lineage."""
+    if not lineage:
+        return None
+    try:
+        with osfs.opened(layout.fs, layout.history, lineage, osfs.DIRECTORY) as folder:
+            return _note_of(layout, folder)
+    except FileNotFoundError:
+        return None
+
+
+def set_note(layout: Layout, lineage: str, note: HistoryNote) -> None:
+    """Does nothing where history has nothing of the lineage."""
     with (
         contextlib.suppress(OSError),
         osfs.opened(layout.fs, layout.history, lineage, osfs.DIRECTORY) as folder,
     ):
-        _note_path(layout, folder, path)
+        _set_note(layout, folder, note)
 
 
 def noted_path(layout: Layout, lineage: str) -> str | None:
-    """Where the file was when history last heard of it."""
-    with (
-        contextlib.suppress(OSError),
-        osfs.opened(layout.fs, layout.history, lineage, osfs.DIRECTORY) as folder,
-    ):
-        return fmt.path_of_note(layout.fs.getxattr(folder, fmt.XATTR) or b"")
+    """A path of the lineage, where one is known and not being deleted: for messages."""
+    with contextlib.suppress(OSError):
+        found = note(layout, lineage)
+        if found is not None and found.paths and not found.leaving:
+            return found.paths[0]
     return None
 
 
 def lineages_by_path(layout: Layout) -> dict[str, str]:
-    """The lineages that history has generations of, by the paths it knows them under."""
-    paths = {noted_path(layout, name): name for name in layout.fs.listdir(layout.history)}
-    return {path: lineage for path, lineage in paths.items() if path is not None}
+    """The lineages that history has generations of, by the paths it knows them under. Of several
+    that name one path (see ``orphans.py``) a pinned one, or that with the newest generation."""
+    found: dict[str, str] = {}
+    pins = pinned(layout)
+    for lineage in lineages(layout):
+        noted = note(layout, lineage)
+        if noted is None or noted.leaving:
+            continue
+        for path in noted.paths:
+            other = found.setdefault(path, lineage)
+            if other != lineage and rank(layout, lineage, pins) > rank(layout, other, pins):
+                found[path] = lineage
+    return found
 
 
-def has_another_file(layout: Layout, lineage: str, inode: int) -> bool:
-    """Whether the lineage is that of another file than the one with this ``inode``: then this is a
-    copy that was made outside and brought the record along (``cp -a``)."""
-    path = noted_path(layout, lineage) if lineage else None
-    if path is None:
-        return False
-    try:
-        with osfs.place(layout.fs, layout.root, path) as (at, name):
-            status = layout.fs.lstat(at, name)
-            if status.st_ino == inode or not osfs.is_regular(status):
-                return False
-            with osfs.opened(layout.fs, at, name, osfs.O_RDONLY) as fd:
-                record = layout.read_record(fd)
-                return record is not None and record.lineage == lineage
-    except (OSError, RecordDamaged):
-        return False
+def rank(layout: Layout, lineage: str, pins: set[str]) -> tuple[bool, int]:
+    return lineage in pins, max(generations(layout, lineage), default=0)
 
 
 def prune(layout: Layout, lineage: str, keep: int) -> int:
@@ -132,15 +161,21 @@ def prune(layout: Layout, lineage: str, keep: int) -> int:
         for generation in going:
             with contextlib.suppress(FileNotFoundError):
                 if layout.uses_sidecars:
-                    with osfs.opened(layout.fs, folder, str(generation), osfs.O_RDONLY) as fd:
-                        layout.drop_sidecar(fd)
+                    _drop_sidecar(layout, folder, str(generation))
                 layout.fs.unlink(folder, str(generation))
     return len(going)
 
 
-def forget(layout: Layout, lineage: str) -> None:
-    """Drop the whole lineage: its path was deleted by the user. That of a copy stays."""
-    if generations(layout, lineage) and not has_another_file(layout, lineage, inode=0):
-        prune(layout, lineage, 0)
+def _drop_sidecar(layout: Layout, folder: int, name: str) -> None:
+    with osfs.opened(layout.fs, folder, name, osfs.O_RDONLY) as fd:
+        if layout.fs.stat(fd).st_nlink == 1:  # else some path has this very version
+            layout.drop_sidecar(fd)
+
+
+def forget(layout: Layout, lineage: str) -> int:
+    """Drop the whole lineage. Returns how many generations went. Not durable."""
+    gone = prune(layout, lineage, 0) if lineage else 0
+    for name in (lineage, lineage + fmt.PIN):
         with contextlib.suppress(OSError):
-            layout.fs.rmdir(layout.history, lineage)
+            layout.fs.rmdir(layout.history, name)
+    return gone

@@ -55,7 +55,9 @@ class Sharing:
         self.layout, self.fs = layout, layout.fs
         self._cannot: set[int] = set()  # st_dev
 
-    def share_history(self, at: int, name: str, stopped: Callable[[], bool] = never) -> int:
+    def share_history(
+        self, at: int, name: str, lineage: str, stopped: Callable[[], bool] = never
+    ) -> int:
         """Let all generations that history holds of ``at/name`` share blocks with it. All, since
         one that shares with a generation between keeps the old blocks of that one. Returns how
         many bytes came to be shared. Raises OSError where the file is gone."""
@@ -69,9 +71,9 @@ class Sharing:
             if record is None:
                 return 0
             total = 0
-            for generation in history.generations(self.layout, record.lineage):
+            for generation in history.generations(self.layout, lineage):
                 if not stopped():
-                    total += self._share_generation(live, record.lineage, str(generation), stopped)
+                    total += self._share_generation(live, lineage, str(generation), stopped)
             return total
 
     def _share_generation(

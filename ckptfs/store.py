@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptfs import format as fmt
-from ckptfs import growth, history, osfs
+from ckptfs import growth, history, orphans, osfs
 from ckptfs.commit import Committer
 from ckptfs.errors import CannotServe, RecordDamaged, Rotten
 from ckptfs.events import Events, say
@@ -23,6 +23,7 @@ from ckptfs.format import Record
 from ckptfs.growth import Alone, nobody_else
 from ckptfs.guard import Guard, shows_no_more
 from ckptfs.layout import Layout
+from ckptfs.orphans import Orphans
 from ckptfs.osfs import FileSystem, OsFs
 from ckptfs.protocol import Mode, State
 from ckptfs.sharing import Sharing, never
@@ -66,6 +67,7 @@ class Store:
             self.layout, options.mode, options.checksum, options.keep, options.validate
         )
         self.guard = Guard(self.committer)
+        self.orphans = Orphans(self.committer)
         self.sharing = Sharing(self.layout)
         self._events = Events(fs.now_ns)
         self.note = self._events.note
@@ -356,22 +358,16 @@ class Store:
         self.note("set aside", path or lineage, f"generation {generation} has rotted")
         return "put into quarantine"
 
-    def adopt(self, path: str, known: dict[str, str] | None = None) -> Record:
+    def adopt(self, path: str) -> Record:
         """Record the file as it is: one that was there before, or was edited outside. Durable on
         return. Without a record that tells its lineage it begins one. Raises Rotten for what no
         edit has made different."""
         with self._place(path) as (at, name):
-            return self.adopt_at(path, at, name, known)
+            return self.adopt_at(path, at, name)
 
-    def adopt_at(
-        self, path: str, at: int, name: str, known: dict[str, str] | None = None
-    ) -> Record:
-        """``known``: the lineages by path, where many files are adopted."""
-        known = history.lineages_by_path(self.layout) if known is None else known
+    def adopt_at(self, path: str, at: int, name: str) -> Record:
         with self.committer.path_lock(at, name):
             record = self.committer.record(at, name, path)
-        if known.get(path, record.lineage) != record.lineage:
-            history.follow(self.layout, known[path], "")  # that of the file that was there before
         self.note("adopted", path)
         return record
 
@@ -380,12 +376,22 @@ class Store:
         history go, as ``rm`` through a mount does. False for what is written in place."""
         path = finding.path
         if finding.condition is Condition.MISSING:
-            history.forget(self.layout, known.get(path, ""))
+            self.committer.lineages.leave(known.get(path, ""), path)
             return path in known
         if self.in_place(path):
             return False
-        self.adopt(path, known)
+        self.adopt(path)
         return True
+
+    def tidy(self, pause: Callable[[], None] = orphans.nothing) -> orphans.Outcome:
+        """Let history go that no path leads to; see :mod:`ckptfs.orphans`. ``pause`` is called
+        every now and then. Takes as long as history is wide and, where there is such, the tree."""
+        outcome = self.orphans.settle(pause)
+        for path in outcome.given_back:
+            self.note("given back", path, "its history, which a crash or a rename outside cut off")
+        if outcome.let_go:
+            self.note("let go", "", f"{outcome.let_go} earlier versions that no path led to")
+        return outcome
 
     def rollback(self, path: str, to: int | None = None) -> int:
         """Make generation ``to``, or the newest good one, what stands at ``path``. What stood
@@ -401,6 +407,8 @@ class Store:
         while generation is None:
             seen = self.guard.stamp_at(at, name)
             finding = examine_at(self.layout, path, at, name)
+            if finding.condition is Condition.UNREADABLE and self.committer.is_no_file(at, name):
+                finding = Finding(path, Condition.MISSING)  # what replaced it has no bytes to keep
             if finding.condition in ROTTEN or finding.condition is Condition.MISSING:
                 generation = self.guard.restore(at, name, finding, to, seen)
             else:
@@ -443,18 +451,29 @@ class Store:
         long as reading them all. Returns how many bytes came to be shared. Raises OSError where
         the path is gone."""
         with self._place(path) as (at, name):
-            shared = self.sharing.share_history(at, name, stopped)
+            lineage = self.committer.lineages.look(at, name, path).lineage
+            shared = self.sharing.share_history(at, name, lineage, stopped)
         if shared:
             self.note("shared", path, f"{shared} bytes")
         return shared
 
     def rename(self, path: str, target: str) -> None:
         with self._place(path) as (at, name), self._place(target) as (to, new):
-            self.committer.rename(at, name, to, new, target)
+            self.committer.rename(at, name, to, new, (path, target))
+
+    def exchange(self, path: str, other: str) -> None:
+        with self._place(path) as (at, name), self._place(other) as (to, new):
+            self.committer.exchange(at, name, to, new, (path, other))
+
+    def link(self, path: str, target: str) -> None:
+        """Give the file another name. Durable once something is committed after it."""
+        with self._place(path) as (at, name), self._place(target) as (to, new):
+            self.committer.link(at, name, to, new, (path, target))
+            self.committer.note_changed_dir(to)
 
     def unlink(self, path: str) -> None:
         with self._place(path) as (at, name):
-            self.committer.unlink(at, name)
+            self.committer.unlink(at, name, path)
 
 
 def _read_whole(fs: FileSystem, fd: int, size: int) -> bytes:

@@ -4,8 +4,9 @@ On a file, by whoever may write it: ``user.ckptfs.verify`` (check it now), ``use
 (record it as it is); by its owner ``user.ckptfs.rollback`` (a generation, or nothing for the newest
 good one).
 On ``.ckptfs``, by the mount's and the directory's owner: ``user.ckptfs.verify`` with the path of a
-generation, ``user.ckptfs.rollback`` and ``user.ckptfs.adopt`` with what to do, ``-`` for nothing,
-and the path of a file that is not there.
+generation, ``user.ckptfs.tidy`` (let go of what is unreachable in history),
+``user.ckptfs.rollback`` and ``user.ckptfs.adopt`` with what to do, ``-`` for nothing, and the path
+of a file that is not there.
 None can be read. What was asked for is done, and durable, on return; else an errno.
 """
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 PREFIX = f"{fmt.XATTR}."
 VERIFY, ADOPT, ROLLBACK = f"{PREFIX}verify", f"{PREFIX}adopt", f"{PREFIX}rollback"
+TIDY = f"{PREFIX}tidy"
 
 
 # --- the asking side -----------------------------------------------------------------------------
@@ -41,6 +43,11 @@ def check(mountpoint: str, path: str) -> None:
 def set_aside(mountpoint: str, path: str) -> None:
     """Put a generation that has rotted into quarantine."""
     os.setxattr(f"{mountpoint}/{fmt.CONTROL}", VERIFY, os.fsencode(path))
+
+
+def tidy(mountpoint: str) -> None:
+    """Let history go that no path leads to."""
+    os.setxattr(f"{mountpoint}/{fmt.CONTROL}", TIDY, b"")
 
 
 def adopt(mountpoint: str, path: str) -> bool:
@@ -65,6 +72,8 @@ def restore(mountpoint: str, path: str) -> None:
 
 def _on_file_or_control(mountpoint: str, path: str, key: str, value: bytes) -> None:
     try:
+        if not stat.S_ISREG(os.lstat(f"{mountpoint}/{path}").st_mode):
+            raise FileNotFoundError  # the command is for what it replaced
         os.setxattr(f"{mountpoint}/{path}", key, value)
     except FileNotFoundError:
         asked = b" ".join([value or b"-", os.fsencode(path)])
@@ -120,6 +129,9 @@ def _perform_on_control(ops: Attributes, key: str, value: bytes) -> None:
         if generation is None:
             raise OSError(errno.EINVAL, "not a generation")
         store.set_aside(*generation)
+        return
+    if key == TIDY:
+        store.tidy()
         return
     what, _, name = value.partition(b" ")
     path = os.fsdecode(name)

@@ -29,6 +29,7 @@ from ckptfs.mount.kernel import mounting
 from ckptfs.mount.kernel.session import Session as KernelSession
 from ckptfs.mount.operations import Operations
 from ckptfs.mount.portable import PortableSession
+from ckptfs.orphans import Tidier
 from ckptfs.scrub import Scrub
 from ckptfs.sharing import Sharer
 from ckptfs.store import Options, Store
@@ -37,6 +38,7 @@ log = logging.getLogger("ckptfs.daemon")
 
 _LOG_BYTES, _LOG_FILES = 5 << 20, 3
 _POLL_S = 0.1
+_TIDY_S = 0.3  # that a mount waits for it; in a large store it goes on behind
 _STOPPED_BY = {signal.SIGTERM, signal.SIGINT}
 _STAYS_BELOW = "keeps working below the mount, unprotected; restart it"
 
@@ -195,9 +197,11 @@ class Daemon:
         mounting.drop_reserve_rights()
         self.store = Store.open(options.directory, options.store, options.mountpoint)
         self.sharer = Sharer(self.store.share)
+        self.tidier = Tidier(self.store.tidy)
         root = os.fstat(self.store.root)
         self._root_id = [root.st_dev, root.st_ino]
         try:
+            self.tidier.start(_TIDY_S)
             self.operations = Operations(self.store, self.status)
             self.scrub = Scrub(self.store, options.scrub_interval_s, self._being_written)
             if options.store.share:
@@ -210,6 +214,7 @@ class Daemon:
             self.session.run()
             self._finish()
         finally:
+            self.tidier.stop()
             self.store.close()
 
     def attach(self) -> KernelSession:
@@ -245,6 +250,7 @@ class Daemon:
     def _finish(self) -> None:
         self.ended.set()
         self.scrub.stop()
+        self.tidier.stop()
         self.operations.versions.abort_all("the mount was taken away while it was being written")
         self.operations.versions.stop()
         self.sharer.stop()

@@ -139,7 +139,7 @@ class Files(Relay):
     def _open_in_place(self, node: File, flags: int) -> Handle:
         assert node.parent is not None
         self.store.committer.require_writable()
-        self.store.committer.open_in_place(node.parent.fd, node.name)
+        self.store.committer.open_in_place(node.parent.fd, node.name, node.path())
         handle = self._open_committed(node, flags | os.O_RDWR)
         if flags & os.O_TRUNC:
             os.ftruncate(handle.fd, 0)

@@ -166,13 +166,8 @@ class Namespace(Base):
                 raise OSError(errno.EOPNOTSUPP, "not committed yet")
             self._require_free(parent, name)
             with self.metadata.unchanged_bytes(source, node.name):
-                os.link(
-                    node.name,
-                    name,
-                    src_dir_fd=source.fd,
-                    dst_dir_fd=parent.fd,
-                    follow_symlinks=False,
-                )
+                paths = source.child_path(node.name), parent.child_path(name)
+                self.store.committer.link(source.fd, node.name, parent.fd, name, paths)
             self.caches.drop_attributes(node.id)  # the new name is another node
             return self._made(parent, name)
 
@@ -192,7 +187,7 @@ class Namespace(Base):
                     staged = list(self.versions.at(parent, name))
                 try:
                     with self._losing_its_name(parent, name):
-                        self.store.committer.unlink(parent.fd, name)
+                        self.store.committer.unlink(parent.fd, name, parent.child_path(name))
                 except FileNotFoundError:
                     if not staged:
                         raise
@@ -352,19 +347,11 @@ class Namespace(Base):
     def _rename_committed(
         self, parent: Directory, name: str, target: Directory, new_name: str, status: os.stat_result
     ) -> None:
-        committer = self.store.committer
-        if not stat.S_ISDIR(status.st_mode):
-            is_file = stat.S_ISREG(status.st_mode)
-            unchanged = self.metadata.unchanged_bytes
-            quiet = unchanged(parent, name) if is_file else contextlib.nullcontext()
-            with quiet:
-                path = target.child_path(new_name)
-                committer.rename(parent.fd, name, target.fd, new_name, path)
-            return
-        os.rename(name, new_name, src_dir_fd=parent.fd, dst_dir_fd=target.fd)
-        committer.note_changed_dir(parent.fd)
-        committer.note_changed_dir(target.fd)
-        committer.moved_directory(parent.child_path(name), target.child_path(new_name))
+        unchanged = self.metadata.unchanged_bytes
+        is_file = stat.S_ISREG(status.st_mode)
+        with unchanged(parent, name) if is_file else contextlib.nullcontext():
+            paths = parent.child_path(name), target.child_path(new_name)
+            self.store.committer.rename(parent.fd, name, target.fd, new_name, paths)
 
 
 def _is_large(node: Node) -> bool:

@@ -41,6 +41,13 @@ class _View:
     def layout(self) -> Layout:
         return self.store.layout
 
+    def lineage(self, at: int, name: str, path: str) -> str:
+        """Of the file ``path``, ``at/name``; empty where nothing is kept of it."""
+        if not osfs.is_regular(self.layout.fs.lstat(at, name)):
+            return ""
+        lineage = self.store.committer.lineages.readable(at, name, path)
+        return lineage if history.generations(self.layout, lineage) else ""
+
 
 class _Past(Virtual):
     """``above`` holds what the name was found in, as long as the node lives."""
@@ -106,9 +113,9 @@ class PastDirectory(_Past):
         status = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         if stat.S_ISDIR(status.st_mode):
             return self._directory(name, status)
-        with _committed(self.view.layout, self.fd, name) as (_, lineage):
-            if not history.generations(self.view.layout, lineage):
-                raise FileNotFoundError(errno.ENOENT, "nothing of it is kept")
+        lineage = self.view.lineage(self.fd, name, self._path(name))
+        if not lineage:
+            raise FileNotFoundError(errno.ENOENT, "nothing of it is kept")
         ident = status.st_dev, _number(lineage), stat.S_IFDIR
         whole = f"{self.name}/{name}"
         return self.view.nodes.virtual(
@@ -127,7 +134,6 @@ class PastDirectory(_Past):
 
     def entries(self) -> Iterator[Listed]:
         layout = self.view.layout
-        kept = set(layout.fs.listdir(layout.history))
         with (
             osfs.opened(layout.fs, self.fd, ".", osfs.DIRECTORY) as fd,
             os.scandir(fd) as entries,
@@ -138,18 +144,14 @@ class PastDirectory(_Past):
                 if entry.is_dir(follow_symlinks=False):
                     yield entry.name, entry.inode() | _PAST, stat.S_IFDIR
                 elif entry.is_file(follow_symlinks=False):
-                    lineage = self._lineage(entry.name)
-                    if lineage in kept and history.generations(layout, lineage):
-                        yield entry.name, _number(lineage), stat.S_IFDIR
+                    with contextlib.suppress(OSError, CkptfsError):  # it cannot be told
+                        lineage = self.view.lineage(self.fd, entry.name, self._path(entry.name))
+                        if lineage:
+                            yield entry.name, _number(lineage), stat.S_IFDIR
 
-    def _lineage(self, name: str) -> str:
-        """Empty where there is none, or it cannot be told."""
-        with (
-            contextlib.suppress(OSError, CkptfsError),
-            _committed(self.view.layout, self.fd, name) as (_, lineage),
-        ):
-            return lineage
-        return ""
+    def _path(self, name: str) -> str:
+        """In the tree, of what this directory has the like of."""
+        return f"{self.name}/{name}".removeprefix(f"{fmt.CONTROL}/{fmt.HISTORY}/")
 
     def _hides(self, name: str) -> bool:
         return self.id == HISTORY_ID and name == fmt.CONTROL
@@ -178,9 +180,11 @@ class PastFile(_Past):
 
     @contextlib.contextmanager
     def _like(self) -> Iterator[int]:
-        with _committed(self.view.layout, self._at, self.entry) as (fd, lineage):
-            if lineage != self.lineage:
-                raise FileNotFoundError(errno.ENOENT, "another file has this name by now")
+        path = self.name.removeprefix(f"{fmt.CONTROL}/{fmt.HISTORY}/")
+        if self.view.lineage(self._at, self.entry, path) != self.lineage:
+            raise FileNotFoundError(errno.ENOENT, "another file has this name by now")
+        flags = osfs.O_RDONLY | os.O_NONBLOCK
+        with osfs.opened(self.view.layout.fs, self._at, self.entry, flags) as fd:
             yield fd
 
     def child(self, name: str) -> Virtual:
@@ -261,19 +265,6 @@ def root_of_history(control: Virtual, store: Store, nodes: NodeTable) -> PastDir
     ident = _mirrored(os.fstat(store.root))
     name, fd = f"{control.name}/{fmt.HISTORY}", osfs.duplicate(store.root)
     return PastDirectory(HISTORY_ID, control, name, ident, _View(store, nodes), fd)
-
-
-@contextlib.contextmanager
-def _committed(layout: Layout, at: int, name: str) -> Iterator[tuple[int, str]]:
-    """The file at ``at/name``, open, and its lineage. Raises FileNotFoundError where it has none;
-    RecordDamaged."""
-    if osfs.is_regular(layout.fs.lstat(at, name)):
-        with osfs.opened(layout.fs, at, name, osfs.O_RDONLY | os.O_NONBLOCK) as fd:
-            record = layout.read_record(fd)
-            if record is not None:
-                yield fd, record.lineage
-                return
-    raise FileNotFoundError(errno.ENOENT, "no history")
 
 
 def _mirrored(status: os.stat_result) -> Identity:

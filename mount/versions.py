@@ -463,6 +463,7 @@ class Versions:
         with self.lock:
             assert version.at is not None
             parent, name = version.at
+            version.staged.path = parent.child_path(name)  # a directory above may have moved
         try:
             if not version.known and self._looks_broken(version):
                 self._abort(version, "its writer is unknown and the file is not whole")
@@ -577,6 +578,7 @@ class Versions:
             if version.at is None:
                 return
             parent, name = version.at
+            version.staged.path = parent.child_path(name)
         self.writeback.remove(version.staged)
         self.store.committer.expose(version.staged, parent.fd, name)
         with self.lock:

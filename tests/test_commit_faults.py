@@ -78,7 +78,6 @@ def directory(store: Store) -> None:
 
 def rename_directory(store: Store) -> None:
     store.rename("d", "e")
-    store.committer.moved_directory("d", "e")
 
 
 def long_ones(store: Store) -> Store:

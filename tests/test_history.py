@@ -98,6 +98,22 @@ def test_C5_an_older_file_renamed_onto_a_newer_one_counts_as_the_newest(quick_di
     store.close()
 
 
+def test_C5_an_older_version_that_came_back_counts_as_the_newest_once_it_is_replaced(
+    quick_dir: Path,
+) -> None:
+    """By its number it was the oldest, and the first to go."""
+    store = store_on(quick_dir, keep=2)
+    of = put_all(store, "a.pt", b"one", b"two", b"three")
+    rot(quick_dir / "a.pt")
+    rot(quick_dir / ".ckptfs" / "history" / of / "2")
+    assert store.get("a.pt") == b"one"
+    store.close()
+    store = store_on(quick_dir, keep=1)
+    assert put_all(store, "a.pt", b"four") == of
+    assert versions(quick_dir, of) == [b"one"]
+    store.close()
+
+
 def test_C5_two_hard_links_do_not_share_a_history(quick_dir: Path) -> None:
     """A rotten file was rolled back to a version of the other name."""
     store = store_on(quick_dir, keep=5)
@@ -125,12 +141,12 @@ def test_a_deleted_file_takes_its_history_along_after_a_commit_that_failed(
     """History then links to the very version that is current: that is no other name of it."""
     store = store_on(quick_dir)
     of = put_all(store, "a.pt", b"one")
-    replaced = store.committer.replaced_by(store.root, "a.pt")
+    replaced = store.committer.replaced_by(store.root, "a.pt", "a.pt")
     store.committer.keep_replaced(replaced, store.root, "a.pt", "a.pt")
     assert versions(quick_dir, of) == [b"one"]
     assert put_all(store, "a.pt", b"two") == of
     store.committer.keep_replaced(
-        store.committer.replaced_by(store.root, "a.pt"), store.root, "a.pt", "a.pt"
+        store.committer.replaced_by(store.root, "a.pt", "a.pt"), store.root, "a.pt", "a.pt"
     )
     store.unlink("a.pt")
     assert not (quick_dir / ".ckptfs" / "history" / of).exists()
@@ -226,8 +242,7 @@ def test_a_renamed_directory_takes_its_history_along(quick_dir: Path) -> None:
     store = store_on(quick_dir)
     (quick_dir / "run").mkdir()
     of = put_all(store, "run/a.pt", b"a1", b"a2")
-    (quick_dir / "run").rename(quick_dir / "run1")
-    store.committer.moved_directory("run", "run1")
+    store.rename("run", "run1")
     assert history.lineages_by_path(store.layout) == {"run1/a.pt": of}
     store.close()
 

@@ -15,9 +15,11 @@ LAYERS = {
     **dict.fromkeys(
         ["layout", "history", "ordering", "staged", "growth", "committed", "commit"], 2
     ),
+    **dict.fromkeys(["lineages", "names"], 2),
     **dict.fromkeys(
         ["verify", "guard", "sets", "pipeline", "writeback", "sharing", "usage", "events"], 3
     ),
+    "orphans": 3,
     "store": 4,
     **dict.fromkeys(["fsck", "adoption", "scrub"], 4),
     "mount": 5,

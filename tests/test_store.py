@@ -291,9 +291,9 @@ def test_C5_a_file_opened_in_place_lets_go_of_record_and_history(quick_dir: Path
     store = store_on(quick_dir)
     store.put("a.pt", OLD)
     of = lineage(store, "a.pt")
-    replaced = store.committer.replaced_by(store.root, "a.pt")
+    replaced = store.committer.replaced_by(store.root, "a.pt", "a.pt")
     store.committer.keep_replaced(replaced, store.root, "a.pt", "a.pt")
-    store.committer.open_in_place(store.root, "a.pt")
+    store.committer.open_in_place(store.root, "a.pt", "a.pt")
     assert condition(store, "a.pt") is Condition.UNRECORDED
     assert os.listdir(control(quick_dir) / "history" / of) == []
     (quick_dir / "a.pt").write_bytes(NEW)
@@ -346,7 +346,7 @@ def test_C6_a_version_caught_between_seal_and_publish_keeps_its_name(quick_dir: 
     staged = store.stage("a.pt", store.root, "a.pt", exists=True, truncate=True)
     store.fs.write(staged.fd, NEWER, 0)
     staged.advance(Event.SEAL)
-    store.committer.seal(staged, store.committer.replaced_by(store.root, "a.pt"))
+    store.committer.seal(staged, store.committer.replaced_by(store.root, "a.pt", "a.pt"))
     store.fs.close(staged.fd)
     store.close()
     again = Store.open(str(quick_dir))

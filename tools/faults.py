@@ -250,7 +250,7 @@ class LateRecord(Intercepted):
         raise NotImplementedError
 
     def around(self, call: Call) -> Any:
-        if call.method == "setxattr" and fmt.path_of_note(call.arguments[2]) is None:
+        if call.method == "setxattr" and not fmt.is_note(call.arguments[2]):
             self.late.append(call.run)
             return None
         result = call.run()
@@ -382,7 +382,7 @@ class Recording(Intercepted):
         given = call.arguments
         if call.method in ("setxattr", "removexattr", "getxattr"):
             if call.method == "setxattr" and given[1] == fmt.XATTR:
-                return "record" if fmt.path_of_note(given[2]) is None else "note"
+                return "note" if fmt.is_note(given[2]) else "record"
             return str(given[1])
         if call.method == "write":
             return f"{given[2]}+{len(given[1])}" if self._data(given[0]) else ""

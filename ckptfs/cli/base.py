@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ckptfs import __version__, osfs
+from ckptfs import __version__, history, osfs
 from ckptfs.errors import CannotServe, CkptfsError, UsageError
 from ckptfs.layout import Layout
 from ckptfs.osfs import OsFs
@@ -115,7 +115,7 @@ class Below:
     def relative(self, path: str) -> str:
         """A path as typed, seen from the working directory if that lies in the directory, else
         from the directory itself, or absolute; as one relative to it. Symlinks that stay in it are
-        followed."""
+        followed, but for one that replaced a file: the history there is that of its path."""
         found = self.inside(path)
         if not found:
             raise UsageError(f"{path or '(empty)'}: not a file below {self.where}")
@@ -123,16 +123,25 @@ class Below:
 
     def inside(self, path: str) -> str:
         """:meth:`relative`, also of the directory itself, which is empty."""
-        tops = {self.where, self.served_at or self.where, self.directory}
         for typed in (path, posixpath.join(self.where, path)) if path else ():
-            real = osfs.real_path(typed)
-            for top in tops:
-                if real == top or real.startswith(f"{top}/"):
-                    return real[len(top) + 1 :]
-        found = posixpath.normpath(path)
-        if not path or found.startswith(("/", "../")) or found in ("..", "."):
+            if posixpath.islink(typed):
+                folder, name = posixpath.split(typed)
+                itself = self._below_top(posixpath.join(osfs.real_path(folder), name))
+                if self.layout and itself in history.lineages_by_path(self.layout):
+                    return itself
+            found = self._below_top(osfs.real_path(typed))
+            if found is not None:
+                return found
+        normal = posixpath.normpath(path)
+        if not path or normal.startswith(("/", "../")) or normal in ("..", "."):
             raise UsageError(f"{path or '(empty)'}: not a file below {self.where}")
-        return found
+        return normal
+
+    def _below_top(self, real: str) -> str | None:
+        for top in (self.where, self.served_at, self.directory):
+            if top and (real == top or real.startswith(f"{top}/")):
+                return real[len(top) + 1 :]
+        return None
 
 
 class Progress:

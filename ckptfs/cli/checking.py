@@ -19,6 +19,7 @@ from ckptfs.errors import CannotServe, CkptfsError, UsageError
 from ckptfs.format import Record
 from ckptfs.fsck import Check, Scope
 from ckptfs.layout import Layout
+from ckptfs.lineages import Lineages
 from ckptfs.store import Store, keeping_all
 from ckptfs.verify import BAD, ROTTEN, Condition, Finding, walk
 
@@ -135,6 +136,9 @@ def _ask_the_mount(below: Below, check: Check, finding: Finding) -> Finding:
             mount_commands.set_aside(below.served_at, finding.path)
         elif finding.condition in ROTTEN:
             mount_commands.check(below.served_at, finding.path)
+        elif finding.condition is Condition.UNREACHABLE:
+            if check.again(finding.path).condition is not Condition.MISSING:  # all at once
+                mount_commands.tidy(below.served_at)
         elif finding.condition is Condition.MISSING and asked_for:
             mount_commands.restore(below.served_at, finding.path)
         else:
@@ -215,6 +219,8 @@ class _Report:
             yield f"`ckptfs adopt {where}` records what was edited or added outside"
         if counts[Condition.BROKEN]:
             yield "a broken file is as its program left it: `ckptfs log` has earlier versions"
+        if counts[Condition.UNREACHABLE] and not self.repairing:
+            yield f"`ckptfs verify --repair {where}` lets go of what is unreachable"
         if counts[Condition.LEFTOVER] and not self.repairing:
             yield f"the next `ckptfs mount {where}` clears what a crash left"
 
@@ -267,30 +273,33 @@ def log(directory: str, path: str | None) -> None:
 
 
 def _log_path(below: Below, layout: Layout, path: str) -> None:
-    lineage = history.lineages_by_path(layout).get(path, "")
     try:
-        with (
-            osfs.place(below.fs, below.root, path) as (at, name),
-            osfs.opened(below.fs, at, name, osfs.O_RDONLY) as fd,
-        ):
-            if not osfs.is_regular(below.fs.stat(fd)):
+        with osfs.place(below.fs, below.root, path) as (at, name):
+            status = below.fs.lstat(at, name)
+            lineage = Lineages(layout).readable(at, name, path)
+            if osfs.is_regular(status):
+                with osfs.opened(below.fs, at, name, osfs.O_RDONLY) as fd:
+                    told = _told_of(path, layout.read_record(fd))
+            elif lineage:
+                told = f"{path}: something else than a file by now"
+            else:
                 raise CannotServe(f"{path}: not a file; only files have generations")
-            record = layout.read_record(fd)
     except FileNotFoundError:
+        lineage = history.lineages_by_path(layout).get(path, "")
         if not lineage:
             raise
-        record = None
-        click.echo(f"{path}: not there any more")
-    else:
-        if record is None:
-            click.echo(f"{path}: no record (written in place, or there before ckptfs)")
-        else:
-            lineage = record.lineage
-            click.echo(f"{_log_line(record)}  current, {record.mode.value}, {record.structure}")
+        told = ""
+    click.echo(told or f"{path}: not there any more")
     for generation in history.generations(layout, lineage):
         old = history.record_of(layout, lineage, generation)
         line = _log_line(old) if old else f"generation {generation}  unrecorded"
         click.echo(f"{line}{_space_of(layout, lineage, generation)}")
+
+
+def _told_of(path: str, record: Record | None) -> str:
+    if record is None:
+        return f"{path}: no record (written in place, or there before ckptfs)"
+    return f"{_log_line(record)}  current, {record.mode.value}, {record.structure}"
 
 
 def _space_of(layout: Layout, lineage: str, generation: int) -> str:

@@ -65,7 +65,8 @@ def adopt(directory: str, paths: tuple[str, ...], sums: str | None, checksum: st
     listed = _listed(sums) if sums else {}
     named = {below.relative(path) for path in paths}
     done = wrong = 0
-    with _adopter(below, checksum) as take:
+    lost = False  # a record, so that the history of that path is another file's
+    with _adopter(below, checksum) as (take, tidy):
         layout = below.needed_layout()
         scope = Scope(tuple(named or listed), quick=True, served=below.served is not None)
         for finding in Check(layout, scope).findings():
@@ -77,6 +78,9 @@ def adopt(directory: str, paths: tuple[str, ...], sums: str | None, checksum: st
                 click.echo(f"{finding.path}: {trouble}", err=True)
             elif finding.condition in ADOPTED:
                 done += take(finding)
+                lost |= finding.condition is Condition.RECORD_MISSING
+        if lost:
+            tidy()
     click.echo(f"{directory}: {done} adopted" + (f", {wrong} not" if wrong else ""))
     sys.exit(LEFT if wrong else 0)
 
@@ -102,16 +106,22 @@ def _disagreement(layout: Layout, finding: Finding, listed: dict[str, str]) -> s
 
 
 @contextlib.contextmanager
-def _adopter(below: Below, checksum: str) -> Iterator[Callable[[Finding], bool]]:
-    """What takes a finding as it is, and says whether there was something to take."""
+def _adopter(
+    below: Below, checksum: str
+) -> Iterator[tuple[Callable[[Finding], bool], Callable[[], object]]]:
+    """What takes a finding as it is, and says whether there was something to take; and what looks
+    for history that belongs to nothing any more."""
     if below.served is not None:
         from ckptfs.mount import commands as mount_commands
 
-        yield lambda finding: mount_commands.adopt(below.served_at, finding.path)
+        yield (
+            lambda finding: mount_commands.adopt(below.served_at, finding.path),
+            lambda: mount_commands.tidy(below.served_at),
+        )
         return
     with _opened(below, checksum) as store:
         known = history.lineages_by_path(store.layout)
-        yield lambda finding: store.take(finding, known)
+        yield (lambda finding: store.take(finding, known)), store.tidy
 
 
 @contextlib.contextmanager
