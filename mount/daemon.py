@@ -307,7 +307,8 @@ class Daemon:
         return found
 
     def _being_written(self) -> set[str]:
-        return {version.staged.path for version in self.operations.versions.all()}
+        versions = self.operations.versions
+        return {version.staged.path for version in (*versions.all(), *versions.live())}
 
     def status(self) -> dict[str, Any]:
         """What ``.ckptfs/status.json`` shows."""

@@ -82,8 +82,15 @@ class Versions:
         return bool(self._by_path or self.lingering)
 
     def all(self) -> list[Version]:
+        """The unpublished ones."""
         with self.lock:
             return [version for versions in self._by_path.values() for version in versions]
+
+    def live(self) -> list[Version]:
+        """Those that are published and change on."""
+        with self.lock:
+            written = {handle.version for handle in self.handles.values() if handle.version}
+            return [version for version in written | self.lingering if version.live]
 
     def visible_to(self, caller: Caller, parent: Directory, name: str) -> Version | None:
         """The version that this caller's lookups of the path give, if not the committed one."""
@@ -391,8 +398,8 @@ class Versions:
         mapped = self.is_mapped(version)
         with self.lock:
             version.lingering = mapped
-            (self.lingering.add if mapped else self.lingering.discard)(version)
             if mapped:
+                self.lingering.add(version)
                 self.watch.wake()
         return mapped
 

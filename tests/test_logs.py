@@ -80,7 +80,7 @@ def test_c6_what_is_good_only_when_it_is_whole_stays_a_transaction(
         tree.mount.wait_until(lambda: (tree.below / "stdout").exists())
         assert (tree.below / name).read_bytes() == data
         writer.kill()
-        tree.settle()
+        tree.settle(name)
         assert (tree.below / name).read_bytes() == data
         log.do("f.close()")
     assert tree.aside("salvage", name) == [data + data]

@@ -175,9 +175,9 @@ class Tree:
     def events(self, what: str, name: str) -> list[dict[str, Any]]:
         return [e for e in self.mount.events(what) if e["path"] == f"{self.name}/{name}"]
 
-    def settle(self) -> None:
-        """Wait for what follows a RELEASE, which no process waits for."""
-        prefix = f"{self.name}/"
+    def settle(self, name: str = "") -> None:
+        """Wait for what follows a RELEASE, which no process waits for; of one file, if named."""
+        prefix = f"{self.name}/{name}"
         self.mount.wait_until(
             lambda: not any(path.startswith(prefix) for path in self.mount.status()["writing"])
         )
