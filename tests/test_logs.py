@@ -61,6 +61,7 @@ def test_text_that_stays_open_is_a_log(tree: Tree, before: str | None) -> None:
         tree.mount.wait_until(lambda: reader.content("stdout.txt") == "epoch 1\n")
         writer.do("f.write('epoch 2\\n'); f.flush()")
         assert reader.content("stdout.txt") == "epoch 1\nepoch 2\n"
+        assert tree.conditions()["stdout.txt"] == "busy"
         reader.do("g = open('stdout.txt', 'a'); g.write('by another\\n'); g.close()")
         writer.kill()
         assert reader.content("stdout.txt") == "epoch 1\nepoch 2\nby another\n"

@@ -14,7 +14,7 @@ import click
 
 from ckptfs import format as fmt
 from ckptfs import fsck, history, osfs
-from ckptfs.cli.base import Below, Progress, commands, size, when
+from ckptfs.cli.base import Below, Progress, commands, size, status_of, when
 from ckptfs.errors import CannotServe, CkptfsError, UsageError
 from ckptfs.format import Record
 from ckptfs.fsck import Check, Scope
@@ -83,7 +83,7 @@ def verify(
         for finding in cleared:
             report.add(finding)
         for finding in check.findings():
-            report.add(mend(finding))
+            report.add(mend(_unless_written(below, finding)))
             advance(finding.size_bytes)
     report.end(check)
     sys.exit(LEFT if report.left else REPAIRED if report.repaired else 0)
@@ -148,6 +148,15 @@ def _ask_the_mount(below: Below, check: Check, finding: Finding) -> Finding:
     if check.again(finding.path).condition in ROTTEN:
         return replace(finding, detail=f"{finding.detail}; the mount found nothing to repair")
     return replace(finding, repair="seen to by the mount")
+
+
+def _unless_written(below: Below, finding: Finding) -> Finding:
+    """A log that is being written is behind its record without being edited outside."""
+    if finding.condition is Condition.MODIFIED and below.served is not None:
+        now = status_of(below.where)
+        if now and finding.path in now["writing"]:
+            return replace(finding, condition=Condition.BUSY, detail="is being written")
+    return finding
 
 
 @dataclass
