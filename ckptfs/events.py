@@ -99,6 +99,4 @@ def _is_disk_full(reason: str | BaseException) -> bool:
 
 
 def say(level: int, path: str, text: str) -> None:
-    """One line, whatever characters the name of a file has."""
-    line = f"{path}: {text}"
-    log.log(level, "%s", line if line.isprintable() else repr(line)[1:-1])
+    log.log(level, "%s: %s", path, text)

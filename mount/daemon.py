@@ -32,6 +32,7 @@ from ckptfs.mount.portable import PortableSession
 from ckptfs.orphans import Tidier
 from ckptfs.scrub import Scrub
 from ckptfs.sharing import Sharer
+from ckptfs.shown import OneLine
 from ckptfs.store import Options, Store
 
 log = logging.getLogger("ckptfs.daemon")
@@ -178,7 +179,7 @@ def log_to(path: str | None) -> None:
             )
         except OSError as error:
             raise CannotServe(f"{path}: cannot log there: {error.strerror}; use --log") from None
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("ckptfs").addHandler(handler)
     logging.getLogger("ckptfs").setLevel(logging.INFO)
 

@@ -10,7 +10,7 @@ import pytest
 PROJECT = Path(__file__).parent.parent
 FOLDERS = {"ckptfs": "ckptfs", "mount": "ckptfs.mount", "tools": "ckptfs.tools"}
 LAYERS = {
-    "errors": 0,
+    **dict.fromkeys(["errors", "shown"], 0),
     **dict.fromkeys(["protocol", "osfs", "structure", "format", "digest", "sums", "keyed"], 1),
     **dict.fromkeys(
         ["layout", "history", "ordering", "staged", "growth", "committed", "commit"], 2

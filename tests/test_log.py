@@ -21,6 +21,7 @@ from mounts import Served
 
 from ckptfs.errors import BrokenStructure
 from ckptfs.events import DISK_FULL, Events
+from ckptfs.shown import OneLine
 
 LONG = 2 << 20  # bytes of a version whose blocks would be shared
 
@@ -129,10 +130,9 @@ def test_a_line_is_one_line_whatever_a_file_is_called(caplog: pytest.LogCaptureF
     name = "a\n2026-01-01 00:00:00,000 ERROR b\udcff\x1b[2J"
     Events(time.time_ns).note("rotten", name, f"{name}: digest does not match")
     (record,) = caplog.records
-    assert record.getMessage().isprintable()
-    assert record.getMessage().startswith(
-        r"a\n2026-01-01 00:00:00,000 ERROR b\udcff\x1b[2J: rotten"
-    )
+    line = OneLine().format(record)
+    assert line.isprintable()
+    assert line.startswith(r"a\n2026-01-01 00:00:00,000 ERROR b\xff\x1b[2J: rotten")
 
 
 def test_a_store_becomes_read_only_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,7 +20,7 @@ __all__ = ["checking", "commands", "keeping", "machine", "main", "mount_helper",
 def main() -> None:
     """The ``ckptfs`` command."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name may have what the locale lacks
     if "-o" in sys.argv[3:4] and sys.argv[1] not in commands.commands:
         mount_helper()  # `ckptfs DIR MOUNTPOINT -o OPTIONS`: how mount.fuse calls a filesystem
     else:

@@ -15,6 +15,7 @@ from ckptfs import __version__, history, osfs
 from ckptfs.errors import CannotServe, CkptfsError, UsageError
 from ckptfs.layout import Layout
 from ckptfs.osfs import OsFs
+from ckptfs.shown import shown
 
 _USAGE = 16
 
@@ -46,8 +47,13 @@ def run_or_fail(work: Callable[[], object]) -> None:
 
 
 def fail(message: str, code: int) -> None:
-    click.echo(f"ckptfs: {message}", err=True)
+    say(f"ckptfs: {message}", err=True)
     sys.exit(code)
+
+
+def say(line: str, *, err: bool = False) -> None:
+    """For people; what programs read is JSON, or as its own format wants it."""
+    click.echo(shown(line), err=err)
 
 
 def size(count: float) -> str:

@@ -14,7 +14,7 @@ import click
 
 from ckptfs import format as fmt
 from ckptfs import fsck, history, osfs
-from ckptfs.cli.base import Below, Progress, commands, size, status_of, when
+from ckptfs.cli.base import Below, Progress, commands, say, size, status_of, when
 from ckptfs.errors import CannotServe, CkptfsError, UsageError
 from ckptfs.format import Record
 from ckptfs.fsck import Check, Scope
@@ -188,7 +188,7 @@ class _Report:
         ):
             detail = f": {finding.detail}" if finding.detail else ""
             done = f" [{finding.repair}]" if finding.repair else ""
-            click.echo(f"{finding.condition.value:15} {finding.path}{detail}{done}")
+            say(f"{finding.condition.value:15} {finding.path}{detail}{done}")
 
     def end(self, check: Check) -> None:
         if self.as_json:
@@ -207,9 +207,9 @@ class _Report:
             line = f"{self.directory}: {check.files} files checked: {_told(self.counts)}"
             if check.generations:
                 line += f"; {check.generations} earlier versions: {_told(self.kept)}"
-            click.echo(line)
+            say(line)
             for line in self._advice():
-                click.echo(line)
+                say(line)
 
     def _advice(self) -> Iterator[str]:
         """What to do next."""
@@ -278,7 +278,7 @@ def log(directory: str, path: str | None) -> None:
         for entry in layout.set_aside(folder):
             time, where = when(int(str(entry["time_ns"]))), f"{what}/{entry['id']}"
             why = f"{entry.get('path') or '?'}: {entry.get('reason', '')}"
-            click.echo(f"{time}  {where}  {entry['size']} bytes  {why}")
+            say(f"{time}  {where}  {entry['size']} bytes  {why}")
 
 
 def _log_path(below: Below, layout: Layout, path: str) -> None:
@@ -298,11 +298,11 @@ def _log_path(below: Below, layout: Layout, path: str) -> None:
         if not lineage:
             raise
         told = ""
-    click.echo(told or f"{path}: not there any more")
+    say(told or f"{path}: not there any more")
     for generation in history.generations(layout, lineage):
         old = history.record_of(layout, lineage, generation)
         line = _log_line(old) if old else f"generation {generation}  unrecorded"
-        click.echo(f"{line}{_space_of(layout, lineage, generation)}")
+        say(f"{line}{_space_of(layout, lineage, generation)}")
 
 
 def _told_of(path: str, record: Record | None) -> str:

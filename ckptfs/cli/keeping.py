@@ -11,7 +11,7 @@ import click
 from ckptfs import adoption, history, osfs
 from ckptfs import format as fmt
 from ckptfs.adoption import ADOPTED
-from ckptfs.cli.base import Below, commands
+from ckptfs.cli.base import Below, commands, say
 from ckptfs.cli.checking import LEFT
 from ckptfs.digest import ALGORITHMS
 from ckptfs.errors import CannotServe, NoSuchGeneration, UsageError
@@ -43,10 +43,10 @@ def rollback(directory: str, path: str, to: int | None) -> None:
             raise NoSuchGeneration(
                 f"{inside}: {error.strerror}; `ckptfs log {directory} {inside}` shows what is kept"
             ) from None
-        click.echo(f"{inside}: rolled back")
+        say(f"{inside}: rolled back")
         return
     with _opened(below) as store:
-        click.echo(f"{inside}: rolled back to generation {store.rollback(inside, to)}")
+        say(f"{inside}: rolled back to generation {store.rollback(inside, to)}")
 
 
 @commands.command()
@@ -75,13 +75,13 @@ def adopt(directory: str, paths: tuple[str, ...], sums: str | None, checksum: st
             trouble = _disagreement(layout, finding, listed) if sums else ""
             if trouble:
                 wrong += 1
-                click.echo(f"{finding.path}: {trouble}", err=True)
+                say(f"{finding.path}: {trouble}", err=True)
             elif finding.condition in ADOPTED:
                 done += take(finding)
                 lost |= finding.condition is Condition.RECORD_MISSING
         if lost:
             tidy()
-    click.echo(f"{directory}: {done} adopted" + (f", {wrong} not" if wrong else ""))
+    say(f"{directory}: {done} adopted" + (f", {wrong} not" if wrong else ""))
     sys.exit(LEFT if wrong else 0)
 
 
@@ -154,12 +154,16 @@ def export_sums(directory: str, checksum: str) -> None:
         record = finding.record
         if record is None or finding.condition is not Condition.UNREAD:
             left_out += 1
-            click.echo(f"left out: {finding.path}: {finding.condition.value}", err=True)
+            say(f"left out: {finding.path}: {finding.condition.value}", err=True)
             continue
         digest = record.digest
         if record.algorithm != checksum:
             digest = adoption.digest_of(layout, finding.path, checksum)
-        click.echo(adoption.sums_line(finding.path, digest))
+        line = adoption.sums_line(finding.path, digest)
+        if sys.stdout.isatty():
+            say(line)
+        else:
+            click.echo(line.encode("utf-8", "surrogateescape"))  # as it is, for b3sum
     sys.exit(LEFT if left_out else 0)
 
 
@@ -184,4 +188,4 @@ def strip(directory: str, yes: bool) -> None:
         )
     with _opened(below) as store:
         count = sum(1 for _ in adoption.strip(store.layout))
-    click.echo(f"{directory}: {count} records taken off; these are plain files now")
+    say(f"{directory}: {count} records taken off; these are plain files now")

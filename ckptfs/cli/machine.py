@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from ckptfs.cli.base import absolute, commands
+from ckptfs.cli.base import absolute, commands, say
 from ckptfs.errors import CannotServe
 
 
@@ -18,9 +18,9 @@ def doctor(directory: str) -> None:
 
     worst = 0
     for check in examine(absolute(directory)):
-        click.echo(f"{check.verdict:5} {check.what}: {check.found}")
+        say(f"{check.verdict:5} {check.what}: {check.found}")
         if check.advice:
-            click.echo(f"      -> {check.advice}")
+            say(f"      -> {check.advice}")
         worst = max(worst, CannotServe.exit_code if check.verdict == "FAIL" else 0)
     sys.exit(worst)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptfs import osfs
-from ckptfs.cli.base import Below, absolute, commands, size, status_of, when
+from ckptfs.cli.base import Below, absolute, commands, say, size, status_of, when
 from ckptfs.digest import ALGORITHMS
 from ckptfs.errors import CannotServe
 from ckptfs.protocol import Mode
@@ -181,7 +181,7 @@ def status(directory: str, as_json: bool, check: bool) -> None:
 
         why = inspect.not_mounted(absolute(directory))
         if check:
-            click.echo(str(why))
+            say(str(why))
             sys.exit(why.exit_code)
         raise why
     space = None if check else _space(directory)
@@ -189,7 +189,7 @@ def status(directory: str, as_json: bool, check: bool) -> None:
         click.echo(json.dumps(found if space is None else {**found, "space": space}, indent=1))
     else:
         for line in (*_status_lines(found), *_space_lines(space or {})):
-            click.echo(line)
+            say(line)
     if check and found["degraded"]:
         sys.exit(2)
 
