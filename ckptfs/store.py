@@ -10,7 +10,7 @@ import contextlib
 import fnmatch
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,6 +214,19 @@ class Store:
             raise
         return staged
 
+    @contextlib.contextmanager
+    def staging(
+        self, path: str, at: int, name: str, *, exists: bool, truncate: bool, lazily: bool = False
+    ) -> Iterator[Staged]:
+        """As :meth:`stage`; what is not committed inside leaves nothing behind."""
+        staged = self.stage(path, at, name, exists=exists, truncate=truncate, lazily=lazily)
+        try:
+            yield staged
+        finally:
+            if staged.state is State.OPEN:
+                self.committer.discard(staged)
+            self._close(staged)
+
     def reopen(self, path: str, fd: int) -> Staged:
         """The committed version itself, open for reading and writing at ``fd``, to be written
         where it is and without a transaction; :meth:`reseal` records it anew. One without a
@@ -313,8 +326,8 @@ class Store:
     def _write(self, path: str, data: bytes, *, truncate: bool) -> Record:
         with self._place(path) as (at, name):
             exists = name in self.fs.listdir(at)
-            staged = self.stage(path, at, name, exists=exists, truncate=truncate, lazily=True)
-            try:
+            how = {"exists": exists, "truncate": truncate, "lazily": True}
+            with self.staging(path, at, name, **how) as staged:
                 start = offset = self.fs.stat(staged.fd).st_size
                 try:
                     while offset < start + len(data):
@@ -323,8 +336,6 @@ class Store:
                     self.abort(staged, str(error))
                     raise
                 return self.commit(staged, at, name)
-            finally:
-                self._close(staged)
 
     def get(self, path: str) -> bytes:
         """The verified bytes at ``path`` (C5). Raises Rotten, FileNotFoundError."""
@@ -422,8 +433,7 @@ class Store:
         lineage = self.guard.lineage_of(at, name, path)
         generation = self.guard.chosen(lineage, path, to)
         before = self.fs.lstat(at, name)
-        staged = self.stage(path, at, name, exists=True, truncate=True)
-        try:
+        with self.staging(path, at, name, exists=True, truncate=True) as staged:
             with (
                 osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder,
                 osfs.opened(self.fs, folder, str(generation), osfs.O_RDONLY) as fd,
@@ -437,12 +447,6 @@ class Store:
                 self.fs.copy_times(fd, staged.fd)
             self.commit(staged, at, name)
             self.guard.replaced(path, before)
-        except BaseException as error:
-            if staged.state is State.OPEN:
-                self.abort(staged, str(error))
-            raise
-        finally:
-            self._close(staged)
         return generation
 
     def share(self, path: str, stopped: Callable[[], bool] = never) -> int:

@@ -146,15 +146,13 @@ class Attributes(Files):
         self._check_device(parent)
         store = self.store
         path, keep_content = node.path(), size > 0
-        staged = store.stage(path, parent.fd, node.name, exists=True, truncate=not keep_content)
-        try:
+        at = path, parent.fd, node.name
+        with store.staging(*at, exists=True, truncate=not keep_content) as staged:
             os.ftruncate(staged.fd, size)
             with self.lock:
                 self.versions.overtakes(staged, parent, node.name, {})
             store.commit(staged, parent.fd, node.name)
             self.caches.drop_attributes(parent.id)
-        finally:
-            os.close(staged.fd)
 
     def _set_metadata(self, node: Node, handle: Handle | None, change: Change) -> None:
         if not change.metadata:

@@ -210,6 +210,22 @@ def test_control_written_in_place_the_old_version_is_lost_on_a_full_disk(disk: D
         ballast.unlink()
 
 
+def test_a_truncate_that_the_filesystem_refuses_leaves_nothing_behind(ext4: Disk) -> None:
+    """Each left a whole copy in stage until the next mount."""
+    with serving(ext4) as served:
+        path = served.path / "a.pt"
+        path.write_bytes(OLD)
+        open_before = len(os.listdir(f"/proc/{served.pid}/fd"))
+        for _ in range(3):
+            with pytest.raises(OSError) as refused:
+                os.truncate(path, 17 << 40)  # more than a file of ext4 can have
+            assert refused.value.errno == errno.EFBIG
+        assert not os.listdir(served.below / ".ckptfs/stage")
+        assert len(os.listdir(f"/proc/{served.pid}/fd")) == open_before
+        assert path.read_bytes() == OLD
+        verified(served.path)
+
+
 def test_c2_records_go_to_sidecars_where_the_xattrs_of_a_file_are_full(ext4: Disk) -> None:
     with serving(ext4) as served:
         path = served.path / "a.pt"
