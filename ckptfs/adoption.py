@@ -13,7 +13,8 @@ from ckptfs.digest import digest_file
 from ckptfs.errors import UsageError
 from ckptfs.layout import Layout
 from ckptfs.osfs import FileSystem
-from ckptfs.verify import Condition, walk
+from ckptfs.verify import Condition
+from ckptfs.walk import walk
 
 ADOPTED = frozenset(
     {

@@ -17,9 +17,10 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import sys
 from dataclasses import dataclass
 from typing import NamedTuple
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote_to_bytes
 
 from ckptfs.errors import RecordDamaged, UnknownLayout
 from ckptfs.protocol import Mode
@@ -179,11 +180,12 @@ def is_note(value: bytes) -> bool:
 
 
 def _quoted(path: str) -> str:
-    return quote(path.encode("utf-8", "surrogateescape"))
+    return quote(path.encode(sys.getfilesystemencoding(), "surrogateescape"))
 
 
 def _unquoted(text: str) -> str:
-    return unquote(text, errors="surrogateescape")
+    """A path as this process has it from the system, whatever its locale."""
+    return unquote_to_bytes(text).decode(sys.getfilesystemencoding(), "surrogateescape")
 
 
 def new_lineage() -> str:

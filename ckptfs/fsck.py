@@ -20,7 +20,8 @@ from ckptfs.format import HistoryNote
 from ckptfs.layout import Layout
 from ckptfs.lineages import Lineages
 from ckptfs.store import Store
-from ckptfs.verify import ROTTEN, Condition, Finding, examine_at, walk
+from ckptfs.verify import ROTTEN, Condition, Finding, examine_at
+from ckptfs.walk import walk
 
 _AHEAD = 4  # files a job that wait their turn: results come in order, memory is bounded
 _LONG_BYTES = 512 << 10

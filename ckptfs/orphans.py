@@ -29,7 +29,7 @@ from ckptfs.format import HistoryNote
 from ckptfs.layout import Layout
 from ckptfs.lineages import Lineages
 from ckptfs.names import Names
-from ckptfs.verify import walk
+from ckptfs.walk import walk
 
 log = logging.getLogger("ckptfs.orphans")
 

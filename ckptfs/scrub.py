@@ -19,7 +19,8 @@ from ckptfs import format as fmt
 from ckptfs import history, osfs
 from ckptfs.errors import CkptfsError
 from ckptfs.store import Store
-from ckptfs.verify import ROTTEN, examine_at, walk
+from ckptfs.verify import ROTTEN, examine_at
+from ckptfs.walk import walk
 
 log = logging.getLogger("ckptfs.scrub")
 

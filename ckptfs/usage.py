@@ -7,12 +7,14 @@ the classes in this order. Walks below a mount; what goes meanwhile is left out.
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.layout import Layout
+from ckptfs.walk import files
 
 _BLOCK_BYTES = 512  # of st_blocks
 _Inode = tuple[int, int]
@@ -80,15 +82,7 @@ def _exclusive(layout: Layout, at: int, name: str) -> int:
 
 
 def _files(layout: Layout, folder: int, but: str = "") -> Iterator[tuple[int, str, osfs.Status]]:
-    """The regular files below an open directory: where, name, status. At most one descriptor of
-    each level is open."""
-    for name in layout.fs.listdir(folder):
-        if name == but:
-            continue
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            status = layout.fs.lstat(folder, name)
-            if osfs.is_regular(status):
-                yield folder, name, status
-            elif osfs.is_directory(status):
-                with osfs.opened(layout.fs, folder, name, osfs.DIRECTORY) as below:
-                    yield from _files(layout, below)
+    for found in files(layout.fs, folder, but=but):
+        if found.status is None:
+            raise OSError(errno.EACCES, "cannot be read", found.path)
+        yield found.at, found.name, found.status

@@ -245,33 +245,3 @@ def stamp(status: osfs.Status) -> Stamp:
         status.st_mtime_ns,
         status.st_ctime_ns,
     )
-
-
-def walk(fs: FileSystem, root: int, prefix: str = "") -> Iterator[tuple[str, osfs.Status | None]]:
-    """Every regular file below ``root``, by its relative path. The control directory is not. A
-    directory that cannot be read is one entry, without a status."""
-    with osfs.opened(fs, root, ".", osfs.DIRECTORY) as here:
-        try:
-            names = sorted(fs.listdir(here))
-        except OSError:
-            yield prefix.rstrip("/"), None
-            return
-        for name in names:
-            if not prefix and name == fmt.CONTROL:
-                continue
-            with contextlib.suppress(FileNotFoundError):
-                status = fs.lstat(here, name)
-                if osfs.is_regular(status):
-                    yield prefix + name, status
-                elif osfs.is_directory(status):
-                    try:
-                        below = fs.open(here, name, osfs.DIRECTORY)
-                    except FileNotFoundError:
-                        raise
-                    except OSError:
-                        yield prefix + name, None
-                        continue
-                    try:
-                        yield from walk(fs, below, f"{prefix}{name}/")
-                    finally:
-                        fs.close(below)

@@ -54,9 +54,11 @@ class Node:
 
     def path(self) -> str:
         """Relative to the root, for messages and patterns; never used to resolve."""
-        if self.parent is None or self.parent.id == ROOT_ID:
-            return self.name
-        return f"{self.parent.path()}/{self.name}"
+        names, above = [self.name], self.parent
+        while above is not None and above.id != ROOT_ID:
+            names.append(above.name)
+            above = above.parent
+        return "/".join(reversed(names))
 
     def key(self) -> _Key:
         return (self.parent.id if self.parent else 0), self.name, self.ident

@@ -21,6 +21,8 @@ import pytest
 from harness import rot
 from mounts import PYTHON, Served, ckptfs, served, why_no_mounts
 
+from ckptfs.shown import shown
+
 # Looked for, not imported: that takes seconds, and only the children need it.
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="no torch")
 OLD, NEW = b"old " * 2000, b"new " * 3000
@@ -459,7 +461,8 @@ def test_any_name_works_everywhere(mount: Served, name: bytes) -> None:
         assert done.returncode == 0, done.stderr
         assert done.stderr == b"" and done.stdout
     rot(mount.below / os.fsdecode(name))
-    assert name in in_locale({}, "verify", mount.path).stdout
+    told = shown(os.fsdecode(name)).encode()
+    assert told in in_locale({}, "verify", mount.path).stdout
     os.unlink(path)
     assert os.listdir(directory) == []
 
@@ -567,8 +570,8 @@ def test_wrong_arguments_are_a_usage_error(arguments: list[str]) -> None:
 
 def test_no_arguments_show_the_commands() -> None:
     done = ckptfs()
-    shown = done.stdout + done.stderr
-    assert all(command in shown for command in COMMANDS) and "Traceback" not in shown
+    said = done.stdout + done.stderr
+    assert all(command in said for command in COMMANDS) and "Traceback" not in said
     assert done.returncode == 16
 
 

@@ -17,7 +17,8 @@ LAYERS = {
     ),
     **dict.fromkeys(["lineages", "names"], 2),
     **dict.fromkeys(
-        ["verify", "guard", "sets", "pipeline", "writeback", "sharing", "usage", "events"], 3
+        ["verify", "walk", "guard", "sets", "pipeline", "writeback", "sharing", "usage", "events"],
+        3,
     ),
     "orphans": 3,
     "store": 4,

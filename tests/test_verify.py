@@ -33,6 +33,7 @@ from ckptfs.osfs import OsFs
 from ckptfs.store import Store
 from ckptfs.tools.faults import BadMemory, Call, Intercepted
 from ckptfs.verify import BAD, Condition
+from ckptfs.walk import walk
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -330,7 +331,7 @@ def test_the_walk_finds_regular_files_only_and_not_its_own(quick_dir: Path) -> N
         store.put(path, NEW)
     (quick_dir / "link").symlink_to("a.pt")
     os.mkfifo(quick_dir / "fifo")
-    paths = [path for path, _ in verify.walk(store.fs, store.root)]
+    paths = [path for path, _ in walk(store.fs, store.root)]
     assert paths == ["a.pt", "run/.ckptfs/c.pt", "run/b.pt"]
     rot(quick_dir / "run" / "b.pt")
     scope = Scope((*paths, "gone"), jobs=3)

@@ -21,7 +21,8 @@ from ckptfs.fsck import Check, Scope
 from ckptfs.layout import Layout
 from ckptfs.lineages import Lineages
 from ckptfs.store import Store, keeping_all
-from ckptfs.verify import BAD, ROTTEN, Condition, Finding, walk
+from ckptfs.verify import BAD, ROTTEN, Condition, Finding
+from ckptfs.walk import walk
 
 SCHEMA = 1  # of what --json prints: docs/verify.schema.json
 REPAIRED, LEFT = 1, 4  # exit codes

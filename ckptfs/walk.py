@@ -1,0 +1,123 @@
+"""Every file below a directory, however deep it lies: without recursion, with few descriptors, and
+never through a symlink. What comes or goes meanwhile may be seen or not."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ckptfs import format as fmt
+from ckptfs import osfs
+from ckptfs.osfs import FileSystem, Status
+
+_LEVELS_OPEN = 32
+_CLOSED = -1
+
+
+@dataclass(frozen=True)
+class Found:
+    """A regular file, ``at/name``; ``at`` is open until the next one is asked for. Or a directory
+    that cannot be read: then there is no status."""
+
+    path: str
+    status: Status | None
+    at: int = _CLOSED
+    name: str = ""
+
+
+@dataclass
+class _Level:
+    prefix: str  # of the paths in it
+    fd: int
+    inode: tuple[int, int]
+    names: Iterator[str]
+
+
+def walk(fs: FileSystem, root: int, prefix: str = "") -> Iterator[tuple[str, Status | None]]:
+    """The files below ``root``, by their paths and in order. The control directory is not."""
+    for found in files(fs, root, prefix, but="" if prefix else fmt.CONTROL):
+        yield found.path, found.status
+
+
+def files(fs: FileSystem, root: int, prefix: str = "", but: str = "") -> Iterator[Found]:
+    """The files below ``root``, in order; ``but`` is left out at the top."""
+    levels: list[_Level] = []
+    try:
+        try:
+            _enter(fs, levels, root, ".", prefix)
+        except OSError:
+            yield Found(prefix.rstrip("/"), None)
+        while levels:
+            here = levels[-1]
+            name = next(here.names, "")
+            if not name:
+                _leave(fs, levels)
+            elif name != but or len(levels) > 1:
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # gone meanwhile
+                    yield from _look(fs, levels, here, name)
+    finally:
+        for level in levels:
+            _close(fs, level)
+
+
+def _look(fs: FileSystem, levels: list[_Level], here: _Level, name: str) -> Iterator[Found]:
+    status, path = fs.lstat(here.fd, name), here.prefix + name
+    if osfs.is_regular(status):
+        yield Found(path, status, here.fd, name)
+    elif osfs.is_directory(status):
+        try:
+            _enter(fs, levels, here.fd, name, f"{path}/")
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except OSError:
+            yield Found(path, None)
+
+
+def _enter(fs: FileSystem, levels: list[_Level], at: int, name: str, prefix: str) -> None:
+    fd = fs.open(at, name, osfs.DIRECTORY)
+    try:
+        names = iter(sorted(fs.listdir(fd)))
+        levels.append(_Level(prefix, fd, _inode(fs, fd), names))
+    except BaseException:
+        fs.close(fd)
+        raise
+    if len(levels) > _LEVELS_OPEN + 1:  # the first stays: a mount may hide it from below
+        _close(fs, levels[-1 - _LEVELS_OPEN])
+
+
+def _leave(fs: FileSystem, levels: list[_Level]) -> None:
+    left = levels.pop()
+    try:
+        if levels and levels[-1].fd == _CLOSED:
+            _reopen(fs, levels, left.fd)
+    finally:
+        _close(fs, left)
+
+
+def _reopen(fs: FileSystem, levels: list[_Level], below: int) -> None:
+    """The last level: above ``below``, unless that was moved; else at its path. If that leads to
+    another one, the rest of what was to be looked at has gone meanwhile."""
+    level, top = levels[-1], levels[0]
+    if below != _CLOSED:
+        level.fd = fs.open(below, "..", osfs.DIRECTORY)
+        if _inode(fs, level.fd) == level.inode:
+            return
+        _close(fs, level)
+    path = f"{level.prefix}x".removeprefix(top.prefix)
+    with contextlib.suppress(OSError), osfs.place(fs, top.fd, path) as (at, _):
+        if _inode(fs, at) == level.inode:
+            level.fd = fs.open(at, ".", osfs.DIRECTORY)
+            return
+    level.names = iter(())
+
+
+def _close(fs: FileSystem, level: _Level) -> None:
+    if level.fd != _CLOSED:
+        fs.close(level.fd)
+        level.fd = _CLOSED
+
+
+def _inode(fs: FileSystem, fd: int) -> tuple[int, int]:
+    status = fs.stat(fd)
+    return status.st_dev, status.st_ino
