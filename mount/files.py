@@ -169,14 +169,17 @@ class Files(Relay):
             while True:
                 for due in self._due(parent, node.name):
                     self.versions.wait_settled(due)
+                begun = self._begun(parent, node.name)
                 seen = lstat(parent.fd, node.name)
-                if not truncate:
+                if not truncate and not begun:
                     handle = self._open_where_it_stands(node, parent, flags, caller)
                     if handle is not None:
                         return handle
                 with self.store.committer.path_lock(parent.fd, node.name):
                     if self._came_in_place(parent, node.name):
                         raise stale()  # who looks again finds it
+                    if begun and not self._begun(parent, node.name):
+                        continue  # published meanwhile, and maybe mapped
                     if not self._due(parent, node.name) and self._still(parent, node.name, seen):
                         self._start(parent, node.name, caller, truncate=truncate)
 
@@ -313,8 +316,9 @@ class Files(Relay):
 
     def _begun(self, parent: Directory, name: str) -> bool:
         """Whether a version of the path is on its way; one that was just published may be listed
-        yet. The caller holds the lock."""
-        return any(version.unpublished for version in self.versions.at(parent, name))
+        yet."""
+        with self.lock:
+            return any(version.unpublished for version in self.versions.at(parent, name))
 
     def _start(self, parent: Directory, name: str, caller: Caller, *, truncate: bool) -> NoReturn:
         """Make a version for this caller, or choose the youngest that it can join, and send it
