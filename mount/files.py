@@ -162,7 +162,7 @@ class Files(Relay):
                 return Slow(lambda: self._open_itself(node, None, flags, caller))
             if version is not None and self._is_shared(version, truncate) and stands(node):
                 return self._join(node, version, flags, caller)
-            if truncate and not self._due(parent, node.name):
+            if truncate:
                 self._start(parent, node.name, caller, truncate=True)
 
         def start() -> Handle:
@@ -180,7 +180,7 @@ class Files(Relay):
                         raise stale()  # who looks again finds it
                     if begun and not self._begun(parent, node.name):
                         continue  # published meanwhile, and maybe mapped
-                    if not self._due(parent, node.name) and self._still(parent, node.name, seen):
+                    if self._still(parent, node.name, seen):
                         self._start(parent, node.name, caller, truncate=truncate)
 
         return Slow(start)
@@ -320,10 +320,12 @@ class Files(Relay):
         with self.lock:
             return any(version.unpublished for version in self.versions.at(parent, name))
 
-    def _start(self, parent: Directory, name: str, caller: Caller, *, truncate: bool) -> NoReturn:
+    def _start(self, parent: Directory, name: str, caller: Caller, *, truncate: bool) -> None:
         """Make a version for this caller, or choose the youngest that it can join, and send it
-        back to look the path up again."""
+        back to look the path up again. Returns where one is to be committed first."""
         with self.lock:
+            if self._due(parent, name):
+                return
             for youngest in self.versions.at(parent, name)[-1:]:
                 # One that its opener has abandoned may be older than what was committed since.
                 joinable = youngest.joinable and not self.versions.overtaken(youngest)
