@@ -8,7 +8,7 @@ import itertools
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from ckptfs import format as fmt
@@ -40,6 +40,11 @@ class Entry:
     status: os.stat_result
     name_lasts: bool
     status_lasts: bool
+    going: bool = False  # it is about to be looked up by who replaces it
+
+
+def nothing() -> None:
+    """What follows where nothing does."""
 
 
 class Caches:
@@ -49,8 +54,12 @@ class Caches:
     def drop_attributes(self, nodeid: int) -> None:
         """They are asked for again once this returns. Never waits for a request."""
 
-    def drop_name(self, parent_id: int, name: str) -> None:
-        """The name is looked up again, soon after this returns."""
+    def drop_name(
+        self, parent_id: int, name: str, gone: int = 0, then: Callable[[], None] = nothing
+    ) -> None:
+        """The name is looked up again, soon after this returns; then ``then`` is called. Who
+        watches the node ``gone``, if the name stood for that, is told that it is deleted."""
+        then()
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,7 @@ class Base:
         self.locks = Locks()
         self.caches = Caches()
         self.versions.sealed = self._sealed
+        self.versions.replaced = self._replaced
         store.guard.replaced = self._superseded
         self._ids = itertools.count(1)
         self.control = Control(store, self.nodes, status)
@@ -94,6 +104,13 @@ class Base:
             extended = self.nodes.find(parent, name, os.fstat(version.staged.fd))
         if extended is not None and extended is not version.node:
             self.caches.drop_attributes(extended.id)
+
+    def _replaced(self, node: Node) -> None:
+        """By a commit, which the kernel does not know of."""
+        if isinstance(node, File):
+            node.replaced = True
+        if node.parent is not None:
+            self.caches.drop_name(node.parent.id, node.name, node.id)
 
     def lookup(self, parent_id: int, name: str, caller: Caller) -> Entry:
         with self.lock:
@@ -112,11 +129,21 @@ class Base:
                 if not staged:
                     raise
                 return self._entry(staged[-1].node, os.fstat(staged[-1].staged.fd))
-            return self._entry(self.nodes.committed(parent, name, status), status)
+            entry = self._entry(self.nodes.committed(parent, name, status), status)
+            return replace(entry, going=any(version.expected for version in staged))
 
     def _entry(self, node: Node, status: os.stat_result) -> Entry:
         node.lookups += 1
         return Entry(node, status, self._name_lasts(node), self.status_lasts(node, status))
+
+    def alias(self, entry: Entry) -> Entry:
+        """A node of its own for whoever has looked up a committed file."""
+        assert isinstance(entry.node, File)
+        with self.lock:
+            alias = self.nodes.alias(entry.node, entry.status)
+            alias.lookups += 1
+            self.forget(entry.node.id, 1)
+        return Entry(alias, entry.status, False, False)
 
     def _name_lasts(self, node: Node) -> bool:
         """While a version is staged, its path is another file to its writer than to others. A
@@ -131,6 +158,8 @@ class Base:
         if isinstance(node, Directory):
             return not self.versions.any_below(node)
         if not isinstance(node, File):
+            return False
+        if node.aliased:
             return False
         mappable = any(handle.flags & os.O_ACCMODE == os.O_RDWR for handle in node.handles)
         return status.st_nlink == 1 and not mappable
@@ -160,7 +189,7 @@ class Base:
                 old.superseded = True
             self.versions.tell(parent, name)
         self.caches.drop_attributes(parent.id)
-        self.caches.drop_name(parent.id, name)
+        self.caches.drop_name(parent.id, name, old.id if old else 0)
 
     def forget(self, nodeid: int, lookups: int) -> None:
         with self.lock:
@@ -189,7 +218,9 @@ class Base:
             if status is not None and identity(status) == node.ident:
                 return status
         for handle in node.handles:
-            return os.fstat(handle.fd)
+            open_file = os.fstat(handle.fd)
+            in_history = node.replaced and open_file.st_nlink == 1
+            return without_names(open_file) if in_history else open_file
         if node.fd >= 0:
             return os.fstat(node.fd)
         # Replaced since its lookup, on the way to an open: the kernel looks again only once, and
@@ -216,6 +247,18 @@ class Base:
         if flags & os.O_ACCMODE == os.O_RDWR:
             self.caches.drop_attributes(node.id)  # a mapping may change them from here on
         return handle
+
+    def opened(self, node: File, fd: int, flags: int) -> Handle:
+        """A file open at ``fd``, whatever has become of the node's name."""
+        return self._handle(node, fd, flags)
+
+    def give(self, handle: Handle, node: File) -> None:
+        """Make it an open file of the node that the kernel has opened in place of its own."""
+        with self.lock:
+            if isinstance(handle.node, File):
+                handle.node.handles.discard(handle)
+            node.handles.add(handle)
+            handle.node, handle.relayed = node, False
 
     def _locks_of(self, node: File | Virtual) -> LockSet:
         """Those of its path; where it is open already those that it had then, since its name may
@@ -247,6 +290,13 @@ class Base:
         self.store.committer.note_changed_dir(parent.fd)
         status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
         return self._entry(self.nodes.committed(parent, name, status), status)
+
+
+def without_names(status: os.stat_result) -> os.stat_result:
+    """As a plain directory shows what was replaced."""
+    keys = ("atime_ns", "mtime_ns", "ctime_ns", "blksize", "blocks", "rdev")
+    more = {f"st_{key}": getattr(status, f"st_{key}") for key in keys}
+    return os.stat_result((*status[:3], 0, *status[4:10]), more)
 
 
 def lstat(at: int, name: str) -> os.stat_result | None:

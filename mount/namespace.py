@@ -12,7 +12,7 @@ from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.mount.base import Base, Entry, New, Slow, lstat, own, owner
 from ckptfs.mount.listing import Listing
-from ckptfs.mount.model import Caller, Handle
+from ckptfs.mount.model import Caller, Handle, Version
 from ckptfs.mount.nodes import ROOT_ID, Directory, File, Node, Virtual, identity
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
@@ -182,9 +182,7 @@ class Namespace(Base):
         parent = self._writable_parent(parent_id, name)
 
         def unlink() -> None:
-            with self.versions.held(parent, name):
-                with self.lock:
-                    staged = list(self.versions.at(parent, name))
+            with self.versions.held(parent, name) as staged:
                 try:
                     with self._losing_its_name(parent, name):
                         self.store.committer.unlink(parent.fd, name, parent.child_path(name))
@@ -249,9 +247,9 @@ class Namespace(Base):
             with self.lock:
                 self.versions.tell(parent, name)
                 self.versions.tell(target, new_name)
-            with self.versions.held(parent, name, (target, new_name)):
+            with self.versions.held(parent, name, (target, new_name)) as held:
                 change = self._exchange if flags & RENAME_EXCHANGE else self._rename
-                change(parent, name, target, new_name, flags, caller)
+                change(parent, name, target, new_name, flags, caller, held)
 
         return Slow(rename)
 
@@ -270,10 +268,11 @@ class Namespace(Base):
         new_name: str,
         flags: int,
         caller: Caller,
+        held: list[Version],
     ) -> None:
         with self.lock:
-            moving = list(self.versions.at(parent, name))
-            replaced = list(self.versions.at(target, new_name))
+            moving = [v for v in self.versions.at(parent, name) if v in held]
+            replaced = [v for v in self.versions.at(target, new_name) if v in held]
             status, taken = lstat(parent.fd, name), lstat(target.fd, new_name)
             node = self.nodes.find(parent, name, status) if status else None
             if flags & RENAME_NOREPLACE and (taken or replaced):
@@ -309,11 +308,12 @@ class Namespace(Base):
         new_name: str,
         flags: int,
         caller: Caller,
+        held: list[Version],
     ) -> None:
         """Committed files and staged versions of both names; of each name one may be missing."""
         with self.lock:
             places = (parent, name), (target, new_name)
-            staged = [list(self.versions.at(*place)) for place in places]
+            staged = [[v for v in self.versions.at(*place) if v in held] for place in places]
             found = [lstat(folder.fd, entry) for folder, entry in places]
             nodes = [
                 self.nodes.find(*p, s) if s else None for p, s in zip(places, found, strict=True)

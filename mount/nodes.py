@@ -88,6 +88,9 @@ class File(Node):
         self.stands_for = 0  # the inode that it will replace, whose number it shows: vim looks
         self.version: Version | None = None  # while it is staged or live
         self.handles: set[Handle] = set()
+        self.of: File | None = None  # whose alias it is
+        self.aliased = False  # so that it may change without the kernel's knowledge
+        self.replaced = False  # by a commit
         self.superseded = False  # by a rollback: who holds it open keeps it, nobody else gets it
 
 
@@ -158,6 +161,16 @@ class NodeTable:
         self._add(node)
         return node
 
+    def alias(self, node: File, status: os.stat_result) -> File:
+        """Another node of a committed file, which no lookup finds; it keeps the file's known."""
+        assert node.parent is not None
+        alias = File(next(self._ids), node.parent, node.name, status)
+        node.parent.children += 1
+        self._by_id[alias.id] = alias
+        node.aliased, alias.of = True, node
+        node.lookups += 1
+        return alias
+
     def fix(self, node: Virtual) -> None:
         """One that is never forgotten."""
         self._by_id[node.id] = node
@@ -210,6 +223,8 @@ class NodeTable:
             del self._by_id[at.id]
             if at.parent is not None:
                 at.parent.children -= 1
+            if isinstance(at, File) and at.of is not None:
+                self.forget(at.of.id, 1)
             at = at.parent
 
 

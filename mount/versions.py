@@ -22,7 +22,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ckptfs import osfs
 from ckptfs.errors import CkptfsError, WriterKilled, final
@@ -30,7 +30,7 @@ from ckptfs.events import DISK_FULL
 from ckptfs.mount import content, writers
 from ckptfs.mount.content import Content
 from ckptfs.mount.model import Before, Caller, Handle, Version
-from ckptfs.mount.nodes import Directory, File, Identity, NodeTable, identity
+from ckptfs.mount.nodes import Directory, File, Identity, Node, NodeTable, identity
 from ckptfs.mount.watch import Watch
 from ckptfs.mount.writers import Fate
 from ckptfs.protocol import VISIBLE, State
@@ -57,6 +57,7 @@ class Versions:
         self._sealed_here: OrderedDict[Identity, None] = OrderedDict()
         self._by_path: dict[tuple[int, str], list[Version]] = {}
         self.sealed: Callable[[Version], None] = lambda version: None  # published or recorded anew
+        self.replaced: Callable[[Node], None] = lambda node: None  # by a commit; known until then
         # Told of each name that is going to stand for another inode.
         self.watchers: list[Callable[[Directory, str], None]] = []
         self.lingering: set[Version] = set()  # published, closed by all, mapped by somebody
@@ -480,6 +481,7 @@ class Versions:
             with self.lock:
                 self.overtakes(version.staged, parent, name, version.before)
                 version.before = {}
+            old = self._standing(parent, name)
             self.store.commit(version.staged, parent.fd, name, self._alone)
             if base is not None and not base.filled:
                 self._became_committed(version, base)
@@ -487,6 +489,8 @@ class Versions:
             version.numbers.add(version.node.ident[1])
             version.node.stands_for = 0
             self.sealed(version)
+            if old is not None:
+                self.replaced(old)
         except (OSError, CkptfsError) as error:
             version.failure = final(error)
             raise version.failure from None
@@ -494,6 +498,12 @@ class Versions:
             self.writeback.remove(version.staged)
             with self.lock:
                 self._unplace(version)
+
+    def _standing(self, parent: Directory, name: str) -> Node | None:
+        with self.lock, contextlib.suppress(FileNotFoundError):
+            status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
+            return self.nodes.find(parent, name, status)
+        return None
 
     def _require_room(self, version: Version) -> None:
         """A write that finds no room tells its program alone, for the kernel carries it. What
@@ -643,16 +653,25 @@ class Versions:
         return version.failure
 
     @contextlib.contextmanager
-    def held(self, parent: Directory, name: str, *more: tuple[Directory, str]) -> Iterator[None]:
+    def held(
+        self, parent: Directory, name: str, *more: tuple[Directory, str]
+    ) -> Iterator[list[Version]]:
         """No version of these paths is committed inside the block: a rename or a delete of the
-        name and the publish under it exclude each other."""
+        name and the publish under it exclude each other. Gives those that were there; what is
+        begun inside the block is another file."""
+        places = ((parent, name), *more)
+        while True:
+            held = self._at_all(places)
+            with contextlib.ExitStack() as stack:
+                for version in sorted(held, key=lambda version: version.staged.txid):
+                    stack.enter_context(version.staged.lock)
+                if set(self._at_all(places)) <= set(held):
+                    yield held
+                    return
+
+    def _at_all(self, places: Iterable[tuple[Directory, str]]) -> list[Version]:
         with self.lock:
-            places = ((parent, name), *more)
-            versions = {v.staged.txid: v for place in places for v in self.at(*place)}
-        with contextlib.ExitStack() as stack:
-            for txid in sorted(versions):
-                stack.enter_context(versions[txid].staged.lock)
-            yield
+            return [version for place in places for version in self.at(*place)]
 
     def wait_settled(self, version: Version) -> None:
         """Return once a commit that is due is over; made here if its turn has not come."""

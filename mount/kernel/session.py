@@ -24,8 +24,9 @@ from ckptfs import osfs
 from ckptfs.errors import CannotServe, CkptfsError
 from ckptfs.mount import acl
 from ckptfs.mount.attributes import Change
-from ckptfs.mount.base import Caches, Entry, New, Slow
+from ckptfs.mount.base import Caches, Entry, New, Slow, nothing, without_names
 from ckptfs.mount.kernel import wire
+from ckptfs.mount.kernel.again import NO_REPLY, Again, Answers
 from ckptfs.mount.kernel.passthrough import Passthrough
 from ckptfs.mount.kernel.wire import Op
 from ckptfs.mount.listing import parts
@@ -61,8 +62,8 @@ _WANTED = (
 _OPENING = frozenset({Op.OPEN, Op.CREATE, Op.MKDIR})
 _MAKING = frozenset({Op.CREATE, Op.MKDIR, Op.SYMLINK, Op.MKNOD})
 _CACHED_S = 10  # also how long an edit below the mount may go unseen by stat
+_GOING_NS = 10 * 10**6
 _CACHED_LISTING = wire.FOPEN_CACHE_DIR | wire.FOPEN_KEEP_CACHE
-_NO_REPLY = object()
 
 
 class KernelCaches(Caches):
@@ -71,22 +72,29 @@ class KernelCaches(Caches):
 
     def __init__(self, device: int) -> None:
         self._device = device
-        self._names: SimpleQueue[tuple[int, str]] = SimpleQueue()
+        self._names: SimpleQueue[tuple[int, str, int, Callable[[], None]]] = SimpleQueue()
         threading.Thread(target=self._drop_names, name="ckptfs-notify", daemon=True).start()
 
     def drop_attributes(self, nodeid: int) -> None:
         body = wire.INVAL_INODE_OUT.pack(nodeid, wire.ATTRIBUTES_ONLY, 0)
         self._notify(wire.NOTIFY_INVAL_INODE, body)
 
-    def drop_name(self, parent_id: int, name: str) -> None:
-        self._names.put((parent_id, name))
+    def drop_name(
+        self, parent_id: int, name: str, gone: int = 0, then: Callable[[], None] = nothing
+    ) -> None:
+        self._names.put((parent_id, name, gone, then))
 
     def _drop_names(self) -> None:
         while True:
-            parent_id, name = self._names.get()
+            parent_id, name, gone, then = self._names.get()
             encoded = os.fsencode(name)
-            head = wire.INVAL_ENTRY_OUT.pack(parent_id, len(encoded), 0)
-            self._notify(wire.NOTIFY_INVAL_ENTRY, head + encoded + b"\0")
+            if gone:
+                head = wire.DELETE_OUT.pack(parent_id, gone, len(encoded), 0)
+                self._notify(wire.NOTIFY_DELETE, head + encoded + b"\0")
+            else:
+                head = wire.INVAL_ENTRY_OUT.pack(parent_id, len(encoded), 0)
+                self._notify(wire.NOTIFY_INVAL_ENTRY, head + encoded + b"\0")
+            then()
 
     def _notify(self, kind: int, body: bytes) -> None:
         with contextlib.suppress(OSError):  # the kernel knows no such node, or the mount is gone
@@ -112,6 +120,8 @@ class Session:
             for op in Op
             if hasattr(self, f"_{op.name.lower()}")
         }
+        answers = Answers(self._entry, self._opened, self._attr, self._reply)
+        self.again = Again(operations, self.passthrough, self._handlers, answers)
         self._ended = False
         operations.caches = KernelCaches(device)
 
@@ -156,8 +166,7 @@ class Session:
 
     def _dispatch(self, request: memoryview) -> None:
         _, opcode, unique, nodeid, uid, gid, pid, _, _ = wire.IN_HEADER.unpack_from(request)
-        handler = self._handlers.get(opcode)
-        if handler is None:
+        if opcode not in self._handlers:
             self.requests[f"unsupported {opcode}"] += 1
             self._reply(unique, -errno.ENOSYS)
             return
@@ -169,7 +178,7 @@ class Session:
             return
         caller = Caller(uid, gid, pid, unique)
         body = request[wire.IN_HEADER.size :]
-        self._answer(unique, lambda: handler(nodeid, caller, body))
+        self._answer(unique, self.again.work(opcode, unique, nodeid, caller, body))
 
     def _answer(self, unique: int, work: Callable[[], Any]) -> None:
         """Run ``work`` and reply with what it returns: bytes, an error, or later."""
@@ -181,7 +190,7 @@ class Session:
             if isinstance(result, Slow):
                 later = result.run
                 self._pool.submit(self._answer, unique, later)
-            elif result is not _NO_REPLY:
+            elif result is not NO_REPLY:
                 self._reply(unique, 0, result or b"")
 
     def _reply(self, unique: int, error: int, payload: bytes = b"") -> None:
@@ -227,11 +236,11 @@ class Session:
     def _interrupt(self, nodeid: int, caller: Caller, body: memoryview) -> object:
         """Ends the wait for a lock; a commit that began is finished."""
         self.ops.locks.interrupt(wire.FORGET_IN.unpack_from(body)[0])
-        return _NO_REPLY
+        return NO_REPLY
 
     def _forget(self, nodeid: int, caller: Caller, body: memoryview) -> object:
         self.ops.forget(nodeid, wire.FORGET_IN.unpack_from(body)[0])
-        return _NO_REPLY
+        return NO_REPLY
 
     def _batch_forget(self, nodeid: int, caller: Caller, body: memoryview) -> object:
         count, _ = wire.BATCH_FORGET_IN.unpack_from(body)
@@ -239,13 +248,13 @@ class Session:
         rest = body[wire.BATCH_FORGET_IN.size :][: count * size]
         for forgotten, lookups in wire.FORGET_ONE.iter_unpack(rest):
             self.ops.forget(forgotten, lookups)
-        return _NO_REPLY
+        return NO_REPLY
 
     # --- names and attributes --------------------------------------------------------------------
 
     def _lookup(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
         try:
-            return self._entry(self.ops.lookup(nodeid, names(body)[0], caller))
+            return self._entry(self.again.lookup(nodeid, names(body)[0], caller))
         except FileNotFoundError:
             if isinstance(self.ops.nodes.get(nodeid), Virtual):
                 raise  # a commit may put it there, which drops no name
@@ -254,8 +263,11 @@ class Session:
     def _entry(self, entry: Entry) -> bytes:
         name_s = _CACHED_S if entry.name_lasts else 0
         status_s = _CACHED_S if entry.status_lasts else 0
-        head = wire.ENTRY_OUT.pack(entry.node.id, 0, name_s, status_s, 0, 0)
-        return head + self._shown(entry.status, _shown_inode(entry.node))
+        status, status_ns = entry.status, 0
+        if entry.going:  # when its dentry is replaced, who watches the file is told
+            status, status_s, status_ns = without_names(status), 0, _GOING_NS
+        head = wire.ENTRY_OUT.pack(entry.node.id, 0, name_s, status_s, 0, status_ns)
+        return head + self._shown(status, _shown_inode(entry.node))
 
     def _shown(self, status: os.stat_result, inode: int) -> bytes:
         return wire.attr(status, inode)
@@ -468,7 +480,7 @@ class Session:
 
         def begin() -> object:
             self.ops.locks.wait(wait)
-            return _NO_REPLY
+            return NO_REPLY
 
         return _after(self.ops.coordinates(handle, caller, lock, waits=True), begin)
 

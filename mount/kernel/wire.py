@@ -106,6 +106,7 @@ FATTR_KILL_SUIDGID = 1 << 11
 # Notifications: the error field of a message with unique 0
 NOTIFY_INVAL_INODE = 2
 NOTIFY_INVAL_ENTRY = 3
+NOTIFY_DELETE = 6
 ATTRIBUTES_ONLY = -1  # as the offset of INVAL_INODE
 
 DEV_IOC_BACKING_OPEN = 0x4010E501
@@ -149,6 +150,7 @@ COPY_FILE_RANGE_IN = struct.Struct("<QQQQQQQ")
 STATFS_OUT = struct.Struct("<QQQQQIIII24x")
 INVAL_INODE_OUT = struct.Struct("<Qqq")
 INVAL_ENTRY_OUT = struct.Struct("<QII")
+DELETE_OUT = struct.Struct("<QQII")
 BACKING_MAP = struct.Struct("<iIQ")
 
 

@@ -1,0 +1,327 @@
+"""Requests whose node has lost its name since the kernel looked it up.
+
+Answered ESTALE, the kernel looks the path up once more and asks again; a second ESTALE would be the
+program's. So the second time the daemon looks the path up itself, as often as it takes. The kernel
+goes on with the node that it has found, which therefore is nobody else's: any file can be its.
+
+Threading: an entry of the table belongs to one thread of a program, which makes one call at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ckptfs import osfs
+from ckptfs.mount import acl
+from ckptfs.mount.base import Entry, Slow, stale, stands
+from ckptfs.mount.kernel import wire
+from ckptfs.mount.kernel.passthrough import Passthrough
+from ckptfs.mount.kernel.wire import Op
+from ckptfs.mount.model import Caller, Handle
+from ckptfs.mount.nodes import File, identity
+from ckptfs.mount.operations import Operations
+
+NO_REPLY = object()  # it comes later
+_AGAIN_S = 1.0  # until then a request by a thread that was sent back is its second try
+_TRIES = 50
+_LOST = (errno.ESTALE, errno.ENOENT)
+_NOTIFIED_S = 0.002  # for a notification to get as far as to the lock that its request holds
+_Handler = Callable[[int, Caller, memoryview], Any]
+_RENAMED_S = 0.001  # for a rename to be over
+# Requests that name a node and mean a path.
+_AHEAD = frozenset({Op.GETATTR, Op.GETXATTR})  # asked ahead of others, too
+_OF_PATHS = _AHEAD | {Op.OPEN, Op.SETATTR, Op.SETXATTR, Op.REMOVEXATTR, Op.LISTXATTR}
+
+
+@dataclass(frozen=True)
+class _Request:
+    op: int
+    unique: int
+    nodeid: int
+    caller: Caller
+    body: memoryview
+    handler: _Handler
+
+    def ask(self, nodeid: int) -> Any:
+        return self.handler(nodeid, self.caller, self.body)
+
+
+@dataclass(eq=False)
+class _Sent:
+    """A thread that was sent back, and what the kernel then found for it."""
+
+    since: float = field(default_factory=time.monotonic)
+    place: tuple[int, str] | None = None
+    nodeid: int = 0
+    judged: tuple[int, ...] = ()  # owner and mode, by which the kernel let it in
+    fd: int = -1  # O_PATH: on a plain directory it has this, whatever becomes of the name
+
+    def __del__(self) -> None:
+        self.hold(-1)
+
+    def hold(self, fd: int) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = fd
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the session makes of results."""
+
+    entry: Callable[[Entry], bytes]
+    opened: Callable[[Handle], bytes]
+    attr: Callable[[int, os.stat_result], bytes]
+    error: Callable[[int, int], None]
+
+
+class Again:
+    def __init__(
+        self,
+        operations: Operations,
+        passthrough: Passthrough,
+        handlers: dict[int, _Handler],
+        answers: Answers,
+    ) -> None:
+        self._ops, self._passthrough = operations, passthrough
+        self._handlers, self._answers = handlers, answers
+        self._sent: dict[int, _Sent] = {}
+
+    def lookup(self, parent_id: int, name: str, caller: Caller) -> Entry:
+        """What a thread finds that was sent back is kept for the request that follows."""
+        sent = self._sent.get(caller.pid)
+        if sent is None or time.monotonic() - sent.since > _AGAIN_S:
+            return self._ops.lookup(parent_id, name, caller)
+        return self._keep_found(sent, parent_id, name, caller)
+
+    def _keep_found(self, sent: _Sent, parent_id: int, name: str, caller: Caller) -> Entry:
+        """A committed file is given a node of its own: the kernel allows a node one backing file,
+        and this is to have whatever stands at the path by then."""
+        for _ in range(_TRIES):
+            entry = self._ops.lookup(parent_id, name, caller)
+            if not isinstance(entry.node, File) or entry.node.kind != stat.S_IFREG:
+                return entry
+            fd = self._open(entry.node)
+            if fd >= 0:
+                break
+            self._ops.forget(entry.node.id, 1)  # it was replaced meanwhile
+        else:
+            raise stale()
+        sent.hold(fd)
+        sent.place, sent.judged = (parent_id, name), _access(entry.status)
+        if entry.node.version is None:
+            entry = self._ops.alias(entry)
+        sent.nodeid = entry.node.id
+        return entry
+
+    def _open(self, node: File) -> int:
+        with self._ops.lock, contextlib.suppress(OSError):
+            if node.version is not None and node.version.active:
+                return os.open(f"/proc/self/fd/{node.version.staged.fd}", os.O_PATH)
+            assert node.parent is not None
+            fd = os.open(node.name, os.O_PATH | osfs.NOFOLLOW, dir_fd=node.parent.fd)
+            if identity(os.fstat(fd)) == node.ident:
+                return fd
+            os.close(fd)
+        return -1
+
+    def work(
+        self, op: int, unique: int, nodeid: int, caller: Caller, body: memoryview
+    ) -> Callable[[], Any]:
+        """What a request asks for, on the path that it means."""
+        asked = _Request(op, unique, nodeid, caller, body, self._handlers[op])
+        if op not in _OF_PATHS and op != Op.CREATE:
+            return lambda: asked.ask(nodeid)
+        sent = self._sent.get(caller.pid)
+        if sent is not None and (op == Op.CREATE or sent.nodeid == nodeid):
+            if op not in _AHEAD:
+                del self._sent[caller.pid]
+            if time.monotonic() - sent.since < _AGAIN_S:
+                return self._second_try(sent, replace(asked, body=memoryview(bytes(body))))
+        makes_version = _makes_version(asked)  # the buffer is the next request's by then
+
+        def send_back() -> Any:
+            return self._send_back(asked, makes_version)
+
+        return lambda: _unless_lost(lambda: asked.ask(nodeid), send_back)
+
+    # --- the first time --------------------------------------------------------------------------
+
+    def _send_back(self, asked: _Request, makes_version: bool) -> Any:
+        """ESTALE. Who watches the file is told ahead of it: when its version is committed the
+        kernel may know the old one by no name any more, and by that alone could it be told."""
+        for pid, sent in list(self._sent.items()):
+            if time.monotonic() - sent.since > _AGAIN_S:
+                self._sent.pop(pid, None)
+        if asked.caller.pid:  # of 0 nobody knows who it is
+            self._sent[asked.caller.pid] = _Sent()
+        node = self._ops.nodes.get(asked.nodeid)
+        if not makes_version or not isinstance(node, File) or node.parent is None:
+            raise stale()
+        drop_name = self._ops.caches.drop_name
+        if asked.op == Op.OPEN:
+            answer = functools.partial(self._answers.error, asked.unique, -errno.ESTALE)
+            drop_name(node.parent.id, node.name, node.id, answer)
+            return NO_REPLY
+        drop_name(node.parent.id, node.name, node.id)
+        time.sleep(_NOTIFIED_S)
+        raise stale()
+
+    # --- the second time -------------------------------------------------------------------------
+
+    def _second_try(self, sent: _Sent, asked: _Request) -> Callable[[], Any]:
+        retry = self._create if asked.op == Op.CREATE else self._retry
+        if asked.op == Op.GETATTR:
+            retry = self._getattr
+        again = Slow(lambda: retry(sent, asked))
+        return lambda: _unless_lost(lambda: asked.ask(asked.nodeid), lambda: again)
+
+    def _retry(self, sent: _Sent, asked: _Request) -> Any:
+        for _ in range(_TRIES):
+            entry = self._look_up(sent, asked)
+            if entry is None:
+                if asked.op != Op.OPEN or not _makes_version(asked) or _nameless(sent.fd):
+                    break
+                time.sleep(_RENAMED_S)
+                continue
+            try:
+                if not _may(self._ops, entry, sent, asked.caller):
+                    raise stale()
+                result = _finished(asked.ask(entry.node.id))
+                return (
+                    self._answered(result, entry, asked)
+                    if entry.node.id != asked.nodeid
+                    else result
+                )
+            except OSError as error:
+                if error.errno not in _LOST:
+                    raise
+            finally:
+                self._ops.forget(entry.node.id, 1)
+        if asked.op == Op.OPEN and sent.fd >= 0:
+            return self._open_nameless(sent, asked)
+        raise FileNotFoundError(errno.ENOENT, "no such file")
+
+    def _getattr(self, sent: _Sent, asked: _Request) -> bytes:
+        """The kernel is about to ask for more: it must not stumble here."""
+        return self._answers.attr(asked.nodeid, os.fstat(sent.fd))
+
+    def _look_up(self, sent: _Sent, asked: _Request) -> Entry | None:
+        """What stands at the path, or where a rename has carried what was found there."""
+        assert sent.place is not None
+        with contextlib.suppress(FileNotFoundError):
+            return self._ops.lookup(*sent.place, asked.caller)
+        node = self._ops.nodes.get(asked.nodeid)
+        found = node.of if isinstance(node, File) else None
+        if found is None or found.parent is None or not stands(found):
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            return self._ops.lookup(found.parent.id, found.name, asked.caller)
+        return None
+
+    def _answered(self, result: Any, entry: Entry, asked: _Request) -> Any:
+        """By another node than the one that the kernel means, which has lost its name."""
+        node, other = self._ops.nodes.get(asked.nodeid), entry.node
+        if other.parent is not None:
+            self._ops.caches.drop_name(other.parent.id, other.name, asked.nodeid)
+        if asked.op != Op.OPEN:
+            return result
+        handle = self._ops.handle(wire.OPEN_OUT.unpack(result)[0])
+        self._passthrough.detach(handle)
+        assert isinstance(node, File)
+        self._ops.give(handle, node)
+        return self._answers.opened(handle)
+
+    def _open_nameless(self, sent: _Sent, asked: _Request) -> bytes:
+        """It was found ahead of the loss. What history may hold is nobody's to write to."""
+        flags = wire.OPEN_IN.unpack_from(asked.body)[0]
+        access = os.O_RDONLY
+        if _makes_version(asked):
+            if not _nameless(sent.fd):
+                raise stale()
+            access = os.O_RDWR | flags & os.O_TRUNC
+        node = self._ops.nodes.get(asked.nodeid)
+        assert isinstance(node, File)
+        fd = os.open(f"/proc/self/fd/{sent.fd}", access)
+        return self._answers.opened(self._ops.opened(node, fd, flags))
+
+    def _create(self, sent: _Sent, asked: _Request) -> Any:
+        """Somebody else makes the name, or takes it away. What is there is opened."""
+        flags = wire.CREATE_IN.unpack_from(asked.body)[0]
+        name = os.fsdecode(bytes(asked.body[wire.CREATE_IN.size :]).split(b"\0")[0])
+        body = memoryview(wire.OPEN_IN.pack(flags & ~os.O_CREAT, 0))
+        opening = replace(asked, op=Op.OPEN, body=body, handler=self._handlers[Op.OPEN])
+        for _ in range(_TRIES):
+            try:
+                return _finished(asked.ask(asked.nodeid))
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+            with contextlib.suppress(FileNotFoundError):
+                entry = self._keep_found(sent, asked.nodeid, name, asked.caller)
+                sent.judged = ()  # the kernel has seen no file
+                try:
+                    opened = self._retry(sent, replace(opening, nodeid=entry.node.id))
+                    return self._answers.entry(entry) + opened
+                except OSError:
+                    self._ops.forget(entry.node.id, 1)
+                    raise
+        raise stale()
+
+
+def _nameless(fd: int) -> bool:
+    return os.fstat(fd).st_nlink == 0
+
+
+def _makes_version(asked: _Request) -> bool:
+    if asked.op == Op.OPEN:
+        flags = wire.OPEN_IN.unpack_from(asked.body)[0]
+        return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+    if asked.op != Op.SETATTR:
+        return False
+    valid = wire.SETATTR_IN.unpack_from(asked.body)[0]
+    return bool(valid & wire.FATTR_SIZE) and not valid & wire.FATTR_FH
+
+
+def _unless_lost(work: Callable[[], Any], lost: Callable[[], Any]) -> Any:
+    try:
+        result = work()
+    except OSError as error:
+        if error.errno not in _LOST:
+            raise
+        return lost()
+    if isinstance(result, Slow):
+        return Slow(lambda: _unless_lost(result.run, lost))
+    return result
+
+
+def _finished(result: Any) -> Any:
+    while isinstance(result, Slow):
+        result = result.run()
+    return result or b""
+
+
+def _access(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_uid, status.st_gid, status.st_mode
+
+
+def _may(operations: Operations, entry: Entry, sent: _Sent, caller: Caller) -> bool:
+    """Whether the kernel would have let the caller in here, too."""
+    status, owned = entry.status, stat.S_IRUSR | stat.S_IWUSR
+    if caller.uid == 0 or (caller.uid == status.st_uid and status.st_mode & owned == owned):
+        return True
+    if _access(status) != sent.judged:
+        return False
+    try:
+        operations.getxattr(entry.node.id, acl.ACCESS)
+    except OSError as error:
+        return error.errno in (errno.ENODATA, errno.EOPNOTSUPP)
+    return False
