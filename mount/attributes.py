@@ -100,7 +100,9 @@ class Attributes(Files):
     def _being_written(self, node: Node) -> list[File]:
         """The versions that will replace this committed one: what somebody else than their
         writers changes of its metadata must not be lost with it."""
-        if not isinstance(node, File) or node.parent is None or node.version is not None:
+        if not isinstance(node, File) or node.parent is None:
+            return []
+        if node.version is not None and node.version.unpublished:
             return []
         with self.lock:
             versions = list(self.versions.at(node.parent, node.name))

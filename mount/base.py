@@ -162,6 +162,8 @@ class Base:
         if node.aliased:
             return False
         mappable = any(handle.flags & os.O_ACCMODE == os.O_RDWR for handle in node.handles)
+        if node.version is not None and node.version.mappers:
+            mappable = True  # where the kernel carries the data a mapping keeps no handle
         return status.st_nlink == 1 and not mappable
 
     def _virtual(self, parent_id: int, name: str) -> Virtual | None:
@@ -223,6 +225,8 @@ class Base:
             return without_names(open_file) if in_history else open_file
         if node.fd >= 0:
             return os.fstat(node.fd)
+        if node.last is not None:
+            return node.last
         # Replaced since its lookup, on the way to an open: the kernel looks again only once, and
         # that is for OPEN to ask for.
         if status is not None and stat.S_IFMT(status.st_mode) == node.kind:

@@ -44,7 +44,8 @@ class Files(Relay):
         writing = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
         if not writing:
             return self._open_for_reading(node, node.parent, flags)
-        if self.in_place(node.parent, node.name):
+        own = node.version is not None and node.version.unpublished  # begun before it came in place
+        if self.in_place(node.parent, node.name) and not own:
             return Slow(lambda: self._open_in_place(node, flags))
         return self._open_for_writing(node, node.parent, flags, caller)
 
@@ -293,12 +294,13 @@ class Files(Relay):
         self, node: File, version: Version, flags: int, caller: Caller
     ) -> Handle | Slow[Handle]:
         handle = self._write_handle(node, version, flags, caller)
-        if not flags & os.O_TRUNC or os.fstat(version.staged.fd).st_size == 0:
+        if not flags & os.O_TRUNC:
             return handle
 
         def cut() -> Handle:
             version.fresh = True
-            self.cut(handle, 0)
+            with self.versions.cutting(version):
+                self.cut(handle, 0)
             return handle
 
         return Slow(cut)

@@ -191,25 +191,33 @@ class Namespace(Base):
                         raise
                     self._touch(parent)
                 with self.lock:
-                    for version in staged:
-                        self.versions.orphan(version)
+                    self._orphan(staged)
                     self.locks.renamed((parent.ident, name), None)
 
         return Slow(unlink)
 
+    def _orphan(self, versions: list[Version]) -> None:
+        """The kernel knows it of the one that it has removed alone: another caller's."""
+        for version in versions:
+            self.versions.orphan(version)
+            self.caches.drop_attributes(version.node.id)
+
     @contextlib.contextmanager
     def _losing_its_name(self, parent: Directory, name: str) -> Iterator[None]:
+        """Who has it open by O_PATH has no handle, and asks for its status all the same. A regular
+        file is not kept for that: freeing it can take long, and is not left to a FORGET."""
         with self.lock:
             status = lstat(parent.fd, name)
             node = self.nodes.find(parent, name, status) if status else None
-            if not isinstance(node, File) or node.kind == stat.S_IFREG or node.fd >= 0:
-                node = None  # freeing a regular file can take long: not left to a FORGET
-        if node is None:
+        if not isinstance(node, File):
             yield
             return
         with osfs.opened(self.store.fs, parent.fd, name, os.O_PATH) as fd:
             yield
-            node.fd = os.dup(fd)
+            node.last = os.fstat(fd)
+            if node.kind != stat.S_IFREG and node.fd < 0:
+                node.fd = os.dup(fd)
+        self.caches.drop_attributes(node.id)  # its writer removes another node, its version
 
     def rmdir(self, parent_id: int, name: str) -> None:
         parent = self._writable_parent(parent_id, name)
@@ -291,8 +299,7 @@ class Namespace(Base):
             with self._losing_its_name(target, new_name):
                 self._rename_committed(parent, name, target, new_name, status)
         with self.lock:
-            for version in replaced:
-                self.versions.orphan(version)
+            self._orphan(replaced)
             for version in moving:
                 self.versions.move(version, target, new_name, caller)
             if node is not None:

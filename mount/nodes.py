@@ -91,6 +91,7 @@ class File(Node):
         self.of: File | None = None  # whose alias it is
         self.aliased = False  # so that it may change without the kernel's knowledge
         self.replaced = False  # by a commit
+        self.last: os.stat_result | None = None  # when it lost its name
         self.superseded = False  # by a rollback: who holds it open keeps it, nobody else gets it
 
 

@@ -24,6 +24,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
+from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.errors import CkptfsError, WriterKilled, final
 from ckptfs.events import DISK_FULL
@@ -96,17 +97,22 @@ class Versions:
     def visible_to(self, caller: Caller, parent: Directory, name: str) -> Version | None:
         """The version that this caller's lookups of the path give, if not the committed one."""
         listed = self.at(parent, name)
-        versions = [version for version in listed if not self.overtaken(version)]
         for version in reversed(listed):
-            if caller.pid in version.expected or (version.public and version in versions):
+            if caller.pid in version.expected:
                 return version
-        if versions and caller.process is not None:
-            for version in reversed(versions):
-                if writers.descends_from(caller.process, version.members):
-                    # It stays a descendant when a process between the two has ended.
-                    version.members.add(caller.process)
-                    return version
+        for version in reversed(listed):
+            if not self.overtaken(version) and self._is_seen_by(caller, version):
+                return version
         return None
+
+    def _is_seen_by(self, caller: Caller, version: Version) -> bool:
+        """It stays a descendant when a process between the two has ended."""
+        if version.public:
+            return True
+        if caller.process is None or not writers.descends_from(caller.process, version.members):
+            return False
+        version.members.add(caller.process)
+        return True
 
     def _place(self, version: Version, parent: Directory, name: str) -> None:
         version.at = parent, name
@@ -186,6 +192,7 @@ class Versions:
             version.numbers = {node.ident[1], node.stands_for} - {0}
             if truncate:
                 version.before = self._cut_by(process, self.at(parent, name))
+                self._keep_metadata(version, self.at(parent, name))
             node.version = version
             self._place(version, parent, name)
             self.watch.wake()
@@ -193,9 +200,15 @@ class Versions:
             self.writeback.add(staged)
         return version
 
+    def _keep_metadata(self, version: Version, others: list[Version]) -> None:
+        """O_TRUNC takes away bytes alone: owner, mode and xattrs are as the youngest has them."""
+        for youngest in others[-1:]:
+            self.store.fs.copy_metadata(youngest.staged.fd, version.staged.fd, skip=fmt.XATTR)
+
     def revive(self, node: File, fd: int) -> Version:
         """The file of a node, open at ``fd``, as a version that is live: who opens it writes to
         it where it is, and its last close seals it anew."""
+        osfs.spare_access_time(fd)  # it is read to be recorded
         version = Version(self.store.reopen(node.path(), fd), node, None, set(), False, True)
         if node.parent is not None:
             version.at = node.parent, node.name
@@ -279,6 +292,24 @@ class Versions:
         """Whether no byte was written since it was begun."""
         return self._content(version) == version.staged.as_opened
 
+    @contextlib.contextmanager
+    def cutting(self, version: Version) -> Iterator[None]:
+        """An O_TRUNC of what is empty moves its times and writes no byte."""
+        with version.staged.lock:
+            was, untouched = self._content(version), self.is_untouched(version)
+            yield
+            now = self._content(version)
+            if untouched and was[0] == now[0] == 0 and version.unpublished:
+                self._still_untouched(version, was, now)
+
+    def _still_untouched(self, version: Version, was: Fingerprint, now: Fingerprint) -> None:
+        with self.lock:
+            version.staged.as_opened = now
+            version.overtakers = [(by, now if at == was else at) for by, at in version.overtakers]
+            for other in self.at(*version.at) if version.at else ():
+                if other.before.get(version) == was:
+                    other.before[version] = now
+
     def overtaken(self, version: Version) -> bool:
         """Whether another version of its path was committed since, and nothing was written to this
         one that the begin of the other did not take away."""
@@ -288,10 +319,16 @@ class Versions:
     def overtakes(self, by: Staged, parent: Directory, name: str, before: Before) -> None:
         """``by`` is going to be committed at the path. Who is still on the way to open a version
         opens it after that. The caller holds ``lock``."""
+        now = self.store.committer.fingerprint(by.fd)
         for other in self.at(parent, name):
-            if other.staged is not by and (other.handles or not other.expected):
-                taken = before.get(other, other.staged.as_opened)
-                other.overtakers.append((by, taken))
+            if other.staged is by or (other.expected and not other.handles):
+                continue
+            if any(version.staged is by and now == at for version, at in other.before.items()):
+                continue  # all that ``by`` holds was taken away by the begin of the other
+            if other in before:
+                other.overtakers.append((by, before[other]))
+            elif now != by.as_opened:  # else it changes no byte: owner, mode, xattrs
+                other.overtakers.append((by, other.staged.as_opened))
 
     def drop(self, version: Version) -> None:
         """One that was begun for an open that never came."""

@@ -142,3 +142,18 @@ def test_c1_once_nobody_maps_it_changes_are_a_version_again(tree: Tree) -> None:
         writer.do("f.close()")
         assert reader.value(_SUM) == 40
     _sealed(tree)
+
+
+def test_a_store_moves_the_time_that_others_see(tree: Tree) -> None:
+    """Where the kernel carries the data a mapping by itself keeps no FUSE handle; Python's own
+    keeps a descriptor, C programs do not. Attributes were kept for 10 s then."""
+    tree.seed("a.bin", bytes(30))
+    moved = "__import__('os').stat('a.bin').st_mtime_ns"
+    with tree.actors(2) as (user, other):
+        user.do("import ctypes, os; libc = ctypes.CDLL(None); libc.mmap.restype = ctypes.c_void_p")
+        user.do("fd = os.open('a.bin', os.O_RDWR); at = libc.mmap(None, 30, 3, 1, fd, 0)")
+        user.do("os.close(fd)")
+        before = other.value(moved)
+        user.do("ctypes.memset(at, 1, 1); libc.msync(ctypes.c_void_p(at), 30, 4)")
+        assert other.value(moved) > before
+        user.do("libc.munmap(ctypes.c_void_p(at), 30)")
