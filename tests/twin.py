@@ -1,8 +1,8 @@
 """The same operation on a mount and on a plain directory, and what may differ between them.
 
-Each side has workers (``twin_worker.py``): processes that are siblings, so that none sees what
-another one is writing. :class:`Model` knows, of every file of the plain side, which of the listed
-differences (docs/design.md, "Differences from a plain filesystem") concern it at this moment.
+Each side has workers (``twin_worker.py``): siblings, none of which sees what another writes, and
+a child of the first. The model (``twin_model.py``) knows, of every file of the plain side, which of
+the listed differences (docs/design.md, "Differences from a plain filesystem") concern it now.
 """
 
 from __future__ import annotations
@@ -11,19 +11,23 @@ import contextlib
 import os
 import pickle
 import select
+import signal
 import stat
 import subprocess
 import sys
+import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from twin_model import CHILD_OF, Model
 from twin_worker import expanded
 
 LIMIT_S = 30.0
-USERS = (0, 0, 65534)  # of the workers of a side
+USERS = (0, 0, 65534, 0)  # of the workers of a side
 _WORKER = Path(__file__).with_name("twin_worker.py")
 
 
@@ -43,15 +47,24 @@ class Answer:
 
 
 class Worker:
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-S", str(_WORKER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd="/",
-        )
-        assert self._process.stdin and self._process.stdout
-        self._orders, self._answers = self._process.stdin, self._process.stdout
+    """A process that does what it is told. A child of another one is reached through FIFOs."""
+
+    def __init__(self, parent: Worker | None = None) -> None:
+        if parent is None:
+            process = subprocess.Popen(
+                [sys.executable, "-S", str(_WORKER)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                cwd="/",
+            )
+            assert process.stdin and process.stdout
+            self._process: subprocess.Popen[bytes] | None = process
+            self._orders, self._answers = process.stdin, process.stdout
+            pid = process.pid
+        else:
+            self._process = None
+            self._orders, self._answers, pid = _forked(parent)
+        self._pidfd = os.pidfd_open(pid)
 
     def send(self, what: str, *arguments: Any, watched: tuple[str | int, ...] = ()) -> None:
         pickle.dump((what, arguments, watched), self._orders)
@@ -63,122 +76,28 @@ class Worker:
         return Answer(*pickle.load(self._answers))
 
     def end(self) -> None:
-        self._process.kill()
+        """By SIGKILL; its descriptors are closed on return."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        select.select([self._pidfd], [], [], LIMIT_S)
         self._orders.close()
         self._answers.close()
-        self._process.wait(LIMIT_S)
+        os.close(self._pidfd)
+        if self._process is not None:
+            self._process.wait(LIMIT_S)
 
 
-@dataclass(eq=False)
-class Description:
-    """One open file description of both sides."""
-
-    inode: int  # on the plain side
-    path: str
-    writing: bool
-    in_place: bool
-    is_file: bool
-    holders: set[tuple[int, int]]  # (worker, slot)
-    flushed: bool = False
-    direct: bool = False  # O_DIRECT
-    stale: bool = False  # keeps a version that is no longer, or not, what the path shows
-
-
-@dataclass
-class Model:
-    """Which files of the plain side are more than one version on the mount."""
-
-    open: dict[tuple[int, int], Description] = field(default_factory=dict)
-    # file -> workers that see the version that is being written beside the committed one
-    flight: dict[int, set[int]] = field(default_factory=dict)
-    split: set[int] = field(default_factory=set)  # their versions have gone different ways
-
-    def of(self, inode: int) -> list[Description]:
-        return list({id(d): d for d in self.open.values() if d.inode == inode}.values())
-
-    def hidden(self, inode: int | None, worker: int) -> bool:
-        """Whether a path of this file may show this worker another version."""
-        if inode is None:
-            return False
-        return inode in self.split or worker not in self.flight.get(inode, {worker})
-
-    def opened(
-        self, worker: int, slot: int, found: Description, flags: int, before: os.stat_result | None
-    ) -> None:
-        inode, others = found.inode, self.of(found.inode)
-        self.open[worker, slot] = found
-        if before is None:  # made by this open; numbers of removed inodes come back
-            self.split.discard(inode)
-            self.flight.pop(inode, None)
-            return
-        if not found.is_file or found.in_place:
-            return
-        if not found.writing:
-            found.stale = self.hidden(inode, worker)
-            return
-        joinable = any(d.writing and not (d.flushed or d.stale or d.in_place) for d in others)
-        empty = before.st_size == 0 and flags & os.O_ACCMODE == os.O_RDWR
-        seen = not self.hidden(inode, worker)
-        private = flags & os.O_TRUNC and not (joinable and empty and seen)
-        if joinable and not private:
-            if inode in self.flight:
-                self.flight[inode].add(worker)
-            return
-        if before.st_nlink > 1 or any(d.writing for d in others):
-            self.split.add(inode)
-        self._new_version(inode, worker)
-        found.stale = False
-
-    def _new_version(self, inode: int, worker: int) -> None:
-        for description in self.of(inode):
-            description.stale = True
-        self.flight[inode] = {worker}
-
-    def closed(self, worker: int, slot: int) -> Description:
-        description = self.open.pop((worker, slot))
-        description.holders.discard((worker, slot))
-        description.flushed = True
-        if not any(d.writing for d in self.of(description.inode)):
-            self.flight.pop(description.inode, None)
-        return description
-
-    def truncated(self, worker: int, status: os.stat_result, in_place: bool) -> None:
-        """By its path, without a descriptor: a commit of its own, or a cut of what is written."""
-        inode = status.st_ino
-        if in_place:
-            return
-        if any(d.writing and not d.stale for d in self.of(inode)):
-            if self.hidden(inode, worker):
-                self.split.add(inode)
-            return
-        if status.st_nlink > 1:
-            self.split.add(inode)
-        for description in self.of(inode):
-            description.stale = True
-
-    def renamed(self, source: os.stat_result | None, target: os.stat_result | None) -> None:
-        """What was not committed yet stands beside what was at its new name."""
-        if source is None or target is None:
-            return
-        inode = source.st_ino
-        writers = [d for d in self.of(inode) if d.writing and not d.stale and not d.in_place]
-        if writers:
-            users = {worker for d in writers for worker, _ in d.holders}
-            self.flight.setdefault(inode, set()).update(users)
-
-    def replaced(self, source: os.stat_result | None, target: os.stat_result | None) -> None:
-        """History keeps it, which its other names and descriptors show as one link more."""
-        if source is None or target is None or source.st_ino == target.st_ino:
-            return
-        if stat.S_ISREG(target.st_mode):
-            self.split.add(target.st_ino)
-
-    def written(self, description: Description) -> None:
-        if description.stale:
-            self.split.add(description.inode)
-
-    def masked(self, description: Description) -> bool:
-        return description.stale or description.inode in self.split
+def _forked(parent: Worker) -> tuple[IO[bytes], IO[bytes], int]:
+    with tempfile.TemporaryDirectory(prefix="twins-") as directory:
+        paths = [f"{directory}/{name}" for name in ("orders", "answers")]
+        for path in paths:
+            os.mkfifo(path)
+        os.chmod(directory, 0o777)
+        parent.send("fork", *paths)
+        orders: IO[bytes] = open(paths[0], "wb")  # noqa: SIM115
+        answers: IO[bytes] = open(paths[1], "rb")  # noqa: SIM115
+        pid = parent.answer().result[1]
+    return orders, answers, pid
 
 
 class Different(AssertionError):
@@ -188,10 +107,13 @@ class Different(AssertionError):
 class Twins:
     """The two directories, their workers, and the model of the current example."""
 
-    def __init__(self, mounted: Path, plain: Path, abort: Callable[[], None]) -> None:
+    def __init__(
+        self, mounted: Path, plain: Path, abort: Callable[[], None], relayed: bool
+    ) -> None:
+        self.relayed = relayed  # the daemon carries the data
         self.roots = mounted, plain
         self._abort = abort
-        self.sides = [[Worker() for _ in USERS] for _ in self.roots]
+        self.sides = [_side() for _ in self.roots]
         self.model = Model()
         self.operations = self.succeeded = 0
         self.recent: deque[Any] = deque(maxlen=60)
@@ -204,7 +126,7 @@ class Twins:
 
     def end(self) -> None:
         for workers in self.sides:
-            for worker in workers:
+            for worker in reversed(workers):
                 worker.end()
 
     def ask(self, worker: int, what: str, *arguments: Any, watched: Any = ()) -> list[Answer]:
@@ -249,6 +171,74 @@ class Twins:
             assert answer.ok, answer
         self.here = self.roots[1] / "top" / name
 
+    def replace(self, worker: int) -> None:
+        """Kill it on both sides, with the children that it has, and start it anew."""
+        for workers, root in zip(self.sides, self.roots, strict=True):
+            children = [child for child, parent in CHILD_OF.items() if parent == worker]
+            for each in (*children, worker):
+                workers[each].end()
+            for each in (worker, *children):
+                parent = CHILD_OF.get(each)
+                workers[each] = Worker(None if parent is None else workers[parent])
+                workers[each].send("enter", str(root / "top" / self.here.name), USERS[each])
+                assert workers[each].answer().ok
+        self.recent.append((worker, "killed"))
+
+    def files(self) -> dict[int, list[str]]:
+        """Inode -> names of the regular files of the plain side."""
+        found: dict[int, list[str]] = {}
+        for folder, _, names in os.walk(self.here):
+            for name in names:
+                status = os.lstat(f"{folder}/{name}")
+                if stat.S_ISREG(status.st_mode):
+                    path = os.path.relpath(f"{folder}/{name}", self.here)
+                    found.setdefault(status.st_ino, []).append(path)
+        return found
+
+    def content(self, path: str) -> bytes:
+        """Of a file of the plain side; nothing if it is none."""
+        try:
+            fd = os.open(self.here / expanded(path), os.O_NONBLOCK | os.O_NOATIME)
+        except OSError:
+            return b""
+        try:
+            return os.read(fd, 1 << 20) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        finally:
+            os.close(fd)
+
+    def contents(self) -> dict[int, bytes]:
+        return {inode: self.content(names[0]) for inode, names in self.files().items()}
+
+    def make_equal(self, paths: list[str]) -> None:
+        """The names of one file, which has parted, stand for equal files again."""
+        self.recent.append(("made equal", paths))
+        for workers in self.sides:
+            workers[0].send("make_equal", paths)
+        assert all(answer.ok for answer in self._answers(0, self.sides))
+
+    def shown(self, worker: int, path: str) -> bytes | None:
+        """What the mount shows under the path; None if there is nothing."""
+        mount = self.sides[0][worker]
+        mount.send("read_path", path)
+        answer = self._answers(worker, self.sides[:1])[0]
+        return answer.result[1] if answer.ok else None
+
+    def expect(self, paths: list[str], contents: set[bytes]) -> None:
+        """What the mount shows under these names is one of the contents, or there is none."""
+        for path in paths:
+            found = self.shown(1, path)
+            if found is not None and found not in contents:
+                wanted = " or ".join(map(repr, contents))
+                raise self._different(f"{path}\nmount: {found!r}\nexpected: {wanted}")
+
+    def wait_for(self, path: str, content: bytes) -> None:
+        """Text that is added to shows to everybody soon, and without a close."""
+        deadline = time.monotonic() + LIMIT_S
+        while (found := self.shown(1, path)) != content:
+            if time.monotonic() > deadline:
+                raise self._different(f"{path}\nmount: {found!r}\nexpected soon: {content!r}")
+            time.sleep(0.02)
+
     def settle(self) -> None:
         """What a close left to its RELEASE is done on return: fsync of a directory waits for it."""
         for wait, workers in zip((True, False), self.sides, strict=True):
@@ -261,9 +251,9 @@ class Twins:
         except OSError:
             return None
 
-    def real_name(self, path: str) -> str:
+    def real_path(self, path: str) -> str:
         try:
-            return os.path.basename(os.path.realpath(self.here / expanded(path)))
+            return os.path.realpath(self.here / expanded(path))
         except OSError:
             return ""
 
@@ -282,24 +272,36 @@ class Twins:
         *,
         masked: bool = False,
         commits: bool = False,
-        joins: bool = False,
+        anew: bool = False,
+        inode: int | None = None,
         allowed: Callable[[Any, Any], bool] = lambda ours, theirs: False,
     ) -> None:
         """``masked``: the value belongs to another version. ``commits``: the operation may
         publish, which moves the change time of the file and the times of its directory.
-        ``joins``: an empty file is truncated by who joins its writers, which moves no time."""
+        ``anew``: it truncates a version of its own, which may be made in the tick of the other.
+        ``inode``: the file that it is about, on the plain side."""
         ours, theirs = answers
+        kept = inode in self.model.kept
         if (
             not masked
-            and _value(ours) != _value(theirs)
+            and self._value(ours, kept) != self._value(theirs, kept)
             and not allowed(ours.result, theirs.result)
         ):
             raise self._different(f"{question}\nmount: {_short(ours)}\nplain: {_short(theirs)}")
         for watched in zip(ours.before, ours.after, theirs.before, theirs.after, strict=True):
-            self._compare_watched(worker, question, watched, commits, joins)
+            self._compare_watched(worker, question, watched, commits, anew)
+
+    def _value(self, answer: Answer, kept: bool) -> Any:
+        """What is compared. ``kept``: history may have a link to the file. Of reads that are
+        relayed the access time tells nothing."""
+        kind, value = answer.result
+        if not isinstance(value, tuple) or len(value) != 9:
+            return kind, value
+        _, mode, uid, gid, links, *rest, read_at = value
+        return kind, mode, uid, gid, 0 if kept else links, *rest, 0 if self.relayed else read_at
 
     def _compare_watched(
-        self, worker: int, question: Any, watched: Any, commits: bool, joins: bool
+        self, worker: int, question: Any, watched: Any, commits: bool, anew: bool
     ) -> None:
         before, after, plain_before, plain_after = watched
         if plain_after is not None and self.model.hidden(plain_after[0], worker):
@@ -312,7 +314,8 @@ class Twins:
             )
         if after is None:
             return
-        if after[3:] != plain_after[3:]:
+        first = 4 if plain_after[0] in self.model.kept else 3
+        if after[first:] != plain_after[first:]:
             raise self._different(
                 f"{question}\nlinks, mode: mount {after[3:]}, plain {plain_after[3:]}"
             )
@@ -322,7 +325,10 @@ class Twins:
         expected = [plain_before[i] != plain_after[i] for i in (1, 2)]
         is_directory = stat.S_ISDIR(after[4])
         for name, ours, theirs in zip(("mtime", "ctime"), moved, expected, strict=True):
-            free = (commits and ours and (is_directory or name == "ctime")) or (joins and theirs)
+            publishes = commits or self.model.restless()
+            free = (publishes and ours and (is_directory or name == "ctime")) or (anew and theirs)
+            # set by hand to what it was: a commit may have moved it on the mount meanwhile
+            free |= is_directory and name == "mtime" and after[1] == plain_after[1]
             if ours != theirs and not free:
                 raise self._different(f"{question}\n{name} moved: mount {ours}, plain {theirs}")
 
@@ -335,24 +341,33 @@ class Twins:
             own_inode, *own_facts = ours[path]
             if self.model.hidden(inode, worker):
                 continue
+            if inode in self.model.kept:
+                facts[3] = own_facts[3] = 0
+            if self.relayed:
+                facts[7] = own_facts[7] = 0
             if facts != own_facts:
                 raise self._different(f"{path}\nmount: {own_facts}\nplain: {facts}")
             if links.setdefault(inode, own_inode) != own_inode:
                 raise self._different(f"{path}: its links are another file on the mount")
 
 
-def _value(answer: Answer) -> Any:
-    kind, value = answer.result
-    return kind, value[1:] if isinstance(value, tuple) and len(value) == 9 else value
-
-
 def _short(answer: Answer) -> str:
     return repr(answer.result)[:300]
 
 
+def _side() -> list[Worker]:
+    workers: list[Worker] = []
+    for number in range(len(USERS)):
+        parent = CHILD_OF.get(number)
+        workers.append(Worker(None if parent is None else workers[parent]))
+    return workers
+
+
 @contextlib.contextmanager
-def twins(mounted: Path, plain: Path, abort: Callable[[], None]) -> Iterator[Twins]:
-    pair = Twins(mounted, plain, abort)
+def twins(
+    mounted: Path, plain: Path, abort: Callable[[], None], relayed: bool = False
+) -> Iterator[Twins]:
+    pair = Twins(mounted, plain, abort, relayed)
     try:
         yield pair
     finally:

@@ -7,6 +7,7 @@ import os
 from hypothesis import strategies as st
 
 _NAMES = ["f", "g", "h", "k.log", "d", "e", "d/f", "d/g", "d/s", "d/s/f", "e/f", "l"]
+_NAMES += ["m.txt", "w.pt"]
 _ODD = [
     "",
     ".",
@@ -26,12 +27,14 @@ _ODD = [
 ]
 paths = st.sampled_from(_NAMES * 5 + _ODD)
 names = st.sampled_from(_NAMES)
-workers = st.sampled_from([0, 0, 0, 0, 1, 1, 2])
+logs = st.sampled_from([*_NAMES, "new", "e/new.txt", "d/s/new"])
+workers = st.sampled_from([0, 0, 0, 0, 1, 1, 1, 2, 3, 3])
 picks = st.integers(0, 999)
 modes = st.sampled_from(
     [0o644, 0o600, 0o666, 0o777, 0o755, 0o4755, 0o2755, 0o2770, 0o1777, 0o444, 0o000, 0o222]
 )
-data = st.binary(min_size=1, max_size=40)
+lines = st.sampled_from([b"a line\n", b"step 1\n", b"another\n"])
+data = st.binary(min_size=1, max_size=40) | lines
 sizes = st.sampled_from([0, 1, 7, 100, 4095, 4096, 5000, 70_000])
 offsets = st.sampled_from([0, 0, 1, 3, 100, 4096, 8192, 70_000])
 _ACCESS = [os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_RDWR]
@@ -63,6 +66,16 @@ flags = st.builds(
     st.sampled_from(_ACCESS),
     st.sampled_from(_EXTRA),
     st.sampled_from(_RARE),
+)
+OPENS_AGAIN = st.sampled_from(
+    [
+        *(os.O_RDONLY, os.O_RDWR, os.O_RDWR, os.O_WRONLY),
+        *(os.O_RDWR | os.O_APPEND, os.O_WRONLY | os.O_APPEND),
+    ]
+)
+TRUNCATES = st.sampled_from([os.O_RDWR | os.O_TRUNC, os.O_WRONLY | os.O_TRUNC])
+REOPENS = st.sampled_from(
+    [os.O_RDONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND, os.O_WRONLY | os.O_TRUNC]
 )
 owners = st.sampled_from([-1, 0, 1, 65534])
 xattrs = st.sampled_from(["user.a", "user.b", "user.*250", "nonsense", "trusted.t"])

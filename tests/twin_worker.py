@@ -6,6 +6,7 @@ imports nothing of ckptfs.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -14,15 +15,21 @@ import mmap
 import os
 import pickle
 import stat
+import struct
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100
+_F_OFD_SETLK = 37
 _SET_BY_HAND_NS = (1_500_000_000 * 10**9, 2_400_000_000 * 10**9)  # no clock shows these
 
+_MAPPED_BYTES = 16384
+
 _fds: dict[int, int] = {}
+_maps: dict[int, int] = {}  # slot -> address
+_libc.mmap.restype = ctypes.c_void_p
 
 
 def _check(result: int) -> int:
@@ -37,6 +44,8 @@ def _check(result: int) -> int:
 
 def enter(directory: str, uid: int) -> None:
     """Work in another directory, as another user; every descriptor is closed first."""
+    for slot in list(_maps):
+        unmap(slot)
     for slot in list(_fds):
         close(slot)
     os.umask(0o022)
@@ -51,12 +60,46 @@ def populate() -> None:
     """One of each, under the names that the operations are given."""
     for name in ("d", "e", "d/s"):
         os.mkdir(name)
-    for name in ("f", "g", "k.log", "d/f", "d/s/f"):
+    for name in ("f", "k.log", "d/f", "d/s/f", "m.txt"):
         with open(name, "w") as file:
             file.write(name)
+    for name in ("g", "w.pt"):
+        with open(name, "wb") as binary:
+            binary.write(b"\0" + name.encode())
+        os.setxattr(name, "user.a", b"first")
+    os.setxattr("d", "user.a", b"first")
     os.symlink("d", "l")
     os.link("f", "d/g")
     os.mkfifo("h")
+
+
+def fork(orders: str, answers: str) -> int:
+    """A child that is told what to do through two FIFOs, and has nothing open."""
+    pid = os.fork()
+    if pid == 0:
+        for slot in list(_maps):
+            unmap(slot)
+        for fd in _fds.values():
+            os.close(fd)
+        _fds.clear()
+        os.close(0)
+        os.closerange(3, 1000)
+        with open(orders, "rb") as orders_in, open(answers, "wb") as answers_out:
+            serve(orders_in, answers_out)
+        os._exit(0)
+    return pid
+
+
+def make_equal(paths: list[str]) -> None:
+    """One new file under all these names."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    with open(paths[0], "xb") as file:
+        file.write(b"\0equal")
+        os.fchmod(file.fileno(), 0o666)
+    for path in paths[1:]:
+        os.link(paths[0], path)
 
 
 def umask(mask: int) -> int:
@@ -152,6 +195,37 @@ def map_(slot: int, offset: int, data: bytes | None) -> bytes | None:
     return None
 
 
+def keep_map(slot: int, new: int, writable: bool) -> None:
+    """A shared mapping that outlives its descriptor: Python's own would keep a duplicate."""
+    access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+    address = _libc.mmap(
+        None, ctypes.c_size_t(_MAPPED_BYTES), access, mmap.MAP_SHARED, _fds[slot], ctypes.c_long(0)
+    )
+    if address == ctypes.c_void_p(-1).value:
+        _check(-1)
+    _maps[new] = address
+
+
+def unmap(slot: int) -> None:
+    _check(_libc.munmap(ctypes.c_void_p(_maps.pop(slot)), ctypes.c_size_t(_MAPPED_BYTES)))
+
+
+def load(slot: int, offset: int, size: int) -> bytes:
+    """By our own memory as a file: behind the end of the mapped one is EIO, not SIGBUS."""
+    with open("/proc/self/mem", "rb", buffering=0) as memory:
+        return os.pread(memory.fileno(), size, _maps[slot] + offset)
+
+
+def store(slot: int, offset: int, data: bytes) -> int:
+    with open("/proc/self/mem", "r+b", buffering=0) as memory:
+        return os.pwrite(memory.fileno(), data, _maps[slot] + offset)
+
+
+def msync(slot: int) -> None:
+    length = ctypes.c_size_t(_MAPPED_BYTES)
+    _check(_libc.msync(ctypes.c_void_p(_maps[slot]), length, 4))
+
+
 def fstat(slot: int) -> tuple[Any, ...]:
     return _seen(os.fstat(_fds[slot]))
 
@@ -170,6 +244,13 @@ def flock(slot: int, how: int) -> None:
 
 def lockf(slot: int, how: int, start: int, length: int) -> None:
     fcntl.lockf(_fds[slot], how | fcntl.LOCK_NB, length, start)
+
+
+def ofd(slot: int, how: int, start: int, length: int) -> None:
+    """A lock of the open file description."""
+    kind = {fcntl.LOCK_SH: fcntl.F_RDLCK, fcntl.LOCK_EX: fcntl.F_WRLCK}.get(how, fcntl.F_UNLCK)
+    lock = struct.pack("hhqqi4x", kind, os.SEEK_SET, start, length, 0)
+    fcntl.fcntl(_fds[slot], _F_OFD_SETLK, lock)
 
 
 def stat_(path: str, follow: bool) -> tuple[Any, ...]:
@@ -240,7 +321,8 @@ def snapshot() -> dict[str, tuple[Any, ...]]:
     """Everything about every path; contents as a digest."""
     found: dict[str, tuple[Any, ...]] = {}
     for folder, folders, files in os.walk("."):
-        for name in [*folders, *files]:
+        folders.sort()  # what is read first moves the access time of the other links
+        for name in sorted([*folders, *files]):
             path = f"{folder}/{name}"
             status = os.lstat(path)
             found[path] = (*_seen(status), _content(path, status), _xattrs(path))
@@ -324,6 +406,8 @@ _CALLS: dict[str, Callable[..., Any]] = {
         for call in (
             enter,
             populate,
+            fork,
+            make_equal,
             umask,
             open_,
             close,
@@ -342,11 +426,17 @@ _CALLS: dict[str, Callable[..., Any]] = {
             copy_range,
             sync,
             map_,
+            keep_map,
+            unmap,
+            load,
+            store,
+            msync,
             fstat,
             fchmod,
             fchown,
             flock,
             lockf,
+            ofd,
             stat_,
             read_path,
             statfs,
@@ -376,9 +466,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
 }
 
 
-def main() -> None:
-    orders, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+def serve(orders: IO[bytes], answers: IO[bytes]) -> None:
     while True:
         try:
             what, arguments, watched = pickle.load(orders)
@@ -394,6 +482,12 @@ def main() -> None:
         after = [_watch(path) for path in watched]
         pickle.dump((result, before, after), answers)
         answers.flush()
+
+
+def main() -> None:
+    orders, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    serve(orders, answers)
 
 
 if __name__ == "__main__":
