@@ -185,7 +185,10 @@ class Model:
     ) -> None:
         flight, appends = self.flight.get(found.inode), bool(found.flags & os.O_APPEND)
         written = [d for d in _written(others) if not d.flushed or d.mapped]
-        if before.st_nlink > 1 and any(d.at != found.at for d in written):
+        older = (d for d in others if d.stale and d.writing and worker in d.workers)
+        if self.hidden(found.inode, worker) and any(older):
+            found.stale = True  # it joins the one that it sees
+        elif before.st_nlink > 1 and any(d.at != found.at for d in written):
             self._begin(worker, found, before, content, fresh=False)  # the names part
         elif written:
             found.in_place = all(d.in_place for d in written)
