@@ -27,8 +27,9 @@ types: $(VENV)/dev.installed
 	rm -rf build
 	MYPYPATH=$(VENV)/typed $(BIN)/mypy --strict --cache-dir $(VENV)/mypy -p ckptfs
 
+# A file of tests is one worker's: its tests share a mount.
 pytest: $(VENV)/dev.installed
-	$(BIN)/pytest $(TESTS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(TESTS)
 
 # The trainers of Hugging Face, Lightning, Orbax… killed in their saves; their packages take 1 GB.
 test-frameworks: packages $(VENV)/frameworks.installed
