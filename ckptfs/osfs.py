@@ -188,10 +188,11 @@ class OsFs:
         self._cleans: dict[int, bool] = {}  # st_dev -> whether sync_file_range can be trusted
 
     def open(self, at: int, name: str, flags: int, mode: int = 0o600) -> int:
+        flags |= NOFOLLOW | os.O_NONBLOCK  # a FIFO that has taken the name would wait for a writer
         if not flags & (os.O_DIRECTORY | _NO_ACCESS):
             with contextlib.suppress(PermissionError):  # for the owner alone
-                return os.open(name, flags | NOFOLLOW | _NOATIME, mode, dir_fd=at)
-        return os.open(name, flags | NOFOLLOW, mode, dir_fd=at)
+                return os.open(name, flags | _NOATIME, mode, dir_fd=at)
+        return os.open(name, flags, mode, dir_fd=at)
 
     def open_direct(self, at: int, name: str) -> int:
         with contextlib.suppress(OSError):

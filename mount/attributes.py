@@ -8,15 +8,14 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.mount import commands
-from ckptfs.mount.base import Slow, T, lstat, stale, stands
+from ckptfs.mount.base import Slow, T, stale
 from ckptfs.mount.files import Files
 from ckptfs.mount.model import Caller, Handle, Version
-from ckptfs.mount.nodes import Directory, File, Node, Virtual, identity
+from ckptfs.mount.nodes import Directory, File, Node, Virtual, identity, stands
 
 _SELINUX = "security.selinux"
 
@@ -56,29 +55,22 @@ class Attributes(Files):
             self.caches.drop_attributes(node.id)
             return
         assert isinstance(node, File) and node.parent is not None
-        with self.lock:  # a descriptor of our own: the version's is closed once it has ended
-            version = node.version if node.version is not None and node.version.active else None
-            handle = handle or next(iter(node.handles), None)  # its name may be gone
-            if version is not None:
-                fd = os.dup(version.staged.fd)
-            elif handle is not None:
-                fd = os.dup(handle.fd)
-            elif node.fd >= 0:
-                fd = os.dup(node.fd)
-            else:
-                fd = os.open(node.name, os.O_PATH | osfs.NOFOLLOW, dir_fd=node.parent.fd)
-        try:
+        with contextlib.ExitStack() as stack:
+            with self.lock:
+                version = node.version if node.version and node.version.active else None
+                if handle is not None and version is None:
+                    fd = os.dup(handle.fd)
+                    stack.callback(os.close, fd)
+                else:
+                    fd = stack.enter_context(self.inode(node))
             if identity(os.fstat(fd)) != node.ident:
                 raise stale()
-            with contextlib.ExitStack() as stack:
-                # opening a FIFO to look at its record would wait for its writer
-                if node.kind == stat.S_IFREG and (version is not None or stands(node)):
-                    change = self.metadata.metadata_change(node.parent, node.name, version)
-                    stack.enter_context(change)
-                yield f"/proc/self/fd/{fd}"
-        finally:
-            os.close(fd)
-            self.caches.drop_attributes(node.id)  # an xattr moves the ctime
+            # opening a FIFO to look at its record would wait for its writer
+            if node.kind == stat.S_IFREG and (version is not None or stands(node)):
+                change = self.metadata.metadata_change(node.parent, node.name, version)
+                stack.enter_context(change)
+            stack.callback(self.caches.drop_attributes, node.id)  # an xattr moves the ctime
+            yield f"/proc/self/fd/{fd}"
 
     def setattr(
         self, nodeid: int, handle_id: int | None, change: Change
@@ -146,21 +138,22 @@ class Attributes(Files):
     def _truncate_committed(self, node: File, parent: Directory, size: int) -> None:
         """truncate(2) of a committed file: a whole transaction of its own."""
         self._check_device(parent)
-        store = self.store
-        path, keep_content = node.path(), size > 0
-        at = path, parent.fd, node.name
-        with store.staging(*at, exists=True, truncate=not keep_content) as staged:
-            os.ftruncate(staged.fd, size)
-            with self.lock:
-                self.versions.overtakes(staged, parent, node.name, {})
-            store.commit(staged, parent.fd, node.name)
-            self.caches.drop_attributes(parent.id)
+        store, at = self.store, (node.path(), parent.fd, node.name)
+        with store.committer.path_lock(parent.fd, node.name):
+            if not stands(node):
+                raise stale()
+            with (
+                self.versions.replacing(parent, node.name),
+                store.staging(*at, exists=True, truncate=size == 0) as staged,
+            ):
+                os.ftruncate(staged.fd, size)
+                with self.lock:
+                    self.versions.overtakes(staged, parent, node.name, {})
+                store.commit(staged, parent.fd, node.name)
+        self.caches.drop_attributes(parent.id)
 
     def _set_metadata(self, node: Node, handle: Handle | None, change: Change) -> None:
         if not change.metadata:
-            return
-        if isinstance(node, File) and self._is_symlink(node):
-            self._set_symlink(node, change)
             return
         with self._changing(node, handle) as path:
             if change.drop_set_id or change.uid is not None or change.gid is not None:
@@ -170,42 +163,28 @@ class Attributes(Files):
             if change.sets_times:
                 osfs.set_times(path, change.atime_ns, change.mtime_ns)
 
-    def _is_symlink(self, node: File) -> bool:
-        return stat.S_ISLNK(node.kind)
-
-    def _set_symlink(self, node: File, change: Change) -> None:
-        assert node.parent is not None
-        where: dict[str, Any] = {"dir_fd": node.parent.fd, "follow_symlinks": False}
-        if change.drop_set_id or change.uid is not None or change.gid is not None:
-            os.chown(node.name, _or_keep(change.uid), _or_keep(change.gid), **where)
-        if change.sets_times:
-            osfs.set_times(node.name, change.atime_ns, change.mtime_ns, at=node.parent.fd)
-
     # --- extended attributes ---------------------------------------------------------------------
 
-    def _inode(self, node: Node) -> str | int:
-        """What names the node's inode, for calls that only look and follow no link. The kernel
-        asks for an xattr before the first write to every file, ``ls -l`` for two of each."""
-        if isinstance(node, Directory):
-            return node.fd
-        assert isinstance(node, File) and node.parent is not None
-        if node.version is not None and node.version.active:
-            return node.version.staged.fd
-        for handle in node.handles:  # its name may be gone
-            return handle.fd
-        status = lstat(node.parent.fd, node.name)
-        if status is not None and identity(status) == node.ident:
-            return f"/proc/self/fd/{node.parent.fd}/{node.name}"
-        raise stale()
+    def _of_inode(self, node: Node, ask: Callable[[int | str], T]) -> T:
+        """Asked of the node's inode, by calls that only look. The kernel asks for an xattr before
+        the first write to every file, ``ls -l`` for two of each."""
+        with self.lock:  # no version or handle ends in here
+            if isinstance(node, Directory):
+                return ask(node.fd)
+            assert isinstance(node, File)
+            if node.version is not None and node.version.active:
+                return ask(node.version.staged.fd)
+            for handle in node.handles:
+                return ask(handle.fd)
+            with self.inode(node) as inode:
+                return ask(f"/proc/self/fd/{inode}")
 
     def getxattr(self, nodeid: int, key: str) -> bytes:
         try:
-            with self.lock:  # no version or handle ends in here
-                node = self.nodes.get(nodeid)
-                if isinstance(node, Virtual):
-                    return node.getxattr(key)
-                inode = self._inode(node)
-                return os.getxattr(inode, key, follow_symlinks=not isinstance(inode, str))
+            node = self.nodes.get(nodeid)
+            if isinstance(node, Virtual):
+                return node.getxattr(key)
+            return self._of_inode(node, lambda inode: os.getxattr(inode, key))
         except OSError as error:
             # Where SELinux runs it answers for its labels itself. ``ls`` would ask for one of
             # each file, if it were not told that there are none at all.
@@ -215,13 +194,8 @@ class Attributes(Files):
 
     def listxattr(self, nodeid: int, caller: Caller) -> list[str]:
         """Ours is hidden: shutil.copy2 would carry it along. trusted.* is for root to see."""
-        with self.lock:
-            node = self.nodes.get(nodeid)
-            if isinstance(node, Virtual):
-                keys = node.listxattr()
-            else:
-                inode = self._inode(node)
-                keys = os.listxattr(inode, follow_symlinks=not isinstance(inode, str))
+        node = self.nodes.get(nodeid)
+        keys = node.listxattr() if isinstance(node, Virtual) else self._of_inode(node, os.listxattr)
         keys = [key for key in keys if key != fmt.XATTR]
         return [key for key in keys if caller.uid == 0 or not key.startswith("trusted.")]
 

@@ -7,7 +7,7 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -18,7 +18,17 @@ from ckptfs.mount.control import Control
 from ckptfs.mount.locks import Locks, LockSet
 from ckptfs.mount.metadata import Metadata
 from ckptfs.mount.model import Caller, Handle, Version
-from ckptfs.mount.nodes import ROOT_ID, Directory, File, Node, NodeTable, Virtual, identity
+from ckptfs.mount.nodes import (
+    ROOT_ID,
+    Directory,
+    File,
+    Node,
+    NodeTable,
+    Virtual,
+    identity,
+    lstat,
+    stands,
+)
 from ckptfs.mount.versions import Versions
 from ckptfs.store import Store
 
@@ -189,6 +199,7 @@ class Base:
             old = self.nodes.find(parent, name, before) if before else None
             if isinstance(old, File):
                 old.superseded = True
+                self.nodes.lose(old)
             self.versions.tell(parent, name)
         self.caches.drop_attributes(parent.id)
         self.caches.drop_name(parent.id, name, old.id if old else 0)
@@ -214,11 +225,9 @@ class Base:
         """From the version's own descriptor, or the path while it still is this version."""
         if node.version is not None and node.version.active:
             return os.fstat(node.version.staged.fd)
-        status = None
-        if node.parent is not None:
-            status = lstat(node.parent.fd, node.name)
-            if status is not None and identity(status) == node.ident:
-                return status
+        if node.parent is not None and stands(node):
+            with contextlib.suppress(FileNotFoundError):
+                return os.stat(node.name, dir_fd=node.parent.fd, follow_symlinks=False)
         for handle in node.handles:
             open_file = os.fstat(handle.fd)
             in_history = node.replaced and open_file.st_nlink == 1
@@ -227,13 +236,36 @@ class Base:
             return os.fstat(node.fd)
         if node.last is not None:
             return node.last
-        # Replaced since its lookup, on the way to an open: the kernel looks again only once, and
-        # that is for OPEN to ask for.
-        if status is not None and stat.S_IFMT(status.st_mode) == node.kind:
-            return status
         raise stale()
 
     # --- shared by the operations ----------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def inode(self, node: File) -> Iterator[int]:
+        """A descriptor of what the node stands for, whatever has its name by now: the kernel has
+        looked at the rights over that one. Good for calls by ``/proc/self/fd``; nothing is waited
+        for, as an open of a FIFO would. Raises ESTALE where there is none any more."""
+        fd = self._inode(node)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _inode(self, node: File) -> int:
+        with self.lock:  # no version or handle ends in here
+            if node.version is not None and node.version.active:
+                return os.dup(node.version.staged.fd)
+            for handle in node.handles:  # its name may be gone
+                return os.dup(handle.fd)
+            if node.fd >= 0:
+                return os.dup(node.fd)
+            if node.parent is not None and stands(node):
+                with contextlib.suppress(FileNotFoundError):
+                    fd = os.open(node.name, os.O_PATH | osfs.NOFOLLOW, dir_fd=node.parent.fd)
+                    if identity(os.fstat(fd)) == node.ident:
+                        return fd
+                    os.close(fd)
+        raise stale()
 
     def handle(self, handle_id: int) -> Handle:
         try:
@@ -301,19 +333,6 @@ def without_names(status: os.stat_result) -> os.stat_result:
     keys = ("atime_ns", "mtime_ns", "ctime_ns", "blksize", "blocks", "rdev")
     more = {f"st_{key}": getattr(status, f"st_{key}") for key in keys}
     return os.stat_result((*status[:3], 0, *status[4:10]), more)
-
-
-def lstat(at: int, name: str) -> os.stat_result | None:
-    try:
-        return os.stat(name, dir_fd=at, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-
-
-def stands(node: File) -> bool:
-    """Whether its name still, or already, is that of this very inode on disk."""
-    status = lstat(node.parent.fd, node.name) if node.parent is not None else None
-    return status is not None and identity(status) == node.ident
 
 
 def exists(at: int, name: str) -> bool:

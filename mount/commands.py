@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from ckptfs import format as fmt
 from ckptfs import fsck, history
 from ckptfs.mount.base import stale
-from ckptfs.mount.nodes import CONTROL_ID, File, Node, Virtual, identity
+from ckptfs.mount.nodes import CONTROL_ID, File, Node, Virtual, stands
 from ckptfs.verify import Condition, Finding
 
 if TYPE_CHECKING:
@@ -99,12 +99,12 @@ def perform(ops: Attributes, node: Node, key: str, value: bytes, caller: Caller)
 def _perform_on_file(ops: Attributes, node: File, key: str, value: bytes, caller: Caller) -> None:
     """The kernel looked at the rights over this very version, so it must be what stands there."""
     assert node.parent is not None
-    with ops.versions.held(node.parent, node.name):
-        at, name, path = node.parent.fd, node.name, node.path()
-        status = os.stat(name, dir_fd=at, follow_symlinks=False)
-        if identity(status) != node.ident or not stat.S_ISREG(status.st_mode):
+    at, name, path = node.parent.fd, node.name, node.path()
+    store = ops.store
+    with ops.versions.held(node.parent, name), store.committer.path_lock(at, name):
+        if node.kind != stat.S_IFREG or not stands(node):
             raise stale()
-        store = ops.store
+        status = os.stat(name, dir_fd=at, follow_symlinks=False)
         if key == VERIFY:
             if ops.versions.sealed_here(node.ident):
                 store.committer.reseal_committed(at, name)

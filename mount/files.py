@@ -14,12 +14,12 @@ from typing import NoReturn
 
 from ckptfs import osfs
 from ckptfs.mount import content, writers
-from ckptfs.mount.base import Entry, New, Slow, exists, lstat, own, stale, stands
+from ckptfs.mount.base import Entry, New, Slow, exists, own, stale
 from ckptfs.mount.content import Content
 from ckptfs.mount.control import StatusFile
 from ckptfs.mount.locks import Lock
 from ckptfs.mount.model import Caller, Handle, Version
-from ckptfs.mount.nodes import Directory, File, Virtual, identity
+from ckptfs.mount.nodes import Directory, File, Virtual, identity, lstat, stands
 from ckptfs.mount.past import Generation
 from ckptfs.mount.relay import Relay
 from ckptfs.protocol import State
@@ -65,29 +65,26 @@ class Files(Relay):
             version = node.version
             if version is not None and version.active:
                 return self._version_handle(node, version, flags)
-        status = lstat(parent.fd, node.name)
-        if status is None:
+        if not stands(node):
             return self._open_nameless(node, flags)
         if not self.store.options.verify_opens or self.store.guard.known_good(parent.fd, node.name):
             with contextlib.suppress(Replaced):
                 return self._open_committed(node, flags)
 
         def verified() -> Handle:
-            while True:
-                status = lstat(parent.fd, node.name)
-                if status is None:
-                    return self._open_nameless(node, flags)
-                if identity(status)[:2] in self.versions.extending:
+            while stands(node):
+                if node.ident[:2] in self.versions.extending:
                     with self.store.committer.path_lock(parent.fd, node.name):
                         continue
-                live = self.versions.sealed_here(identity(status))
+                live = self.versions.sealed_here(node.ident)
                 found = self.store.verify_open(node.path(), parent.fd, node.name, live=live)
                 if found is not None and found.replaced:
                     raise stale()  # rolled back: the name stands for another inode now
                 with contextlib.suppress(Replaced):
-                    handle = self._open_current(node, parent, status, flags)
+                    handle = self._open_committed(node, flags)
                     self.caches.drop_attributes(node.id)  # edited below the mount, maybe
                     return handle
+            return self._open_nameless(node, flags)
 
         return Slow(verified)
 
@@ -99,49 +96,29 @@ class Files(Relay):
 
     def _reopened(self, node: File, access: int) -> int:
         """A descriptor of what the node has open."""
-        for handle in node.handles:
+        for handle in () if node.superseded else node.handles:
             return os.open(f"/proc/self/fd/{handle.fd}", access | os.O_CLOEXEC)
         raise stale()
 
-    def _open_current(
-        self, node: File, parent: Directory, verified: os.stat_result, flags: int
-    ) -> Handle:
-        """Open what stands under the name now, on the node of the version that the kernel looked
-        up: it looks again only once, and versions can follow each other faster than that."""
-        fd = os.open(node.name, os.O_RDONLY | osfs.NOFOLLOW, dir_fd=parent.fd)
-        status = os.fstat(fd)
-        with self.lock:
-            same = identity(status) == identity(verified) and stat.S_ISREG(status.st_mode)
-            if not same or identity(status)[:2] in self.versions.extending:
-                os.close(fd)
-                raise Replaced
-            if node.superseded:
-                os.close(fd)
-                raise stale()
-            for other in node.handles:  # a node has one file as long as it is open at all
-                os.dup2(other.fd, fd, inheritable=False)
-                break
-            ident = identity(os.fstat(fd))
-            if ident != node.ident:  # whose inode number may come back as another version's
-                self.nodes.detach(node)
-                node.ident = ident
-            return self._handle(node, fd, flags)
-
     def _open_committed(self, node: File, flags: int) -> Handle:
-        assert node.parent is not None
         access = os.O_RDWR if flags & os.O_ACCMODE != os.O_RDONLY else os.O_RDONLY
-        fd = os.open(node.name, access | osfs.NOFOLLOW, dir_fd=node.parent.fd)
         with self.lock:
-            if identity(os.fstat(fd)) != node.ident or node.ident[:2] in self.versions.extending:
-                os.close(fd)
+            if node.superseded:
+                raise stale()
+            if node.ident[:2] in self.versions.extending:
                 raise Replaced
+            with self.inode(node) as inode:
+                fd = os.open(f"/proc/self/fd/{inode}", access | os.O_CLOEXEC)
             return self._handle(node, fd, flags)
 
     def _open_in_place(self, node: File, flags: int) -> Handle:
         assert node.parent is not None
         self.store.committer.require_writable()
-        self.store.committer.open_in_place(node.parent.fd, node.name, node.path())
-        handle = self._open_committed(node, flags | os.O_RDWR)
+        with self.store.committer.path_lock(node.parent.fd, node.name):
+            if not stands(node):
+                raise stale()
+            self.store.committer.open_in_place(node.parent.fd, node.name, node.path())
+            handle = self._open_committed(node, flags | os.O_RDWR)
         if flags & os.O_TRUNC:
             os.ftruncate(handle.fd, 0)
         return handle
@@ -171,7 +148,7 @@ class Files(Relay):
                 for due in self._due(parent, node.name):
                     self.versions.wait_settled(due)
                 begun = self._begun(parent, node.name)
-                seen = lstat(parent.fd, node.name)
+                seen = self._regular(parent, node.name)
                 if not truncate and not begun:
                     handle = self._open_where_it_stands(node, parent, flags, caller)
                     if handle is not None:
@@ -194,6 +171,14 @@ class Files(Relay):
             version = current.version if isinstance(current, File) else None
             exposed = version is not None and version.staged.state is State.IN_PLACE
             return exposed or self.in_place(parent, name)
+
+    def _regular(self, parent: Directory, name: str) -> os.stat_result | None:
+        """What stands there, if anything. Raises ESTALE for what has no versions: the name is
+        another inode's by now."""
+        status = lstat(parent.fd, name)
+        if status is not None and not stat.S_ISREG(status.st_mode):
+            raise stale()
+        return status
 
     def _still(self, parent: Directory, name: str, seen: os.stat_result | None) -> bool:
         now = lstat(parent.fd, name)
@@ -267,7 +252,8 @@ class Files(Relay):
                 return None
             version = node.version
             if version is None or not version.live:
-                fd = os.open(node.name, os.O_RDWR | osfs.NOFOLLOW, dir_fd=parent.fd)
+                with self.inode(node) as inode:
+                    fd = os.open(f"/proc/self/fd/{inode}", os.O_RDWR | os.O_CLOEXEC)
                 version = self.versions.revive(node, fd)
             version.is_log |= log
             return self._write_handle(node, version, flags, caller)
@@ -328,6 +314,7 @@ class Files(Relay):
         with self.lock:
             if self._due(parent, name):
                 return
+            self._regular(parent, name)
             for youngest in self.versions.at(parent, name)[-1:]:
                 # One that its opener has abandoned may be older than what was committed since.
                 joinable = youngest.joinable and not self.versions.overtaken(youngest)

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 from ckptfs import format as fmt
 from ckptfs import osfs
-from ckptfs.mount.base import Base, Entry, New, Slow, lstat, own, owner
+from ckptfs.mount.base import Base, Entry, New, Slow, own, owner, stale
 from ckptfs.mount.listing import Listing
 from ckptfs.mount.model import Caller, Handle, Version
-from ckptfs.mount.nodes import ROOT_ID, Directory, File, Node, Virtual, identity
+from ckptfs.mount.nodes import ROOT_ID, Directory, File, Node, Virtual, identity, lstat, stands
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 _LARGE_BYTES = 128 << 10  # of a directory: listing some thousands of names takes a while
@@ -24,8 +24,9 @@ class Namespace(Base):
 
     def readlink(self, nodeid: int) -> str:
         node = self.nodes.get(nodeid)
-        assert node.parent is not None
-        return os.readlink(node.name, dir_fd=node.parent.fd)
+        assert isinstance(node, File)
+        with self.inode(node) as inode:
+            return os.readlink("", dir_fd=inode)
 
     def opendir(self, nodeid: int) -> Handle:
         node = self.nodes.get(nodeid)
@@ -148,28 +149,28 @@ class Namespace(Base):
         node = self.nodes.get(nodeid)
         if not isinstance(node, File) or node.parent is None:
             raise PermissionError(errno.EPERM, "cannot be linked")
-        version = node.version
-        if version is None:
-            return self._link(node, node.parent, parent, name)
-        source = node.parent
+        source, version = node.parent, node.version
 
         def link() -> Entry:
-            self.versions.wait_settled(version)
-            self.versions.publish_named(version, caller)
-            return self._link(node, source, parent, name)
+            if version is not None:
+                self.versions.wait_settled(version)
+                self.versions.publish_named(version, caller)
+            with self.store.committer.path_lock(source.fd, node.name), self.lock:
+                return self._link(node, source, parent, name)
 
         return Slow(link)
 
     def _link(self, node: File, source: Directory, parent: Directory, name: str) -> Entry:
-        with self.lock:
-            if node.version is not None and node.version.unpublished:
-                raise OSError(errno.EOPNOTSUPP, "not committed yet")
-            self._require_free(parent, name)
-            with self.metadata.unchanged_bytes(source, node.name):
-                paths = source.child_path(node.name), parent.child_path(name)
-                self.store.committer.link(source.fd, node.name, parent.fd, name, paths)
-            self.caches.drop_attributes(node.id)  # the new name is another node
-            return self._made(parent, name)
+        if node.version is not None and node.version.unpublished:
+            raise OSError(errno.EOPNOTSUPP, "not committed yet")
+        if not stands(node):
+            raise stale()
+        self._require_free(parent, name)
+        with self.metadata.unchanged_bytes(source, node.name):
+            paths = source.child_path(node.name), parent.child_path(name)
+            self.store.committer.link(source.fd, node.name, parent.fd, name, paths)
+        self.caches.drop_attributes(node.id)  # the new name is another node
+        return self._made(parent, name)
 
     def _require_free(self, parent: Directory, name: str) -> None:
         if self.versions.at(parent, name):
@@ -212,7 +213,10 @@ class Namespace(Base):
         if not isinstance(node, File):
             yield
             return
-        with osfs.opened(self.store.fs, parent.fd, name, os.O_PATH) as fd:
+        with (
+            osfs.opened(self.store.fs, parent.fd, name, os.O_PATH) as fd,
+            self.versions.replacing(parent, name),
+        ):
             yield
             node.last = os.fstat(fd)
             if node.kind != stat.S_IFREG and node.fd < 0:

@@ -38,6 +38,13 @@ def identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)
 
 
+def lstat(at: int, name: str) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=at, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
 class Node:
     """``parent`` is None for the root and for what has lost its name. ``fd`` goes with the last
     reference."""
@@ -91,8 +98,18 @@ class File(Node):
         self.of: File | None = None  # whose alias it is
         self.aliased = False  # so that it may change without the kernel's knowledge
         self.replaced = False  # by a commit
+        self.gone = False  # its name was taken away, and never leads to it again
         self.last: os.stat_result | None = None  # when it lost its name
         self.superseded = False  # by a rollback: who holds it open keeps it, nobody else gets it
+
+
+def stands(node: File) -> bool:
+    """Whether its name is that of this very inode on disk. A number alone does not tell: it may
+    be that of another file by now."""
+    if node.parent is None or node.gone or (node.of is not None and node.of.gone):
+        return False
+    status = lstat(node.parent.fd, node.name)
+    return status is not None and identity(status) == node.ident
 
 
 class Virtual(Node):
@@ -209,6 +226,11 @@ class NodeTable:
     def detach(self, node: Node) -> None:
         """The node has lost its name; it lives on while the kernel holds it open."""
         self._drop_key(node)
+
+    def lose(self, node: File) -> None:
+        """Its name is another inode's from here on, which gets a node of its own."""
+        self._drop_key(node)
+        node.gone = True
 
     def forget(self, nodeid: int, lookups: int) -> None:
         node = self._by_id.get(nodeid)

@@ -25,10 +25,10 @@ from ckptfs import osfs
 from ckptfs.errors import CannotServe
 from ckptfs.mount import calls, libfuse, sessions, writers
 from ckptfs.mount.attributes import Change
-from ckptfs.mount.base import Entry, New, Slow, exists, lstat
+from ckptfs.mount.base import Entry, New, Slow, exists
 from ckptfs.mount.inodes import Inodes, Opened, Place
 from ckptfs.mount.model import Caller, Handle
-from ckptfs.mount.nodes import ROOT_ID, File, Identity, Node, identity
+from ckptfs.mount.nodes import ROOT_ID, File, Identity, Node, identity, lstat
 from ckptfs.mount.operations import Operations
 from ckptfs.mount.past import Generation
 

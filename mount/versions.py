@@ -31,7 +31,16 @@ from ckptfs.events import DISK_FULL
 from ckptfs.mount import content, writers
 from ckptfs.mount.content import Content
 from ckptfs.mount.model import Before, Caller, Handle, Version
-from ckptfs.mount.nodes import Directory, File, Identity, Node, NodeTable, identity
+from ckptfs.mount.nodes import (
+    Directory,
+    File,
+    Identity,
+    Node,
+    NodeTable,
+    identity,
+    lstat,
+    stands,
+)
 from ckptfs.mount.watch import Watch
 from ckptfs.mount.writers import Fate
 from ckptfs.protocol import VISIBLE, State
@@ -518,8 +527,8 @@ class Versions:
             with self.lock:
                 self.overtakes(version.staged, parent, name, version.before)
                 version.before = {}
-            old = self._standing(parent, name)
-            self.store.commit(version.staged, parent.fd, name, self._alone)
+            with self.replacing(parent, name) as old:
+                self.store.commit(version.staged, parent.fd, name, self._alone)
             if base is not None and not base.filled:
                 self._became_committed(version, base)
             self._remember_seal(version.node.ident)
@@ -536,11 +545,17 @@ class Versions:
             with self.lock:
                 self._unplace(version)
 
-    def _standing(self, parent: Directory, name: str) -> Node | None:
-        with self.lock, contextlib.suppress(FileNotFoundError):
-            status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
-            return self.nodes.find(parent, name, status)
-        return None
+    @contextlib.contextmanager
+    def replacing(self, parent: Directory, name: str) -> Iterator[Node | None]:
+        """What stands at the path, if it is known, loses its name inside, or keeps it."""
+        with self.lock:
+            status = lstat(parent.fd, name)
+            old = self.nodes.find(parent, name, status) if status is not None else None
+        yield old
+        with self.lock:
+            here = isinstance(old, File) and (old.parent, old.name) == (parent, name)
+            if isinstance(old, File) and here and not stands(old):
+                self.nodes.lose(old)
 
     def _require_room(self, version: Version) -> None:
         """A write that finds no room tells its program alone, for the kernel carries it. What
@@ -634,7 +649,8 @@ class Versions:
             parent, name = version.at
             version.staged.path = parent.child_path(name)
         self.writeback.remove(version.staged)
-        self.store.committer.expose(version.staged, parent.fd, name)
+        with self.replacing(parent, name):
+            self.store.committer.expose(version.staged, parent.fd, name)
         with self.lock:
             self._unplace(version)
             self.overtakes(version.staged, parent, name, version.before)

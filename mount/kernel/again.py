@@ -19,14 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ckptfs import osfs
 from ckptfs.mount import acl
-from ckptfs.mount.base import Entry, Slow, stale, stands
+from ckptfs.mount.base import Entry, Slow, stale
 from ckptfs.mount.kernel import wire
 from ckptfs.mount.kernel.passthrough import Passthrough
 from ckptfs.mount.kernel.wire import Op
 from ckptfs.mount.model import Caller, Handle
-from ckptfs.mount.nodes import File, identity
+from ckptfs.mount.nodes import File, stands
 from ckptfs.mount.operations import Operations
 
 NO_REPLY = object()  # it comes later
@@ -123,14 +122,8 @@ class Again:
         return entry
 
     def _open(self, node: File) -> int:
-        with self._ops.lock, contextlib.suppress(OSError):
-            if node.version is not None and node.version.active:
-                return os.open(f"/proc/self/fd/{node.version.staged.fd}", os.O_PATH)
-            assert node.parent is not None
-            fd = os.open(node.name, os.O_PATH | osfs.NOFOLLOW, dir_fd=node.parent.fd)
-            if identity(os.fstat(fd)) == node.ident:
-                return fd
-            os.close(fd)
+        with contextlib.suppress(OSError), self._ops.inode(node) as inode:
+            return os.open(f"/proc/self/fd/{inode}", os.O_PATH | os.O_CLOEXEC)
         return -1
 
     def work(

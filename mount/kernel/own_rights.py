@@ -18,11 +18,11 @@ import os
 import stat
 from typing import Any
 
-from ckptfs.mount.base import Entry, lstat
+from ckptfs.mount.base import Entry
 from ckptfs.mount.kernel import wire
 from ckptfs.mount.kernel.session import Session, names
 from ckptfs.mount.model import Caller
-from ckptfs.mount.nodes import Directory, File, Virtual
+from ckptfs.mount.nodes import Directory, File, Virtual, lstat
 from ckptfs.mount.operations import Operations
 
 _FOR_EXECUTION = 0x20  # FMODE_EXEC, which the kernel leaves among the flags of an open
