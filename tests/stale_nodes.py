@@ -92,6 +92,13 @@ def made_a_link_to(folder: Path) -> Path:
     return folder / "secret"
 
 
+def made_a_fifo(folder: Path) -> Path:
+    """To open it would wait for a writer."""
+    as_user(VICTIM, lambda: save(folder / "secret"))
+    as_user(ATTACKER, lambda: (os.unlink(folder / "x"), os.mkfifo(folder / "x"))[1])
+    return folder / "secret"
+
+
 def moved_away(folder: Path) -> Path:
     """And back, when another file has taken the name meanwhile."""
     as_user(ATTACKER, lambda: os.rename(folder / "x", folder / "y"))
@@ -149,7 +156,7 @@ OPERATIONS: dict[str, Callable[[str], Any]] = {
     "link": link,
     "stat": status,
 }
-SWAPS = (renamed_over, made_again, exchanged, made_a_link_to, moved_away)
+SWAPS = (renamed_over, made_again, exchanged, made_a_link_to, made_a_fifo, moved_away)
 
 
 def attacked(held: str, operation: Callable[[str], Any], uid: int) -> tuple[str, str]:
@@ -198,7 +205,8 @@ def main() -> None:
     os.chdir(sys.argv[1])  # what is above need not be for these users
     os.chmod(".", 0o755)
     top = Path()
-    wrong = [tried(top, swap, name, by_name) for swap in SWAPS for name in OPERATIONS]
+    swaps = [swap for swap in SWAPS if not by_name or swap is not made_a_fifo]
+    wrong = [tried(top, swap, name, by_name) for swap in swaps for name in OPERATIONS]
     print(json.dumps([case for case in wrong if case]))
 
 
