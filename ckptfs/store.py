@@ -74,10 +74,17 @@ class Store:
         self.patterns = IN_PLACE + options.in_place
 
     @classmethod
-    def open(cls, directory: str, options: Options | None = None, mountpoint: str = "") -> Store:
-        """Open ``directory`` for serving: layout, lock, recovery. Raises CannotServe and kin."""
+    def open(
+        cls,
+        directory: str,
+        options: Options | None = None,
+        mountpoint: str = "",
+        root: int | None = None,
+    ) -> Store:
+        """Open ``directory`` for serving: layout, lock, recovery. ``root`` is a descriptor of it,
+        for the store to close, where its path leads elsewhere. Raises CannotServe and kin."""
         fs = OsFs()
-        root = osfs.open_directory(directory)
+        root = osfs.open_directory(directory) if root is None else root
         try:
             store = cls(fs, root, directory, options or Options())
         except BaseException:

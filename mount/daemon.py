@@ -26,6 +26,7 @@ import ckptfs
 from ckptfs.errors import AlreadyServed, CannotServe, CkptfsError, MountBusy
 from ckptfs.mount import inspect, sessions, writers
 from ckptfs.mount.kernel import mounting
+from ckptfs.mount.kernel.beneath import covered
 from ckptfs.mount.kernel.session import Session as KernelSession
 from ckptfs.mount.operations import Operations
 from ckptfs.mount.portable import PortableSession
@@ -61,17 +62,17 @@ class MountOptions:
 def mount(options: MountOptions) -> None:
     """Serve ``options.directory``. Returns once it is served, or in the foreground once it is no
     longer. Raises CannotServe, AlreadyServed and kin, with nothing mounted."""
-    check(options)
-    users_below = _users_below(options)
+    replaces = check(options)
+    users_below = [] if replaces else _users_below(options)
     if options.foreground:
         log_to(None)
-        Daemon(options, users_below).serve(lambda warnings: None)
+        Daemon(options, users_below, replaces).serve(lambda warnings: None)
         return
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read_end)
-        _detached(options, users_below, write_end)
+        _detached(Daemon(options, users_below, replaces), write_end)
     os.close(write_end)
     try:
         with os.fdopen(read_end, "rb") as pipe:
@@ -96,20 +97,30 @@ def _users_below(options: MountOptions) -> list[inspect.Holder]:
     return inspect.holders(options.directory)
 
 
-def check(options: MountOptions) -> None:
-    """Whether there is what to serve, and nobody serves it. Clears a dead mount of our own."""
+def check(options: MountOptions) -> bool:
+    """Whether there is what to serve, and nobody serves it. True if a dead mount of our own is to
+    be replaced; where it cannot be, it is cleared."""
+    replaces = False
     for path, what in ((options.directory, "directory"), (options.mountpoint, "mountpoint")):
         if inspect.is_dead(path):
+            replaces = path == options.mountpoint and _replaces_dead(options)
+            if replaces:
+                continue
             mounting.unmount(path, lazy=True)
         if not os.path.isdir(path):
             raise CannotServe(f"{path}: no such directory; make the {what} first")
     for path in (options.mountpoint, options.directory):
-        if inspect.is_mounted(path):
+        if inspect.is_mounted(path) and not (replaces and path == options.mountpoint):
             status = inspect.status_of(path) or {}
             raise AlreadyServed(
                 f"{path}: served already, by process {status.get('pid', '?')}; see `ckptfs status`"
             )
     _check_apart(options)
+    return replaces
+
+
+def _replaces_dead(options: MountOptions) -> bool:
+    return os.geteuid() == 0 and options.binding == sessions.KERNEL
 
 
 def _check_apart(options: MountOptions) -> None:
@@ -121,8 +132,9 @@ def _check_apart(options: MountOptions) -> None:
         raise CannotServe(f"{log_file}: lies in the mount; log outside of {mountpoint}")
 
 
-def _detached(options: MountOptions, users_below: list[inspect.Holder], pipe: int) -> NoReturn:
+def _detached(daemon: Daemon, pipe: int) -> NoReturn:
     """The child: leave the terminal and the caller's session, then serve."""
+    options = daemon.options
 
     def answer(text: str) -> None:
         nonlocal pipe
@@ -140,9 +152,7 @@ def _detached(options: MountOptions, users_below: list[inspect.Holder], pipe: in
         null = os.open(os.devnull, os.O_RDWR)
         for stream in range(3):
             os.dup2(null, stream)
-        Daemon(options, users_below).serve(
-            lambda warnings: answer("\n".join(["serving", *warnings]))
-        )
+        daemon.serve(lambda warnings: answer("\n".join(["serving", *warnings])))
     except CkptfsError as error:
         code = error.exit_code
         answer(f"{code} {error}")
@@ -185,8 +195,11 @@ def log_to(path: str | None) -> None:
 
 
 class Daemon:
-    def __init__(self, options: MountOptions, users_below: list[inspect.Holder]) -> None:
-        self.options, self._users_below = options, users_below
+    def __init__(
+        self, options: MountOptions, users_below: list[inspect.Holder], replaces: bool = False
+    ) -> None:
+        """``replaces`` a dead mount."""
+        self.options, self._users_below, self._replaces = options, users_below, replaces
         self._started_s = time.time()
         self.ended = threading.Event()
 
@@ -196,11 +209,13 @@ class Daemon:
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPED_BY)  # every thread inherits it
         _raise_descriptor_limit()
         mounting.drop_reserve_rights()
-        self.store = Store.open(options.directory, options.store, options.mountpoint)
+        hidden = self._replaces and options.directory == options.mountpoint
+        root = covered(options.directory) if hidden else None
+        self.store = Store.open(options.directory, options.store, options.mountpoint, root)
         self.sharer = Sharer(self.store.share)
         self.tidier = Tidier(self.store.tidy)
-        root = os.fstat(self.store.root)
-        self._root_id = [root.st_dev, root.st_ino]
+        status = os.fstat(self.store.root)
+        self._root_id = [status.st_dev, status.st_ino]
         try:
             self.tidier.start(_TIDY_S)
             self.operations = Operations(self.store, self.status)
@@ -220,8 +235,14 @@ class Daemon:
 
     def attach(self) -> KernelSession:
         """Mount, and serve that."""
-        options = self.options
-        device = mounting.mount(options.mountpoint, allow_other=options.allow_other)
+        options, device = self.options, None
+        if self._replaces:
+            device = mounting.mount_in_place_of(options.mountpoint)
+            if device is None:
+                mounting.unmount(options.mountpoint, lazy=True)
+                self._replaces = False
+        if device is None:
+            device = mounting.mount(options.mountpoint, allow_other=options.allow_other)
         return KernelSession(device, self.operations, passthrough=options.passthrough)
 
     def _session(self) -> sessions.Session:
@@ -239,6 +260,9 @@ class Daemon:
         options, (passthrough, refusal) = self.options, self.session.passthrough_state()
         how = "the kernel carries the data" if passthrough else f"data is relayed ({refusal})"
         log.info("serving %s at %s: %s", options.directory, options.mountpoint, how)
+        if self._replaces:
+            mounting.unmount(options.mountpoint, lazy=True)  # the dead one, which hides this
+            self._replaces = False
         ready(self._warnings())
 
     def _warnings(self) -> list[str]:

@@ -16,6 +16,7 @@ import subprocess
 from collections.abc import Iterator
 
 from ckptfs.errors import CannotServe
+from ckptfs.mount.kernel.beneath import mount_beneath
 
 FS_TYPE = "fuse.ckptfs"
 # Not a path: mkfs and others stat the source of every mount, and would hang on a stuck server.
@@ -42,14 +43,33 @@ def mount(mountpoint: str, *, allow_other: bool) -> int:
     return _mount_by_helper(mountpoint, allow_other=allow_other)
 
 
-def mount_directly(mountpoint: str, options: str = "default_permissions,allow_other") -> int:
-    """Needs CAP_SYS_ADMIN in the user namespace of the caller's mount namespace."""
+def mount_in_place_of(mountpoint: str) -> int | None:
+    """Mount as root beneath the dead mount at ``mountpoint``, which is to be taken away once this
+    one serves; None where the kernel cannot. Raises CannotServe."""
+    device, source = _device(), {"source": _SOURCE, "subtype": FS_TYPE.partition(".")[2]}
+    strings = {**source, "rootmode": "40000", "user_id": "0", "group_id": "0"}
     try:
-        device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        if mount_beneath(mountpoint, device, strings, ("default_permissions", "allow_other")):
+            return device
+    except OSError as error:
+        os.close(device)
+        raise CannotServe(f"{mountpoint}: cannot mount: {error.strerror}") from None
+    os.close(device)
+    return None
+
+
+def _device() -> int:
+    try:
+        return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise CannotServe(
             f"/dev/fuse: {error.strerror}; {_ADVICE[error.errno == errno.EACCES]}"
         ) from None
+
+
+def mount_directly(mountpoint: str, options: str = "default_permissions,allow_other") -> int:
+    """Needs CAP_SYS_ADMIN in the user namespace of the caller's mount namespace."""
+    device = _device()
     uid, gid = os.geteuid(), os.getegid()
     given = f"fd={device},rootmode=40000,user_id={uid},group_id={gid}"
     result = _libc.mount(
