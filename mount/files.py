@@ -13,6 +13,7 @@ import stat
 from typing import NoReturn
 
 from ckptfs import osfs
+from ckptfs.errors import CkptfsError
 from ckptfs.mount import content, writers
 from ckptfs.mount.base import Entry, New, Slow, exists, own, stale
 from ckptfs.mount.content import Content
@@ -285,11 +286,22 @@ class Files(Relay):
 
         def cut() -> Handle:
             version.fresh = True
-            with self.versions.cutting(version):
-                self.cut(handle, 0)
+            try:
+                with self.versions.cutting(version):
+                    self.cut(handle, 0)
+            except BaseException:
+                self._never_opened(handle)
+                raise
             return handle
 
         return Slow(cut)
+
+    def _never_opened(self, handle: Handle) -> None:
+        """Its open has failed, so no RELEASE comes."""
+        work = self.release(handle.id)
+        if work is not None:
+            with contextlib.suppress(OSError, CkptfsError):
+                work.run()
 
     def _expecting(self, parent: Directory, name: str, caller: Caller) -> Version | None:
         for version in self.versions.at(parent, name):

@@ -221,7 +221,7 @@ def test_a_truncate_that_the_filesystem_refuses_leaves_nothing_behind(ext4: Disk
                 os.truncate(path, 17 << 40)  # more than a file of ext4 can have
             assert refused.value.errno == errno.EFBIG
         assert not os.listdir(served.below / ".ckptfs/stage")
-        assert len(os.listdir(f"/proc/{served.pid}/fd")) == open_before
+        assert len(os.listdir(f"/proc/{served.pid}/fd")) <= open_before
         assert path.read_bytes() == OLD
         verified(served.path)
 

@@ -30,9 +30,9 @@ while not os.path.exists(sys.argv[5]):
         refused += 1
         time.sleep(0.0005)
         continue
-    plain += os.fstat(fd).st_dev == device
     try:
         try:
+            plain += os.fstat(fd).st_dev == device
             os.write(fd, f"{acknowledged + 1}\\n".encode())
         finally:
             os.close(fd)
