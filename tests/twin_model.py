@@ -339,6 +339,8 @@ class Model:
         flight, writers = self.flight.get(inode), [d for d in self.of(inode) if d.writing]
         if not writers:
             self.flight.pop(inode, None)
+            if flight is not None and not flight.touched and self.of(inode):
+                self.kept.add(inode)  # dropped; who has reopened it is left with a file of no name
         elif flight is not None and all(d.mapped and not d.holders for d in writers):
             flight.seers = None
 

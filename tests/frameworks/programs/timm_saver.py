@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import os
 import random
@@ -83,16 +84,20 @@ def trained(directory: str, max_history: int) -> None:
 
 
 def train(directory: str, steps: int) -> None:
-    """Killed in its saves; resumes from what last names."""
+    """Killed in its saves; resumes from what last names. timm deletes that name ahead of its next
+    rename onto it: killed there, the checkpoints that it ranks are what there is."""
     saver = _saver(directory, max_history=2)
-    last = os.path.join(directory, "last.pth.tar")
 
     def load() -> Any:
-        if not os.path.exists(last):
+        found: list[Any] = []
+        last = glob.glob(os.path.join(directory, "last.pth.tar"))
+        for path in last or glob.glob(os.path.join(directory, "checkpoint-*.pth.tar")):
+            found.append(torch.load(path))
+        if not found:
             return None
-        found = torch.load(last)
-        saver.load_state_dict(found["saver"])
-        return found["epoch"], found["state_dict"]
+        newest = max(found, key=lambda each: each["epoch"])
+        saver.load_state_dict(newest["saver"])
+        return newest["epoch"], newest["state_dict"]
 
     loop.train(
         steps,
