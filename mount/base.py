@@ -164,7 +164,7 @@ class Base:
 
     def status_lasts(self, node: Node, status: os.stat_result) -> bool:
         """Not of a directory that a publish is going to change, nor of a file that changes behind
-        its node: by another of its names, or by a mapping."""
+        its node: by another of its names, be it gone, or by a mapping."""
         if isinstance(node, Directory):
             return not self.versions.any_below(node)
         if not isinstance(node, File):
@@ -174,7 +174,7 @@ class Base:
         mappable = any(handle.flags & os.O_ACCMODE == os.O_RDWR for handle in node.handles)
         if node.version is not None and node.version.mappers:
             mappable = True  # where the kernel carries the data a mapping keeps no handle
-        return status.st_nlink == 1 and not mappable
+        return status.st_nlink == 1 and not mappable and not self.nodes.changes_elsewhere(node)
 
     def _virtual(self, parent_id: int, name: str) -> Virtual | None:
         """What is found there below ``.ckptfs``; None anywhere else."""

@@ -16,6 +16,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from ckptfs import osfs
 
@@ -147,6 +148,7 @@ class NodeTable:
         self._by_id: dict[int, Node] = {ROOT_ID: self.root}
         self._by_key: dict[_Key, Node] = {}
         self._ids = itertools.count(_FIRST_ID)
+        self._lost: WeakValueDictionary[Identity, File] = WeakValueDictionary()
 
     def get(self, nodeid: int) -> Node:
         try:
@@ -231,6 +233,12 @@ class NodeTable:
         """Its name is another inode's from here on, which gets a node of its own."""
         self._drop_key(node)
         node.gone = True
+        self._lost[node.ident] = node
+
+    def changes_elsewhere(self, node: File) -> bool:
+        """Whether somebody may change the file by a node that has lost its name, another one's."""
+        lost = self._lost.get(node.ident)
+        return lost is not None and lost is not node and _in_use(lost)
 
     def forget(self, nodeid: int, lookups: int) -> None:
         node = self._by_id.get(nodeid)

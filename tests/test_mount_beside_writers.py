@@ -166,3 +166,16 @@ def test_a_close_of_an_older_version_does_not_hide_the_own_one(tree: Tree) -> No
             one.answer()
             two.do("os.close(fd)")
             assert all(seen)
+
+
+def test_what_is_changed_by_a_name_that_is_gone_shows_by_the_other(tree: Tree) -> None:
+    """Attributes are cached of a file with one name: who had opened the other changes them, too."""
+    tree.seed("f", "a line\n")
+    with tree.actors(2) as (user, other):
+        user.do("os.link('f', 'g'); f = os.open('f', os.O_WRONLY | os.O_APPEND)")
+        user.do("os.write(f, b'more\\n'); os.unlink('f')")
+        assert other.value("os.stat('g').st_nlink") == 1
+        user.do("os.fchmod(f, 0o600)")
+        assert other.value("oct(os.stat('g').st_mode)") == "0o100600"
+        user.do("os.write(f, b'and more\\n')")
+        assert other.value("os.stat('g').st_size") == user.value("os.fstat(f).st_size")
