@@ -1,7 +1,7 @@
 """Looking at mounts from outside: what a daemon says of itself, and who holds a mount.
 
-Nothing here can hang on a stuck server for longer than its timeout: reads of the mount are cut
-off by an alarm, so these functions belong to the main thread of a command.
+Nothing here can hang on a stuck server for longer than its timeout: a child asks the mount. No
+signal but SIGKILL ends such a wait, and that not where the server has taken the request.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from ckptfs import format as fmt
 from ckptfs import osfs
-from ckptfs.errors import NotMounted
+from ckptfs.errors import CannotServe, NotMounted
+from ckptfs.mount import writers
+from ckptfs.mount.kernel import beneath, mounting
 from ckptfs.mount.kernel.mounting import FS_TYPE, mounted_type
 
 _TIMEOUT_S = 5.0
@@ -35,18 +37,36 @@ class Holder:
         return f"{self.name} (pid {self.pid}, {self.how})"
 
 
-@contextlib.contextmanager
-def _limited(timeout_s: float = _TIMEOUT_S) -> Iterator[None]:
-    def expire(_signal: int, _frame: FrameType | None) -> None:
-        raise TimeoutError("the mount does not answer")
-
-    before = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, timeout_s)
+def _asked(question: Callable[[], Any]) -> Any:
+    """What ``question`` gives, which JSON can carry; asked by a child that is left behind if it
+    gets no answer. Raises what it raises of OSError, and TimeoutError."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException), os.fdopen(writer, "w") as pipe:
+            try:
+                json.dump([question(), 0, ""], pipe)
+            except OSError as error:
+                json.dump([None, error.errno, error.strerror], pipe)
+        os._exit(0)
+    os.close(writer)
+    answer, deadline = b"", time.monotonic() + _TIMEOUT_S
     try:
-        yield
+        while select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            more = os.read(reader, 1 << 16)
+            if not more:
+                break
+            answer += more
+        else:
+            raise TimeoutError("the mount does not answer")
+        value, code, told = json.loads(answer or b'[null, 5, "no answer"]')
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        os.close(reader)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0 if answer else os.WNOHANG)
+    if code:
+        raise OSError(code, told)
+    return value
 
 
 def is_mounted(path: str) -> bool:
@@ -54,17 +74,50 @@ def is_mounted(path: str) -> bool:
 
 
 def is_dead(path: str) -> bool:
-    """A ckptfs mount whose server is gone (ENOTCONN)."""
+    """A ckptfs mount whose server is gone (ENOTCONN). One that is left of a killed server, and
+    would keep its programs waiting, is brought to that."""
     if not is_mounted(path):
         return False
     try:
-        with _limited():
-            os.statvfs(path)  # always asks the server, which stat does not
+        _asked(lambda: os.statvfs(path)[0])  # always asks the server, which stat does not
     except TimeoutError:
-        return False
+        return _aborted(path)
     except OSError:
         return True
     return False
+
+
+def _aborted(mountpoint: str) -> bool:
+    """Whether its daemon was killed, but its connection lives on: then that is ended. The kernel
+    keeps a thread that was notifying it until a program lets go of a directory, and the program
+    waits for the daemon. Needs root."""
+    if os.geteuid() != 0:
+        return False
+    with contextlib.suppress(CannotServe):
+        root = beneath.covered(mountpoint)
+        try:
+            lock = f"/proc/self/fd/{root}/{fmt.CONTROL}/{fmt.LOCK}"
+            if _is_held(lock) and not writers.is_zombie((_read_json(lock) or {}).get("pid")):
+                return False  # it is slow or stopped, or lives in another pid namespace
+            mounting.abort(mountpoint)
+            deadline = time.monotonic() + _TIMEOUT_S
+            while _is_held(lock) and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
+            return True
+        finally:
+            os.close(root)
+    return False
+
+
+def _is_held(lock: str) -> bool:
+    try:
+        fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True  # nothing is known
+    try:
+        return not osfs.try_lock(fd)
+    finally:
+        os.close(fd)
 
 
 def status_of(directory: str) -> dict[str, Any] | None:
@@ -72,14 +125,18 @@ def status_of(directory: str) -> dict[str, Any] | None:
 
     None if there is none. Raises TimeoutError when it does not answer.
     """
-    with _limited():
-        if is_mounted(directory):
-            return _read_json(f"{directory}/{fmt.CONTROL}/status.json")
-        owner = _read_json(f"{directory}/{fmt.CONTROL}/{fmt.LOCK}") or {}
-        mountpoint = owner.get("mountpoint")
-        if mountpoint and mountpoint != directory and is_mounted(mountpoint):
-            return _read_json(f"{mountpoint}/{fmt.CONTROL}/status.json")
+    if is_mounted(directory):
+        return _status_at(directory)
+    owner = _read_json(f"{directory}/{fmt.CONTROL}/{fmt.LOCK}") or {}
+    mountpoint = owner.get("mountpoint")
+    if mountpoint and mountpoint != directory and is_mounted(mountpoint):
+        return _status_at(mountpoint)
     return None
+
+
+def _status_at(mountpoint: str) -> dict[str, Any] | None:
+    found = _asked(lambda: _read_json(f"{mountpoint}/{fmt.CONTROL}/status.json"))
+    return found if isinstance(found, dict) else None
 
 
 def not_mounted(path: str) -> NotMounted:
@@ -149,8 +206,6 @@ def _read_json(path: str) -> dict[str, Any] | None:
     try:
         with open(path, encoding="utf-8") as file:
             value = json.load(file)
-    except TimeoutError:
-        raise
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
@@ -158,8 +213,7 @@ def _read_json(path: str) -> dict[str, Any] | None:
 
 def holders(path: str) -> list[Holder]:
     """Processes that work in what ``path`` stands for now: the mount, or what lies below it."""
-    with _limited():
-        device = os.stat(path).st_dev
+    device = _asked(lambda: os.stat(path).st_dev)
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) != os.getpid():

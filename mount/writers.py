@@ -199,6 +199,12 @@ def is_running(pid: int) -> bool:
     return status is not None and b"\nState:\tZ" not in status and b"\nState:\tX" not in status
 
 
+def is_zombie(pid: object) -> bool:
+    """Whether the process has ended, but for what is left of its threads."""
+    status = _status(pid) if isinstance(pid, int) else None
+    return status is not None and b"\nState:\tZ" in status
+
+
 def is_gone(pid: int) -> bool:
     """Whether thread ``pid`` is known to have ended; one that cannot be seen is not."""
     return pid > 0 and proc_is_ours() and not is_running(pid)

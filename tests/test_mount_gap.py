@@ -5,6 +5,7 @@ close has acknowledged. ``CKPTFS_KILLS=200`` makes a long run."""
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import subprocess
@@ -109,6 +110,48 @@ def test_a_dead_mount_is_replaced_without_a_gap(disk_dir: Path, tmp_path: Path) 
         assert plain == 0 and refused > 0
         assert mounts.ckptfs("verify", served.path).returncode == 0
     assert str(disk_dir) not in Path("/proc/self/mountinfo").read_text()
+
+
+@pytest.mark.kernel_only(mounts.ONE_INODE)
+@pytest.mark.parametrize("command", ["mount", "umount"])
+def test_a_connection_that_outlives_its_daemon_is_ended(disk_dir: Path, command: str) -> None:
+    """The kernel may keep a thread of a killed daemon, and with it the device: requests waited for
+    ever. Here the test keeps the device."""
+    with mounts.served(disk_dir) as served:
+        (served.path / "a.pt").write_bytes(b"old")
+        kept = _device_of(served.pid)
+        waiting = None
+        try:
+            _kill(served)
+            save = "import sys; open(sys.argv[1], 'wb').write(b'new')"
+            command_line = [mounts.PYTHON, "-c", save, served.path / "a.pt"]
+            waiting = subprocess.Popen(command_line, stderr=subprocess.DEVNULL)
+            if command == "mount":
+                served.start()
+                assert (served.path / "a.pt").read_bytes() == b"old"
+            else:
+                assert mounts.ckptfs("umount", served.path).returncode == 0
+                assert (disk_dir / "a.pt").read_bytes() == b"old"
+                served.start()
+        finally:
+            os.close(kept)
+            if waiting is not None:
+                waiting.kill()
+                waiting.wait(10)
+
+
+def _device_of(pid: int) -> int:
+    """A duplicate of a daemon's descriptor of ``/dev/fuse``."""
+    number = -1
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # it is the daemon's for a moment
+            if os.readlink(f"/proc/{pid}/fd/{fd}") == "/dev/fuse":
+                number = int(fd)
+    pidfd = os.pidfd_open(pid)
+    duplicate: int = ctypes.CDLL(None).syscall(438, pidfd, number, 0)  # pidfd_getfd
+    os.close(pidfd)
+    assert duplicate >= 0
+    return duplicate
 
 
 @pytest.mark.kernel_only(mounts.ONE_INODE)

@@ -24,6 +24,7 @@ _SOURCE = "ckptfs"
 _MS_NOSUID, _MS_NODEV = 2, 4
 _MNT_DETACH = 2
 _CAP_SYS_RESOURCE = 24
+_CONNECTIONS = "/sys/fs/fuse/connections"
 _CAPABILITY_VERSION_3 = 0x20080522
 _ADVICE = {
     False: "load the fuse module, or give the container the device (--device /dev/fuse)",
@@ -142,6 +143,21 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
         busy = "busy" in done.stderr
         code = errno.EBUSY if busy else errno.EPERM
         raise OSError(code, done.stderr.strip() or os.strerror(code), mountpoint)
+
+
+def abort(mountpoint: str) -> None:
+    """End the connection of the topmost mount: its requests fail with ENOTCONN. Needs root."""
+    number = ""
+    for fields in mounts():
+        if _unescaped(fields[4]) == mountpoint:
+            number = fields[2].partition(":")[2]
+    if not os.path.isdir(f"{_CONNECTIONS}/{number}"):
+        _libc.mount(b"none", _CONNECTIONS.encode(), b"fusectl", ctypes.c_ulong(0), None)
+    try:
+        with open(f"{_CONNECTIONS}/{number}/abort", "wb") as file:
+            file.write(b"1")
+    except OSError as error:
+        raise CannotServe(f"{mountpoint}: cannot end its connection: {error.strerror}") from None
 
 
 def mounts() -> Iterator[list[str]]:
