@@ -107,16 +107,22 @@ def check(options: MountOptions) -> bool:
             if replaces:
                 continue
             mounting.unmount(path, lazy=True)
+        elif inspect.is_mounted(path):
+            raise _served_already(path)
         if not os.path.isdir(path):
             raise CannotServe(f"{path}: no such directory; make the {what} first")
-    for path in (options.mountpoint, options.directory):
-        if inspect.is_mounted(path) and not (replaces and path == options.mountpoint):
-            status = inspect.status_of(path) or {}
-            raise AlreadyServed(
-                f"{path}: served already, by process {status.get('pid', '?')}; see `ckptfs status`"
-            )
     _check_apart(options)
     return replaces
+
+
+def _served_already(path: str) -> CkptfsError:
+    try:
+        status = inspect.status_of(path) or {}
+    except TimeoutError as error:
+        return CannotServe(f"{path}: {error}; see its log, or `ckptfs umount {path}`")
+    return AlreadyServed(
+        f"{path}: served already, by process {status.get('pid', '?')}; see `ckptfs status`"
+    )
 
 
 def _replaces_dead(options: MountOptions) -> bool:

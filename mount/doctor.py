@@ -37,11 +37,11 @@ def examine(directory: str) -> Iterator[Check]:
             "of another pid namespace",
             "killed writers cannot be told from finished ones (C6); run with --pid=host",
         )
+    if inspect.is_mounted(directory):
+        yield _served(directory)
+        return
     if not os.path.isdir(directory):
         yield Check("FAIL", directory, "no such directory", "make it first")
-        return
-    if inspect.is_mounted(directory):
-        yield Check("ok", directory, "served now; see `ckptfs status`")
         return
     yield from _directory(directory)
 
@@ -76,6 +76,14 @@ def _rights() -> Check:
         advice = "passthrough needs root; data is relayed"
         return Check("warn", "rights", "fusermount3: mounts", advice)
     return Check("FAIL", "rights", "neither root nor fusermount3", "install the package fuse3")
+
+
+def _served(directory: str) -> Check:
+    try:
+        inspect.status_of(directory)
+    except TimeoutError as error:
+        return Check("FAIL", directory, str(error), f"see its log, or `ckptfs umount {directory}`")
+    return Check("ok", directory, "served now; see `ckptfs status`")
 
 
 def _directory(directory: str) -> Iterator[Check]:

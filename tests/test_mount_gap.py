@@ -8,9 +8,11 @@ import contextlib
 import ctypes
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mounts
@@ -138,6 +140,21 @@ def test_a_connection_that_outlives_its_daemon_is_ended(disk_dir: Path, command:
             if waiting is not None:
                 waiting.kill()
                 waiting.wait(10)
+
+
+@pytest.mark.kernel_only(mounts.ONE_INODE)
+def test_commands_answer_where_the_daemon_does_not(mount: Served) -> None:
+    os.kill(mount.pid, signal.SIGSTOP)
+    try:
+        commands = ["status", "status --check", "verify", "log", "doctor", "mount"]
+        with ThreadPoolExecutor(len(commands)) as pool:
+            asked = [pool.submit(mounts.ckptfs, *c.split(), mount.path) for c in commands]
+        for command, told in zip(commands, asked, strict=True):
+            done = told.result()
+            assert done.returncode == 8, (command, done)
+            assert "does not answer" in done.stdout + done.stderr, (command, done)
+    finally:
+        os.kill(mount.pid, signal.SIGCONT)
 
 
 def _device_of(pid: int) -> int:

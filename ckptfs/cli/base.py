@@ -75,7 +75,7 @@ def status_of(directory: str) -> dict[str, Any] | None:
     try:
         return inspect.status_of(directory)
     except TimeoutError as error:
-        message = f"{directory}: {error}; see its log, or `umount -l {directory}`"
+        message = f"{directory}: {error}; see its log, or `ckptfs umount {directory}`"
         raise CannotServe(message) from None
 
 
