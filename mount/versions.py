@@ -494,10 +494,17 @@ class Versions:
                 except OSError as error:
                     self._abort(version, str(error))
                     raise
-                if released and not done:
-                    with self.lock:
-                        self._unplace(version)
-                    self.store.committer.discard(staged)
+                if not done:
+                    self._not_due(version, released)
+
+    def _not_due(self, version: Version, released: bool) -> None:
+        """It is overtaken, or unchanged: nobody waits for it, and who has it open may go on."""
+        with self.lock:
+            version.closing = released
+            if released:
+                self._unplace(version)
+        if released:
+            self.store.committer.discard(version.staged)
 
     def _commit_in_turn(self, version: Version) -> bool:
         """Commit it unless it is overtaken. Of one without a byte only the RELEASE tells, which

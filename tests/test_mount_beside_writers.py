@@ -179,3 +179,15 @@ def test_what_is_changed_by_a_name_that_is_gone_shows_by_the_other(tree: Tree) -
         assert other.value("oct(os.stat('g').st_mode)") == "0o100600"
         user.do("os.write(f, b'and more\\n')")
         assert other.value("os.stat('g').st_size") == user.value("os.fstat(f).st_size")
+
+
+def test_a_version_that_is_overtaken_keeps_nobody_waiting(tree: Tree) -> None:
+    """Closed by a duplicate and still open, it was neither committed nor done with: who opened
+    the path for writing waited for ever."""
+    with tree.actors(2) as (user, other):
+        user.do("f = os.open('f', os.O_RDWR | os.O_CREAT); os.write(f, b'first')")
+        user.do("g = os.open('f', os.O_RDWR | os.O_TRUNC); os.close(g); os.close(os.dup(f))")
+        other.do("f = open('f', 'w'); f.write('new'); f.close()")
+        assert other.content("f") == user.content("f") == "new"
+        user.do("os.close(f)")
+        assert other.content("f") == "new"
