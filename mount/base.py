@@ -26,6 +26,7 @@ from ckptfs.mount.nodes import (
     NodeTable,
     Virtual,
     identity,
+    is_gone,
     lstat,
     stands,
 )
@@ -190,8 +191,7 @@ class Base:
         parent = self.nodes.root
         with self.lock:
             for folder in folders:
-                status = lstat(parent.fd, folder)
-                found = self.nodes.find(parent, folder, status) if status else None
+                found = self.nodes.standing(parent, folder)
                 if not isinstance(found, Directory):  # the kernel knows at most that it is absent
                     name = folder
                     break
@@ -259,7 +259,7 @@ class Base:
                 return os.dup(handle.fd)
             if node.fd >= 0:
                 return os.dup(node.fd)
-            if node.parent is not None and stands(node):
+            if node.parent is not None and not is_gone(node):
                 with contextlib.suppress(FileNotFoundError):
                     fd = os.open(node.name, os.O_PATH | osfs.NOFOLLOW, dir_fd=node.parent.fd)
                     if identity(os.fstat(fd)) == node.ident:

@@ -167,8 +167,7 @@ class Files(Relay):
     def _came_in_place(self, parent: Directory, name: str) -> bool:
         """Whether a version that several write under a lock stands there by now."""
         with self.lock:
-            status = lstat(parent.fd, name)
-            current = self.nodes.find(parent, name, status) if status else None
+            current = self.nodes.standing(parent, name)
             version = current.version if isinstance(current, File) else None
             exposed = version is not None and version.staged.state is State.IN_PLACE
             return exposed or self.in_place(parent, name)
@@ -194,8 +193,7 @@ class Files(Relay):
         with self.lock:
             if self._begun(parent, node.name):
                 return None
-            status = lstat(parent.fd, node.name)
-            current = self.nodes.find(parent, node.name, status) if status else None
+            current = self.nodes.standing(parent, node.name)
             version = current.version if isinstance(current, File) else None
         if version is not None and self.versions.is_mapped(version):
             if current is not node:

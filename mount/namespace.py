@@ -207,20 +207,15 @@ class Namespace(Base):
     def _losing_its_name(self, parent: Directory, name: str) -> Iterator[None]:
         """Who has it open by O_PATH has no handle, and asks for its status all the same. A regular
         file is not kept for that: freeing it can take long, and is not left to a FORGET."""
-        with self.lock:
-            status = lstat(parent.fd, name)
-            node = self.nodes.find(parent, name, status) if status else None
-        if not isinstance(node, File):
-            yield
-            return
-        with (
-            osfs.opened(self.store.fs, parent.fd, name, os.O_PATH) as fd,
-            self.versions.replacing(parent, name),
-        ):
-            yield
-            node.last = os.fstat(fd)
-            if node.kind != stat.S_IFREG and node.fd < 0:
-                node.fd = os.dup(fd)
+        with self.versions.replacing(parent, name) as node:
+            if not isinstance(node, File):
+                yield
+                return
+            with osfs.opened(self.store.fs, parent.fd, name, os.O_PATH) as fd:
+                yield
+                node.last = os.fstat(fd)
+                if node.kind != stat.S_IFREG and node.fd < 0:
+                    node.fd = os.dup(fd)
         self.caches.drop_attributes(node.id)  # its writer removes another node, its version
 
     def rmdir(self, parent_id: int, name: str) -> None:

@@ -107,10 +107,13 @@ class File(Node):
 def stands(node: File) -> bool:
     """Whether its name is that of this very inode on disk. A number alone does not tell: it may
     be that of another file by now."""
-    if node.parent is None or node.gone or (node.of is not None and node.of.gone):
-        return False
-    status = lstat(node.parent.fd, node.name)
-    return status is not None and identity(status) == node.ident
+    status = lstat(node.parent.fd, node.name) if node.parent is not None else None
+    return status is not None and identity(status) == node.ident and not is_gone(node)
+
+
+def is_gone(node: File) -> bool:
+    """Whether its name was taken away by the mount, or that of the file whose alias it is."""
+    return node.gone or (node.of is not None and node.of.gone)
 
 
 class Virtual(Node):
@@ -224,6 +227,11 @@ class NodeTable:
 
     def find(self, parent: Directory, name: str, status: os.stat_result) -> Node | None:
         return self._by_key.get((parent.id, name, identity(status)))
+
+    def standing(self, parent: Directory, name: str) -> Node | None:
+        """That of what stands at the path, if the kernel knows it."""
+        status = lstat(parent.fd, name)
+        return self.find(parent, name, status) if status is not None else None
 
     def detach(self, node: Node) -> None:
         """The node has lost its name; it lives on while the kernel holds it open."""

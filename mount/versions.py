@@ -187,9 +187,8 @@ class Versions:
         with self.lock:
             node = self.nodes.staged(parent, name, os.fstat(staged.fd))
             if exists:
-                with contextlib.suppress(FileNotFoundError):
-                    found = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
-                    node.stands_for = found.st_ino
+                found = lstat(parent.fd, name)
+                node.stands_for = found.st_ino if found is not None else 0
             version = Version(
                 staged,
                 node,
@@ -556,8 +555,7 @@ class Versions:
     def replacing(self, parent: Directory, name: str) -> Iterator[Node | None]:
         """What stands at the path, if it is known, loses its name inside, or keeps it."""
         with self.lock:
-            status = lstat(parent.fd, name)
-            old = self.nodes.find(parent, name, status) if status is not None else None
+            old = self.nodes.standing(parent, name)
         yield old
         with self.lock:
             here = isinstance(old, File) and (old.parent, old.name) == (parent, name)
