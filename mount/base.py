@@ -148,7 +148,7 @@ class Base:
         return Entry(node, status, self._name_lasts(node), self.status_lasts(node, status))
 
     def alias(self, entry: Entry) -> Entry:
-        """A node of its own for whoever has looked up a committed file."""
+        """A node of its own for whoever has looked a file up."""
         assert isinstance(entry.node, File)
         with self.lock:
             alias = self.nodes.alias(entry.node, entry.status)
@@ -288,13 +288,12 @@ class Base:
         """A file open at ``fd``, whatever has become of the node's name."""
         return self._handle(node, fd, flags)
 
-    def give(self, handle: Handle, node: File) -> None:
-        """Make it an open file of the node that the kernel has opened in place of its own."""
+    def give(self, handle: Handle, nodeid: int) -> None:
+        """The kernel opens an alias in place of the handle's own node."""
         with self.lock:
             if isinstance(handle.node, File):
-                handle.node.handles.discard(handle)
-            node.handles.add(handle)
-            handle.node, handle.relayed = node, False
+                self.nodes.stand_in(nodeid, handle.node)
+            handle.carrier, handle.relayed = nodeid, False
 
     def _locks_of(self, node: File | Virtual) -> LockSet:
         """Those of its path; where it is open already those that it had then, since its name may

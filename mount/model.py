@@ -41,6 +41,7 @@ class Handle:
     fd: int
     flags: int
     opener: int | None  # its process
+    carrier: int = 0  # the node that the kernel has opened, where it is an alias of ``node``
     version: Version | None = None  # what it writes; None for readers and in-place files
     relayed: bool = False  # on another node than its version's: only the daemon can carry it
     flushed: bool = False  # closed by the process that opened it
@@ -51,6 +52,10 @@ class Handle:
     owners: set[int] = field(default_factory=set)  # of the locks that were asked for by it
     locker: int | None = None  # the process that asked last, 0 if it is unknown
     base: Base | None = None  # where the bytes are that ``fd`` may lack
+
+    @property
+    def opened_node(self) -> int:
+        return self.carrier or self.node.id
 
 
 @dataclass(eq=False)

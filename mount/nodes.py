@@ -97,6 +97,7 @@ class File(Node):
         self.version: Version | None = None  # while it is staged or live
         self.handles: set[Handle] = set()
         self.of: File | None = None  # whose alias it is
+        self.stands_in = False  # what is asked of the alias is meant for that one
         self.aliased = False  # so that it may change without the kernel's knowledge
         self.replaced = False  # by a commit
         self.gone = False  # its name was taken away, and never leads to it again
@@ -155,9 +156,10 @@ class NodeTable:
 
     def get(self, nodeid: int) -> Node:
         try:
-            return self._by_id[nodeid]
+            node = self._by_id[nodeid]
         except KeyError:
             raise OSError(errno.ESTALE, "unknown node") from None
+        return node.of if isinstance(node, File) and node.of and node.stands_in else node
 
     def directory(self, nodeid: int) -> Directory:
         node = self.get(nodeid)
@@ -185,14 +187,29 @@ class NodeTable:
         return node
 
     def alias(self, node: File, status: os.stat_result) -> File:
-        """Another node of a committed file, which no lookup finds; it keeps the file's known."""
+        """Another node of a file, which no lookup finds; it keeps the file's known. That of a
+        committed one is an inode of its own, which may lose its name to another."""
         assert node.parent is not None
         alias = File(next(self._ids), node.parent, node.name, status)
         node.parent.children += 1
         self._by_id[alias.id] = alias
+        self._make_alias(alias, node)
+        alias.stands_in = node.version is not None
+        return alias
+
+    def stand_in(self, nodeid: int, node: File) -> None:
+        """The kernel opens ``node`` by the alias of another one, by which it goes on asking."""
+        alias = self._by_id[nodeid]
+        if isinstance(alias, File) and alias is not node:
+            left = alias.of
+            self._make_alias(alias, node)
+            alias.stands_in = True
+            if left is not None:
+                self.forget(left.id, 1)
+
+    def _make_alias(self, alias: File, node: File) -> None:
         node.aliased, alias.of = True, node
         node.lookups += 1
-        return alias
 
     def fix(self, node: Virtual) -> None:
         """One that is never forgotten."""

@@ -64,6 +64,28 @@ while time.monotonic() < end:
 print(json.dumps(found))
 """
 
+# What HDF5 does: it looks whether it may write, and then makes the file anew.
+_REOPENER = """
+import json, os, sys
+name, rounds, wrong = sys.argv[1], int(sys.argv[2]), []
+for n in range(rounds):
+    looked = os.open(name, os.O_RDWR)
+    os.fstat(looked)
+    os.close(looked)
+    file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+    sizes = [os.fstat(file).st_size]
+    os.fchmod(file, 0o600 + n % 2)
+    os.setxattr(file, "user.round", b"%d" % n)
+    sizes += [os.write(file, b"z" * (n + 1)), os.fstat(file).st_size]
+    os.close(file)
+    if sizes != [0, n + 1, n + 1]:
+        wrong.append(sizes)
+    found = os.stat(name).st_mode & 0o777, os.getxattr(name, "user.round")
+    if found != (0o600 + n % 2, b"%d" % n):
+        wrong.append(str(found))
+print(json.dumps(wrong))
+"""
+
 _CREATING = ("save over", "create", "create to read")
 _OF_WHAT_IS_THERE = (*_CREATING, "truncate", "edit", "read")
 _CHANGING = ("cut", "chmod", "touch", "label", "labels")
@@ -122,3 +144,13 @@ def test_a_name_that_is_always_there_is_never_missed(
     *racers, _ = race(contested, name, *roles, other)
     for role, found in zip(roles, racers, strict=True):
         assert set(found) == {""}, (role, found)
+
+
+@pytest.mark.parametrize("name", ["k.pt", "k.lock"])
+def test_a_descriptor_tells_of_the_file_that_it_has_open(contested: Path, name: str) -> None:
+    """An open for writing that is given up and another one right after it: the kernel has looked
+    the first one's version up, which ends meanwhile, and opens by its node what comes next."""
+    (contested / name).write_bytes(b"first")
+    command = [sys.executable, "-c", _REOPENER, name, "100"]
+    run = subprocess.run(command, cwd=contested, stdout=subprocess.PIPE, timeout=CHILD_LIMIT_S)
+    assert json.loads(run.stdout) == []

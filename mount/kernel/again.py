@@ -102,8 +102,8 @@ class Again:
         return self._keep_found(sent, parent_id, name, caller)
 
     def _keep_found(self, sent: _Sent, parent_id: int, name: str, caller: Caller) -> Entry:
-        """A committed file is given a node of its own: the kernel allows a node one backing file,
-        and this is to have whatever stands at the path by then."""
+        """What others may have open is given a node of its own: the kernel allows a node one
+        backing file, and this is to have whatever stands at the path by then."""
         for _ in range(_TRIES):
             entry = self._ops.lookup(parent_id, name, caller)
             if not isinstance(entry.node, File) or entry.node.kind != stat.S_IFREG:
@@ -116,7 +116,7 @@ class Again:
             raise stale()
         sent.hold(fd)
         sent.place, sent.judged = (parent_id, name), _access(entry.status)
-        if entry.node.version is None:
+        if entry.node.version is None or entry.node.handles:
             entry = self._ops.alias(entry)
         sent.nodeid = entry.node.id
         return entry
@@ -213,7 +213,7 @@ class Again:
         with contextlib.suppress(FileNotFoundError):
             return self._ops.lookup(*sent.place, asked.caller)
         node = self._ops.nodes.get(asked.nodeid)
-        found = node.of if isinstance(node, File) else None
+        found = (node.of or node) if isinstance(node, File) else None
         if found is None or found.parent is None or not stands(found):
             return None
         with contextlib.suppress(FileNotFoundError):
@@ -222,15 +222,14 @@ class Again:
 
     def _answered(self, result: Any, entry: Entry, asked: _Request) -> Any:
         """By another node than the one that the kernel means, which has lost its name."""
-        node, other = self._ops.nodes.get(asked.nodeid), entry.node
+        other = entry.node
         if other.parent is not None:
             self._ops.caches.drop_name(other.parent.id, other.name, asked.nodeid)
         if asked.op != Op.OPEN:
             return result
         handle = self._ops.handle(wire.OPEN_OUT.unpack(result)[0])
         self._passthrough.detach(handle)
-        assert isinstance(node, File)
-        self._ops.give(handle, node)
+        self._ops.give(handle, asked.nodeid)
         return self._answers.opened(handle)
 
     def _open_nameless(self, sent: _Sent, asked: _Request) -> bytes:

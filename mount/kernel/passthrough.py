@@ -52,21 +52,21 @@ class Passthrough:
     def attach(self, handle: Handle) -> int:
         """The backing id for an open of the handle's node; 0: relay."""
         with self._lock:
-            carried = self._carried.get(handle.node.id)
+            carried = self._carried.get(handle.opened_node)
             if carried is None:
                 backing = 0 if handle.base is not None else self._open(handle.fd)
-                carried = self._carried[handle.node.id] = _Carried(backing, 0)
+                carried = self._carried[handle.opened_node] = _Carried(backing, 0)
             carried.handles += 1
             return carried.backing_id
 
     def detach(self, handle: Handle) -> None:
         with self._lock:
-            carried = self._carried.get(handle.node.id)
+            carried = self._carried.get(handle.opened_node)
             if carried is None or handle.relayed:
                 return
             carried.handles -= 1
             if carried.handles == 0:
-                del self._carried[handle.node.id]
+                del self._carried[handle.opened_node]
                 self._close(carried.backing_id)
 
     def _close(self, backing_id: int) -> None:
