@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ckptfs import format as fmt
 from ckptfs import history, osfs, structure
@@ -183,7 +184,8 @@ class Committed(Ordering):
     def rerecord(self, fd: int, record: Record, digested: Digested) -> Record:
         """Record a committed file whose bytes were changed in place. Durable on return."""
         size, mtime = digested.at
-        new = replace(
+        new = self._write_anew(
+            fd,
             record,
             digest=digested.digest,
             size_bytes=size,
@@ -191,8 +193,17 @@ class Committed(Ordering):
             structure=digested.structure.verdict.value,
             sums=digested.sums,
         )
-        self.layout.write_record(fd, new)
         self.fs.fsync(fd)
+        return new
+
+    def _write_anew(self, fd: int, record: Record, **changed: Any) -> Record:
+        """Not durable. A rename may have given the file another lineage since it was recorded."""
+        with self.lineages.lock:
+            with contextlib.suppress(RecordDamaged):
+                now = self.layout.read_record(fd) or record
+                record = replace(record, lineage=now.lineage, generation=now.generation)
+            new = replace(record, **changed)
+            self.layout.write_record(fd, new)
         return new
 
     def record(self, at: int, name: str, path: str, lineage: str = "") -> Record:
@@ -257,6 +268,4 @@ class Committed(Ordering):
         mtime = self.fs.stat(fd).st_mtime_ns
         if mtime == record.mtime_ns:
             return record
-        new = replace(record, mtime_ns=mtime)
-        self.layout.write_record(fd, new)
-        return new
+        return self._write_anew(fd, record, mtime_ns=mtime)

@@ -4,7 +4,8 @@ The staged file shares the blocks of its base where the filesystem can (XFS, btr
 (ext4) it has a hole there, filled once something below the end of the base is changed. Where the
 file has only grown, its commit copies what was added behind the committed file itself:
 
-    link it into stage; fsync(stage)        the intent, found at recovery without a search
+    link it into stage; fsync(stage)        the intent, found at recovery without a search; its
+                                            name has the generation that is extended
     copy; fsync(data)                       the record still speaks of the old size
     record; fsync                           <- the commit point
     unlink the link
@@ -24,10 +25,11 @@ from dataclasses import replace
 
 from ckptfs import format as fmt
 from ckptfs import osfs
-from ckptfs.digest import Before, Hasher, hash_range
+from ckptfs.digest import CHUNK_BYTES, Before, Hasher, digest_file, hash_range
 from ckptfs.errors import RecordDamaged, Rotten
 from ckptfs.format import Record
 from ckptfs.layout import Layout
+from ckptfs.osfs import FileSystem
 from ckptfs.protocol import Step
 from ckptfs.staged import Base, Fingerprint, Inode, Staged
 
@@ -181,7 +183,7 @@ class Growth:
         base = staged.base
         assert base is not None
         with osfs.opened(self.fs, at, name, osfs.O_RDWR) as fd:
-            intent = fmt.new_txid() + fmt.GROWS
+            intent = f"{staged.txid}-{base.record.generation}{fmt.GROWS}"
             self.fs.link(at, name, self.layout.stage, intent)
             try:
                 self.fs.fsync_dir(self.layout.stage)
@@ -218,6 +220,7 @@ class Growth:
             return
         with contextlib.suppress(OSError):
             self.fs.unlink(self.layout.stage, intent)
+            self.fs.fsync_dir(self.layout.stage)  # the record is that of the intent, as it was
 
 
 def cut_back(layout: Layout, fd: int, record: Record) -> None:
@@ -231,13 +234,55 @@ def cut_back(layout: Layout, fd: int, record: Record) -> None:
     fs.fsync(fd)
 
 
-def recover(layout: Layout, name: str) -> None:
-    """What a crash left of an extension; ``name`` is its intent, in stage."""
+def recover(layout: Layout, name: str) -> str | None:
+    """What a crash left of an extension; ``name`` is its intent, in stage. What the file has behind
+    its recorded end is cut off, and goes to salvage where the version that was being added does not
+    hold it: somebody may have added to the file since. Returns that entry of salvage. Durable."""
+    fs, kept = layout.fs, None
+    staged, _, generation = name.removesuffix(fmt.GROWS).partition("-")
     with (
-        osfs.opened(layout.fs, layout.stage, name, osfs.O_RDWR) as fd,
+        osfs.opened(fs, layout.stage, name, osfs.O_RDWR) as fd,
         contextlib.suppress(RecordDamaged),  # then nothing says how long it was
     ):
         record = layout.read_record(fd)
-        if record is not None and layout.fs.stat(fd).st_size >= record.size_bytes:
-            cut_back(layout, fd, record)
+        # Of a later generation it is over, but for the name of the intent.
+        if record is not None and str(record.generation) == generation:
+            if fs.stat(fd).st_size > record.size_bytes:
+                if not _holds(layout, staged, fd, record.size_bytes):
+                    kept = _put_added_aside(layout, fd, record.size_bytes)
+                cut_back(layout, fd, record)
+            elif _has_digest(fs, fd, record):  # it was cut back, but for the time in its record
+                cut_back(layout, fd, record)
     layout.fs.unlink(layout.stage, name)
+    layout.fs.fsync_dir(layout.stage)
+    return kept
+
+
+def _holds(layout: Layout, staged: str, fd: int, start: int) -> bool:
+    """Whether the staged version begins, from ``start`` on, with what the file has there."""
+    fs, size = layout.fs, layout.fs.stat(fd).st_size
+    try:
+        with osfs.opened(fs, layout.stage, staged, osfs.O_RDONLY) as other:
+            return all(
+                fs.read(fd, CHUNK_BYTES, at) == fs.read(other, min(CHUNK_BYTES, size - at), at)
+                for at in range(start, size, CHUNK_BYTES)
+            )
+    except FileNotFoundError:
+        return False
+
+
+def _put_added_aside(layout: Layout, fd: int, start: int) -> str:
+    draft = fmt.new_txid()
+    make = osfs.O_RDWR | osfs.O_CREAT | osfs.O_EXCL
+    with osfs.opened(layout.fs, layout.stage, draft, make) as added:
+        layout.fs.copy(fd, added, start, layout.fs.stat(fd).st_size)
+    story: dict[str, object] = {
+        "reason": "behind the end of a file that was being added to",
+        "bytes_missing_at_start": start,
+    }
+    return layout.put_aside(layout.stage, draft, layout.salvage, story)
+
+
+def _has_digest(fs: FileSystem, fd: int, record: Record) -> bool:
+    whole = fs.stat(fd).st_size == record.size_bytes
+    return whole and digest_file(fs, fd, record.size_bytes, record.algorithm) == record.digest

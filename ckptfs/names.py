@@ -106,18 +106,20 @@ class Names(Committed):
 
     def _adopt_lineage(self, at: int, name: str, lineage: str) -> str | None:
         """Give a committed file another lineage, durably. Returns the one it leaves, if any."""
-        with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
+        # A commit of the target, hence a number above all that history holds of it.
+        generation = self.layout.next_generation()
+        with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd, contextlib.ExitStack() as written:
+            written.enter_context(self.lineages.lock)  # who writes it may record it anew meanwhile
             try:
                 record = self.layout.read_record(fd)
             except RecordDamaged:
                 return None
             if record is None:
                 return None
-            # A commit of the target, hence a number above all that history holds of it.
-            generation = self.layout.next_generation()
             new = replace(record, lineage=lineage, generation=generation)
             try:
                 self.layout.write_record(fd, new)
+                written.close()
                 self.fs.fsync(fd)
             except OSError:
                 with contextlib.suppress(OSError):

@@ -118,9 +118,10 @@ class Store:
         made, is durable on return: a later commit syncs only what it changes itself. Returns how
         many versions were salvaged."""
         salvaged = 0
-        for name in self.fs.listdir(self.layout.stage):
-            if name.endswith(fmt.GROWS):
-                growth.recover(self.layout, name)
+        names = self.fs.listdir(self.layout.stage)
+        for name in sorted(names, key=lambda name: not name.endswith(fmt.GROWS)):
+            if name.endswith(fmt.GROWS):  # ahead of the versions that they belong to
+                salvaged += growth.recover(self.layout, name) is not None
                 continue
             status = self.fs.lstat(self.layout.stage, name)
             # A version with a second name was published, or is on its way to quarantine.

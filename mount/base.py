@@ -288,6 +288,10 @@ class Base:
         """A file open at ``fd``, whatever has become of the node's name."""
         return self._handle(node, fd, flags)
 
+    def may_open_as(self, nodeid: int, node: Node) -> bool:
+        """Whether the kernel may open ``node`` by that other one: if nobody else has opened it."""
+        return nodeid == node.id or not self.nodes.is_open(nodeid)
+
     def give(self, handle: Handle, nodeid: int) -> None:
         """The kernel opens an alias in place of the handle's own node."""
         with self.lock:

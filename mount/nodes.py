@@ -197,6 +197,10 @@ class NodeTable:
         alias.stands_in = node.version is not None
         return alias
 
+    def is_open(self, nodeid: int) -> bool:
+        opened = self._by_id[nodeid]
+        return isinstance(opened, File) and bool(opened.handles)
+
     def stand_in(self, nodeid: int, node: File) -> None:
         """The kernel opens ``node`` by the alias of another one, by which it goes on asking."""
         alias = self._by_id[nodeid]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,8 +127,8 @@ def test_C1_an_append_that_fails_survives_every_power_cut(k: int, code: int) -> 
     assert wrong <= {"C2: a returned put is gone"}  # it did not return
 
 
-def test_C1_recovery_itself_survives_every_power_cut() -> None:
-    fs = CrashFs()
+def interrupted(fs: CrashFs) -> CrashFs:
+    """As a kill leaves it: added to, not recorded."""
     store = Store(fs, fs.root, "store", Options())
     store.put("a.pt", OLD)
     fs.sync_all(fs.root)
@@ -139,7 +140,11 @@ def test_C1_recovery_itself_survives_every_power_cut() -> None:
 
     append(MORE)(Store(Before(fs, ahead).fs, fs.root, "store", Options()))
     assert halves
-    for half in halves[0].crash_states():
+    return halves[0]
+
+
+def test_C1_recovery_itself_survives_every_power_cut() -> None:
+    for half in interrupted(CrashFs()).crash_states():
         cuts: list[CrashFs] = []
         watched = Before(half, lambda call, half=half, cuts=cuts: cuts.append(half.snapshot()))
         Store(watched.fs, half.root, "store", Options()).recover()
@@ -177,6 +182,46 @@ def without_nth_fsync(n: int) -> Wrap:
 def test_control_a_broken_extension_is_seen(broken: Wrap, seen: str) -> None:
     found = violations(ONCE, wrap=broken)
     assert any(each.startswith(seen) for each in found), found
+
+
+# --- what is not its own ------------------------------------------------------------------------
+
+
+def salvaged(store: Store) -> list[int]:
+    return [int(str(each["size"])) for each in store.layout.set_aside(store.layout.salvage)]
+
+
+@pytest.mark.parametrize("name", ["0011223344556677", "0011223344556677-1"])
+def test_an_intent_that_is_over_cuts_nothing(name: str, quick_dir: Path) -> None:
+    """Its unlink was not durable, and somebody has added to the file without ckptfs."""
+    store = lazy(store_on(quick_dir))
+    store.put("a.pt", OLD)
+    append(MORE)(store)
+    store.close()
+    os.link(quick_dir / "a.pt", quick_dir / ".ckptfs" / "stage" / f"{name}.grows")
+    with open(quick_dir / "a.pt", "ab") as file:
+        file.write(MOST)
+    again = store_on(quick_dir)
+    again.recover()
+    assert (quick_dir / "a.pt").read_bytes() == OLD + MORE + MOST
+    assert not list((quick_dir / ".ckptfs" / "stage").iterdir())
+    again.close()
+
+
+@pytest.mark.parametrize("added_outside", [b"", b"by somebody else"])
+def test_what_is_cut_off_is_kept_where_the_staged_version_does_not_hold_it(
+    added_outside: bytes,
+) -> None:
+    fs = interrupted(CrashFs())
+    fd = fs.open(fs.root, "a.pt", os.O_RDWR)
+    size = fs.stat(fd).st_size
+    fs.write(fd, added_outside, size)
+    store = Store(fs, fs.root, "store", Options())
+    assert store.recover() == (2 if added_outside else 1)  # the staged version is one of them
+    assert store.get("a.pt") == OLD
+    if added_outside:
+        kept = max(salvaged(store))
+        assert kept >= len(MORE) + len(added_outside)
 
 
 # --- failing calls -------------------------------------------------------------------------------

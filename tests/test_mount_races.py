@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounts import CHILD_LIMIT_S, served
+from mounts import CHILD_LIMIT_S, ckptfs, served
 
 _RACER = """
 import contextlib, collections, errno, json, os, sys, time
@@ -103,6 +103,9 @@ def race(directory: Path, name: str, *roles: str) -> list[collections.Counter[st
         for role in roles
     ]
     answers = [racer.communicate(timeout=CHILD_LIMIT_S)[0] for racer in racers]
+    checked = ckptfs("verify", directory).stdout
+    found = {line.split()[0] for line in checked.splitlines()}  # "broken": no .pt file is written
+    assert not found & {"damaged", "stale", "modified", "missing", "unreachable"}, checked
     return [collections.Counter(json.loads(answer)) for answer in answers]
 
 

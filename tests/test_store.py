@@ -209,6 +209,23 @@ def test_C1_a_file_written_in_place_is_synced_before_it_takes_over_a_name(quick_
     store.close()
 
 
+def test_a_live_version_that_takes_over_a_name_stays_of_its_lineage(quick_dir: Path) -> None:
+    """Who has it open writes on: it is recorded anew, as what it is by then."""
+    store = store_on(quick_dir)
+    store.put("b.pt", OLD)
+    before = lineage(store, "b.pt")
+    staged = store.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
+    store.fs.write(staged.fd, NEW, 0)
+    store.commit(staged, store.root, "a.pt")
+    store.rename("a.pt", "b.pt")
+    store.fs.write(staged.fd, NEW + NEW, 0)
+    assert store.reseal(staged)
+    store.fs.close(staged.fd)
+    assert store.get("b.pt") == NEW + NEW
+    assert lineage(store, "b.pt") == before
+    store.close()
+
+
 def test_C3_a_directory_that_cannot_be_noted_is_synced_at_once(quick_dir: Path) -> None:
     """No descriptor left to remember it by: the change is made, so it must not fail."""
 

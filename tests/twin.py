@@ -281,24 +281,26 @@ class Twins:
         ``anew``: it truncates a version of its own, which may be made in the tick of the other.
         ``inode``: the file that it is about, on the plain side."""
         ours, theirs = answers
-        kept = inode in self.model.kept
         if (
             not masked
-            and self._value(ours, kept) != self._value(theirs, kept)
+            and self._value(ours, inode) != self._value(theirs, inode)
             and not allowed(ours.result, theirs.result)
         ):
             raise self._different(f"{question}\nmount: {_short(ours)}\nplain: {_short(theirs)}")
         for watched in zip(ours.before, ours.after, theirs.before, theirs.after, strict=True):
             self._compare_watched(worker, question, watched, commits, anew)
 
-    def _value(self, answer: Answer, kept: bool) -> Any:
-        """What is compared. ``kept``: history may have a link to the file. Of reads that are
-        relayed the access time tells nothing."""
+    def _value(self, answer: Answer, inode: int | None) -> Any:
+        """What is compared. History may have a link to the file. Of reads that are relayed the
+        access time tells nothing."""
         kind, value = answer.result
         if not isinstance(value, tuple) or len(value) != 9:
             return kind, value
-        _, mode, uid, gid, links, *rest, read_at = value
-        return kind, mode, uid, gid, 0 if kept else links, *rest, 0 if self.relayed else read_at
+        _, mode, uid, gid, links, kind_of, size, changed_at, read_at = value
+        links = 0 if inode in self.model.kept else links
+        changed_at = 0 if inode in self.model.late else changed_at
+        read_at = 0 if self.relayed else read_at
+        return kind, mode, uid, gid, links, kind_of, size, changed_at, read_at
 
     def _compare_watched(
         self, worker: int, question: Any, watched: Any, commits: bool, anew: bool
@@ -329,6 +331,7 @@ class Twins:
             free = (publishes and ours and (is_directory or name == "ctime")) or (anew and theirs)
             # set by hand to what it was: a commit may have moved it on the mount meanwhile
             free |= is_directory and name == "mtime" and after[1] == plain_after[1]
+            free |= plain_after[0] in self.model.late
             if ours != theirs and not free:
                 raise self._different(f"{question}\n{name} moved: mount {ours}, plain {theirs}")
 
@@ -343,6 +346,8 @@ class Twins:
                 continue
             if inode in self.model.kept:
                 facts[3] = own_facts[3] = 0
+            if inode in self.model.late:
+                facts[6] = own_facts[6] = 0
             if self.relayed:
                 facts[7] = own_facts[7] = 0
             if facts != own_facts:

@@ -90,6 +90,8 @@ class Model:
     split: set[int] = field(default_factory=set)  # their versions have gone different ways
     lost: set[int] = field(default_factory=set)  # split, by a writer that was killed
     kept: set[int] = field(default_factory=set)  # replaced: history may have a link to them
+    # stored to by a map, where the times move when the kernel writes the pages back
+    late: set[int] = field(default_factory=set)
 
     def of(self, inode: int) -> list[Description]:
         found = [*self.open.values(), *self.maps.values()]
@@ -115,7 +117,7 @@ class Model:
 
     def forget(self, inode: int) -> None:
         """Both sides are the same again, or the file is gone."""
-        for table in (self.split, self.lost, self.kept):
+        for table in (self.split, self.lost, self.kept, self.late):
             table.discard(inode)
         self.flight.pop(inode, None)
 
@@ -265,7 +267,10 @@ class Model:
             self.flight.pop(inode, None)
 
     def locked(self, description: Description) -> None:
-        """What a second process locks as well is written in place from there on."""
+        """What a second process locks as well is written in place from there on. A lock file that
+        another one has truncated meanwhile is that of its holder."""
+        if any(d.stale and d.writing for d in self.of(description.inode)):
+            self.part(description.inode)
         if description.inode in self.flight:
             self.flight[description.inode].said = True
 

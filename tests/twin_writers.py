@@ -138,6 +138,8 @@ class Writers(Asking):
         answers = self.pair.ask(worker, what, slot, *rest)
         if writes and any(answer.ok for answer in answers):
             self.model.written(description)
+            if self.pair.relayed:
+                self.model.late.add(description.inode)
         masked = self.model.masked(description)
         question = worker, what, slot, description.path, *rest
         self.pair.compare(worker, question, answers, masked=masked)

@@ -102,8 +102,9 @@ class Again:
         return self._keep_found(sent, parent_id, name, caller)
 
     def _keep_found(self, sent: _Sent, parent_id: int, name: str, caller: Caller) -> Entry:
-        """What others may have open is given a node of its own: the kernel allows a node one
-        backing file, and this is to have whatever stands at the path by then."""
+        """What others may have open is given a node of its own, but for the version that the caller
+        was sent to: the kernel allows a node one backing file, and this is to have whatever stands
+        at the path by then."""
         for _ in range(_TRIES):
             entry = self._ops.lookup(parent_id, name, caller)
             if not isinstance(entry.node, File) or entry.node.kind != stat.S_IFREG:
@@ -116,7 +117,8 @@ class Again:
             raise stale()
         sent.hold(fd)
         sent.place, sent.judged = (parent_id, name), _access(entry.status)
-        if entry.node.version is None or entry.node.handles:
+        version = entry.node.version
+        if version is None or caller.pid not in version.expected:
             entry = self._ops.alias(entry)
         sent.nodeid = entry.node.id
         return entry
@@ -188,6 +190,8 @@ class Again:
             try:
                 if not _may(self._ops, entry, sent, asked.caller):
                     raise stale()
+                if asked.op == Op.OPEN and not self._ops.may_open_as(asked.nodeid, entry.node):
+                    raise stale()
                 result = _finished(asked.ask(entry.node.id))
                 return (
                     self._answered(result, entry, asked)
@@ -213,7 +217,7 @@ class Again:
         with contextlib.suppress(FileNotFoundError):
             return self._ops.lookup(*sent.place, asked.caller)
         node = self._ops.nodes.get(asked.nodeid)
-        found = (node.of or node) if isinstance(node, File) else None
+        found = node.of if isinstance(node, File) else None
         if found is None or found.parent is None or not stands(found):
             return None
         with contextlib.suppress(FileNotFoundError):
