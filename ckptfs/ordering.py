@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ckptfs import osfs
 from ckptfs.errors import StoreReadOnly, final
@@ -16,6 +16,8 @@ from ckptfs.protocol import Mode
 
 log = logging.getLogger("ckptfs.ordering")
 
+_DIRS_HELD = 64  # that have changed; where there are more, all of their filesystem is synced
+
 
 class Ordering:
     def __init__(self, fs: FileSystem, mode: Mode) -> None:
@@ -23,6 +25,7 @@ class Ordering:
         self.poisoned: str | None = None
         self._paths = KeyedLocks()
         self._dirty: dict[tuple[int, int], int] = {}
+        self._many_dirty: set[int] = set()  # devices
         self._dirty_lock = threading.Lock()
         self._dir_syncs = threading.Lock()
 
@@ -34,7 +37,10 @@ class Ordering:
             status = self.fs.stat(at)
             key = (status.st_dev, status.st_ino)
             with self._dirty_lock:
-                if key not in self._dirty:
+                held = sum(device == key[0] for device, _ in self._dirty)
+                if held >= _DIRS_HELD and key not in self._dirty:
+                    self._many_dirty.add(key[0])
+                elif key not in self._dirty:
                     self._dirty[key] = self.fs.open(at, ".", osfs.DIRECTORY)
         except OSError:  # no descriptor left to keep it by; the change is made, so do not fail it
             self.sync_dir(at)
@@ -45,18 +51,25 @@ class Ordering:
         with self._dir_syncs:
             with self._dirty_lock:
                 dirty, self._dirty = self._dirty, {}
-            for fd in dirty.values():
+                many, self._many_dirty = self._many_dirty, set()
+            for (device, _), fd in dirty.items():
                 try:
+                    if device in many:
+                        many.discard(device)
+                        self._sync(self.fs.sync_all, fd)
                     self.sync_dir(fd)
                 finally:
                     self.fs.close(fd)
 
     def sync_dir(self, fd: int) -> None:
         """fsync a directory if the mode does; a failure makes the store read-only."""
+        self._sync(self.fs.fsync_dir, fd)
+
+    def _sync(self, sync: Callable[[int], None], fd: int) -> None:
         if not self.mode.syncs_directories:
             return
         try:
-            self.fs.fsync_dir(fd)
+            sync(fd)
         except OSError as error:
             self.poison(f"directory fsync failed: {error.strerror}")
             raise final(error) from None

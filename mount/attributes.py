@@ -51,7 +51,8 @@ class Attributes(Files):
         self.store.committer.require_writable()
         _require_changeable(node)
         if isinstance(node, Directory):
-            yield f"/proc/self/fd/{node.fd}"
+            directory = node.fd
+            yield directory.link()
             self.caches.drop_attributes(node.id)
             return
         assert isinstance(node, File) and node.parent is not None

@@ -15,6 +15,7 @@ from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.mount import acl
 from ckptfs.mount.control import Control
+from ckptfs.mount.descriptors import Room
 from ckptfs.mount.locks import Locks, LockSet
 from ckptfs.mount.metadata import Metadata
 from ckptfs.mount.model import Caller, Handle, Version
@@ -92,7 +93,8 @@ class Base:
 
     def __init__(self, store: Store, status: Callable[[], dict[str, Any]]) -> None:
         self.store = store
-        self.nodes = NodeTable(store.root)
+        self.room = Room.of_process()
+        self.nodes = NodeTable(store.root, self.room)
         self.versions = Versions(store, self.nodes)
         self.lock = self.versions.lock
         self.handles = self.versions.handles
@@ -170,6 +172,8 @@ class Base:
             return not self.versions.any_below(node)
         if not isinstance(node, File):
             return False
+        if node.is_plain:
+            return status.st_nlink == 1 and not self.nodes.changes_elsewhere(node)
         if node.aliased:
             return False
         mappable = any(handle.flags & os.O_ACCMODE == os.O_RDWR for handle in node.handles)
@@ -214,7 +218,7 @@ class Base:
             if isinstance(node, Virtual):
                 return node.status()
             if isinstance(node, Directory):
-                return os.fstat(node.fd)
+                return node.status()
             assert isinstance(node, File)
             handle = self.handles.get(handle_id) if handle_id is not None else None
             if handle is not None:
@@ -279,7 +283,7 @@ class Base:
             self.handles[handle.id] = handle
             if isinstance(node, File | Virtual):
                 handle.locks = self._locks_of(node)
-                node.handles.add(handle)
+                node.hold(handle)
         if flags & os.O_ACCMODE == os.O_RDWR:
             self.caches.drop_attributes(node.id)  # a mapping may change them from here on
         return handle

@@ -333,6 +333,12 @@ class Daemon:
                 "other users' writers unknown, for only root may see how they ended: killed ones "
                 "cannot be told from finished ones (C6)"
             )
+        if self.operations.room.is_short():
+            total = self.operations.room.total
+            found.append(
+                f"descriptors are used up ({total}): opens fail (ENFILE) until some files are "
+                "closed; commits go on; raise the hard limit (LimitNOFILE=)"
+            )
         if store.layout.uses_sidecars:
             found.append("records lie in sidecars: the filesystem has no room for xattrs")
         return found

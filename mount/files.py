@@ -18,6 +18,7 @@ from ckptfs.mount import content, writers
 from ckptfs.mount.base import Entry, New, Slow, exists, own, stale
 from ckptfs.mount.content import Content
 from ckptfs.mount.control import StatusFile
+from ckptfs.mount.descriptors import no_room
 from ckptfs.mount.locks import Lock
 from ckptfs.mount.model import Caller, Handle, Version
 from ckptfs.mount.nodes import Directory, File, Virtual, identity, lstat, stands
@@ -42,6 +43,8 @@ class Files(Relay):
             return self._open_virtual(node, flags, caller)
         if not isinstance(node, File) or node.parent is None:
             raise OSError(errno.EISDIR if isinstance(node, Directory) else errno.ENXIO, "no file")
+        if not self.room.for_users():
+            return Slow(lambda: self._refuse(node, caller))
         writing = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
         if not writing:
             return self._open_for_reading(node, node.parent, flags)
@@ -50,9 +53,19 @@ class Files(Relay):
             return Slow(lambda: self._open_in_place(node, flags))
         return self._open_for_writing(node, node.parent, flags, caller)
 
+    def _refuse(self, node: File, caller: Caller) -> NoReturn:
+        """No descriptor is left for it."""
+        version = node.version
+        if version is not None and caller.pid in version.expected:
+            self.versions.dismiss(version, caller)
+        raise no_room()
+
     def _open_virtual(self, node: Virtual, flags: int, caller: Caller) -> Handle | Slow[Handle]:
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise PermissionError(errno.EPERM, "read-only")
+        is_status = isinstance(node, StatusFile)  # which is to tell that no room is left
+        if not self.room.is_left(self.room.reserve // (2 if is_status else 1)):
+            raise no_room()
         if isinstance(node, Generation):
             return Slow(lambda: self._handle(node, node.open(), flags))
         if isinstance(node, StatusFile):
@@ -353,6 +366,8 @@ class Files(Relay):
 
     def create(self, parent_id: int, name: str, flags: int, new: New) -> tuple[Entry, Handle]:
         parent = self._writable_parent(parent_id, name)
+        if not self.room.for_users():
+            raise no_room()
         with self.lock:
             taken = exists(parent.fd, name) or bool(self.versions.at(parent, name))
             if taken and flags & os.O_EXCL:
@@ -402,7 +417,7 @@ class Files(Relay):
         with self.lock:
             handle = self.handles.pop(handle_id)
             if isinstance(handle.node, File | Virtual):
-                handle.node.handles.discard(handle)
+                handle.node.let_go(handle)
         work = self.versions.release(handle)
         os.close(handle.fd)
         with self.lock:

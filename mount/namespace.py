@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.mount.base import Base, Entry, New, Slow, own, owner, stale
+from ckptfs.mount.descriptors import Descriptor
 from ckptfs.mount.listing import Listing
 from ckptfs.mount.model import Caller, Handle, Version
 from ckptfs.mount.nodes import ROOT_ID, Directory, File, Node, Virtual, identity, lstat, stands
@@ -109,7 +110,7 @@ class Namespace(Base):
         with self.lock:
             handle = self.handles.pop(handle_id, None)
             if handle is not None and isinstance(handle.node, Virtual):
-                handle.node.handles.discard(handle)
+                handle.node.let_go(handle)
                 self.nodes.drop_if_forgotten(handle.node)
 
     def mkdir(self, parent_id: int, name: str, new: New) -> Entry:
@@ -209,13 +210,14 @@ class Namespace(Base):
         file is not kept for that: freeing it can take long, and is not left to a FORGET."""
         with self.versions.replacing(parent, name) as node:
             if not isinstance(node, File):
-                yield
+                with self._removing(node):
+                    yield
                 return
             with osfs.opened(self.store.fs, parent.fd, name, os.O_PATH) as fd:
                 yield
                 node.last = os.fstat(fd)
-                if node.kind != stat.S_IFREG and node.fd < 0:
-                    node.fd = os.dup(fd)
+                if node.kind != stat.S_IFREG and node.fd < 0 and self.room.for_users():
+                    node.fd = Descriptor(os.dup(fd))
         self.caches.drop_attributes(node.id)  # its writer removes another node, its version
 
     def rmdir(self, parent_id: int, name: str) -> None:
@@ -225,10 +227,18 @@ class Namespace(Base):
             node = self.nodes.find(parent, name, status)
             if isinstance(node, Directory) and self.versions.any_below(node):
                 raise OSError(errno.ENOTEMPTY, "files are being written in it")
-            os.rmdir(name, dir_fd=parent.fd)
-            if node is not None:
-                self.nodes.detach(node)
+            with self._removing(node):
+                os.rmdir(name, dir_fd=parent.fd)
             self.store.committer.note_changed_dir(parent.fd)
+
+    @contextlib.contextmanager
+    def _removing(self, node: Node | None) -> Iterator[None]:
+        """A directory is removed, or replaced by a rename; somebody may stand in it."""
+        with self.nodes.moving(node):
+            yield
+            if isinstance(node, Directory):
+                with self.lock:
+                    self.nodes.removed(node, stays_open=self.room.for_users())
 
     def rename(
         self,
@@ -291,20 +301,21 @@ class Namespace(Base):
             there = self.nodes.find(target, new_name, taken) if taken else None
             if isinstance(there, Directory) and self.versions.any_below(there):
                 raise OSError(errno.ENOTEMPTY, "files are being written in it")
-        if status is None:
-            self._touch(parent)
-            self._touch(target)
-        elif taken is None or identity(taken) != identity(status):  # else rename(2) does nothing
-            with self._losing_its_name(target, new_name):
-                self._rename_committed(parent, name, target, new_name, status)
-        with self.lock:
-            self._orphan(replaced)
-            for version in moving:
-                self.versions.move(version, target, new_name, caller)
-            if node is not None:
-                self.nodes.move(node, target, new_name)
-                self.caches.drop_attributes(node.id)  # its ctime has moved
-            self.locks.renamed((parent.ident, name), (target.ident, new_name))
+        with self.nodes.moving(node):
+            if status is None:
+                self._touch(parent)
+                self._touch(target)
+            elif taken is None or identity(taken) != identity(status):  # else rename(2) is nothing
+                with self._losing_its_name(target, new_name):
+                    self._rename_committed(parent, name, target, new_name, status)
+            with self.lock:
+                self._orphan(replaced)
+                for version in moving:
+                    self.versions.move(version, target, new_name, caller)
+                if node is not None:
+                    self.nodes.move(node, target, new_name)
+                    self.caches.drop_attributes(node.id)  # its ctime has moved
+                self.locks.renamed((parent.ident, name), (target.ident, new_name))
 
     def _exchange(
         self,
@@ -326,14 +337,30 @@ class Namespace(Base):
             ]
         if not all(s or v for s, v in zip(found, staged, strict=True)):
             raise FileNotFoundError(errno.ENOENT, "no such file")
-        committer = self.store.committer
+        with self.nodes.moving(*nodes):
+            self._exchange_committed(places, found)
+            with self.lock:
+                for versions, node, place in zip(staged, nodes, reversed(places), strict=True):
+                    for version in versions:
+                        self.versions.move(version, *place, None)
+                    if node is not None:
+                        self.nodes.move(node, *place)
+                        self.caches.drop_attributes(node.id)
+                self.locks.exchanged((parent.ident, name), (target.ident, new_name))
+
+    def _exchange_committed(
+        self,
+        places: tuple[tuple[Directory, str], tuple[Directory, str]],
+        found: list[os.stat_result | None],
+    ) -> None:
+        (parent, name), (target, new_name) = places
         if all(found):
             with (
                 self.metadata.unchanged_bytes(parent, name),
                 self.metadata.unchanged_bytes(target, new_name),
             ):
                 paths = parent.child_path(name), target.child_path(new_name)
-                committer.exchange(parent.fd, name, target.fd, new_name, paths)
+                self.store.committer.exchange(parent.fd, name, target.fd, new_name, paths)
         elif found[0] is not None:
             self._rename_committed(parent, name, target, new_name, found[0])
         elif found[1] is not None:
@@ -341,14 +368,6 @@ class Namespace(Base):
         else:
             self._touch(parent)
             self._touch(target)
-        with self.lock:
-            for versions, node, place in zip(staged, nodes, reversed(places), strict=True):
-                for version in versions:
-                    self.versions.move(version, *place, None)
-                if node is not None:
-                    self.nodes.move(node, *place)
-                    self.caches.drop_attributes(node.id)
-            self.locks.exchanged((parent.ident, name), (target.ident, new_name))
 
     def _rename_committed(
         self, parent: Directory, name: str, target: Directory, new_name: str, status: os.stat_result
@@ -361,7 +380,7 @@ class Namespace(Base):
 
 
 def _is_large(node: Node) -> bool:
-    return os.fstat(node.fd).st_size > _LARGE_BYTES
+    return isinstance(node, Directory) and os.fstat(node.fd).st_size > _LARGE_BYTES
 
 
 def _type_of(entry: os.DirEntry[str]) -> int:

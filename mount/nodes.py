@@ -10,15 +10,18 @@ operations.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
 import stat
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING, Any
 
 from ckptfs import osfs
+from ckptfs.mount.compact import ById, Numbered, Rare, shared
+from ckptfs.mount.descriptors import Descriptor, Folder, OpenFolders, Room
 
 if TYPE_CHECKING:
     from ckptfs.mount.model import Handle, Version
@@ -46,19 +49,14 @@ def lstat(at: int, name: str) -> os.stat_result | None:
         return None
 
 
-class Node:
-    """``parent`` is None for the root and for what has lost its name. ``fd`` goes with the last
-    reference."""
+class Node(Numbered):
+    """``parent`` is None for the root and for what the mount alone shows."""
 
-    fd = -1
+    __slots__ = ("name", "parent")
 
     def __init__(self, nodeid: int, parent: Directory | None, name: str, ident: Identity) -> None:
-        self.id, self.parent, self.name, self.ident = nodeid, parent, name, ident
-        self.lookups = 0
-
-    def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
+        super().__init__(nodeid, ident)
+        self.parent, self.name = parent, shared(name)
 
     def path(self) -> str:
         """Relative to the root, for messages and patterns; never used to resolve."""
@@ -68,41 +66,115 @@ class Node:
             above = above.parent
         return "/".join(reversed(names))
 
-    def key(self) -> _Key:
-        return (self.parent.id if self.parent else 0), self.name, self.ident
 
+class Directory(Node, Folder):
+    __slots__ = ("children", "folders", "gone", "names")
 
-class Directory(Node):
-    """Holds its directory open."""
-
-    def __init__(self, nodeid: int, parent: Directory | None, name: str, fd: int) -> None:
-        super().__init__(nodeid, parent, name, identity(os.fstat(fd)))
-        self.fd = fd
+    def __init__(
+        self,
+        nodeid: int,
+        parent: Directory | None,
+        name: str,
+        ident: Identity,
+        folders: OpenFolders,
+    ) -> None:
+        super().__init__(nodeid, parent, name, ident)
+        self.folders = folders
         self.children = 0  # nodes in it that live
+        self.names: dict[str, Node | list[Node]] = {}  # those that a lookup finds
+        self.gone = False  # removed, or replaced by a rename
 
     def child_path(self, name: str) -> str:
         return name if self.id == ROOT_ID else f"{self.path()}/{name}"
 
+    def opened_by(self) -> OpenFolders:
+        return self.folders
 
-class File(Node):
+    def place(self) -> tuple[Folder, str] | None:
+        return (self.parent, self.name) if self.parent is not None and not self.gone else None
+
+    def is_at(self, status: os.stat_result) -> bool:
+        return identity(status) == self.ident
+
+    def status(self) -> os.stat_result:
+        """Without opening it, where that is not needed: many are looked at once."""
+        if self.parent is not None and not self.gone and not self.folders.is_open(self):
+            status = lstat(self.parent.fd, self.name)
+            if status is not None and self.is_at(status):
+                return status
+        return os.fstat(self.fd)
+
+    def find(self, name: str, ident: Identity) -> Node | None:
+        found = self.names.get(name)
+        if isinstance(found, list):
+            return next((node for node in found if node.ident == ident), None)
+        return found if found is not None and found.ident == ident else None
+
+    def enter(self, node: Node) -> None:
+        """A name can have several: its versions, each another inode."""
+        others = [each for each in self._of(node.name) if each.ident != node.ident]
+        self.names[node.name] = [*others, node] if others else node
+
+    def leave(self, node: Node) -> None:
+        left = [each for each in self._of(node.name) if each is not node]
+        if len(left) > 1:
+            self.names[node.name] = left
+        elif left:
+            self.names[node.name] = left[0]
+        else:
+            self.names.pop(node.name, None)
+
+    def _of(self, name: str) -> list[Node]:
+        found = self.names.get(name, [])
+        return found if isinstance(found, list) else [found]
+
+
+class Openable(Node):
+    """What can have handles."""
+
+    __slots__ = ("rare",)
+    _handles: Rare[set[Handle] | None] = Rare(None)
+
+    def __init__(self, nodeid: int, parent: Directory | None, name: str, ident: Identity) -> None:
+        self.rare: dict[str, Any] | None = None
+        super().__init__(nodeid, parent, name, ident)
+
+    @property
+    def handles(self) -> AbstractSet[Handle]:
+        return self._handles or frozenset()
+
+    def hold(self, handle: Handle) -> None:
+        if self._handles is None:
+            self._handles = {handle}
+        else:
+            self._handles.add(handle)
+
+    def let_go(self, handle: Handle) -> None:
+        if self._handles is not None:
+            self._handles.discard(handle)
+            self._handles = self._handles or None
+
+
+class File(Openable):
     """One version of a file name, or a symlink or special file: such a one has ``fd`` (O_PATH)
     once its name was removed, since whoever has it open has no handle."""
 
-    def __init__(
-        self, nodeid: int, parent: Directory | None, name: str, status: os.stat_result
-    ) -> None:
-        super().__init__(nodeid, parent, name, identity(status))
-        self.kind = stat.S_IFMT(status.st_mode)
-        self.stands_for = 0  # the inode that it will replace, whose number it shows: vim looks
-        self.version: Version | None = None  # while it is staged or live
-        self.handles: set[Handle] = set()
-        self.of: File | None = None  # whose alias it is
-        self.stands_in = False  # what is asked of the alias is meant for that one
-        self.aliased = False  # so that it may change without the kernel's knowledge
-        self.replaced = False  # by a commit
-        self.gone = False  # its name was taken away, and never leads to it again
-        self.last: os.stat_result | None = None  # when it lost its name
-        self.superseded = False  # by a rollback: who holds it open keeps it, nobody else gets it
+    __slots__ = ()
+    fd: Rare[int] = Rare(-1)
+    stands_for = Rare(0)  # the inode that it will replace, whose number it shows: vim looks
+    version: Rare[Version | None] = Rare(None)  # while it is staged or live
+    of: Rare[File | None] = Rare(None)  # whose alias it is
+    stands_in = Rare(False)  # what is asked of the alias is meant for that one
+    aliased = Rare(False)  # so that it may change without the kernel's knowledge
+    replaced = Rare(False)  # by a commit
+    gone = Rare(False)  # its name was taken away, and never leads to it again
+    last: Rare[os.stat_result | None] = Rare(None)  # when it lost its name
+    superseded = Rare(False)  # by a rollback: who holds it open keeps it, nobody else gets it
+
+    @property
+    def is_plain(self) -> bool:
+        """Nothing is to be said of it but what stands on the disk."""
+        return self.rare is None
 
 
 def stands(node: File) -> bool:
@@ -117,14 +189,15 @@ def is_gone(node: File) -> bool:
     return node.gone or (node.of is not None and node.of.gone)
 
 
-class Virtual(Node):
+class Virtual(Openable):
     """What the mount alone shows, read-only: ``.ckptfs`` and what lies in it. ``name`` is its
     path, and it lies in ``above``."""
+
+    __slots__ = ("above",)
 
     def __init__(self, nodeid: int, above: Virtual | None, name: str, ident: Identity) -> None:
         super().__init__(nodeid, None, name, ident)
         self.above = above
-        self.handles: set[Handle] = set()
 
     def key(self) -> _Key:
         return (self.above.id if self.above else ROOT_ID), self.name, self.ident
@@ -146,19 +219,21 @@ class Virtual(Node):
 
 
 class NodeTable:
-    def __init__(self, root_fd: int) -> None:
-        self.root = Directory(ROOT_ID, None, "", osfs.duplicate(root_fd))
+    def __init__(self, root_fd: int, room: Room) -> None:
+        self.folders = OpenFolders(room.directories)
+        self.root = Directory(ROOT_ID, None, "", identity(os.fstat(root_fd)), self.folders)
+        self.folders.keep_open(self.root, Descriptor(osfs.duplicate(root_fd)))
         self.root.lookups = 1
-        self._by_id: dict[int, Node] = {ROOT_ID: self.root}
-        self._by_key: dict[_Key, Node] = {}
+        self._by_id = ById[Node]()
+        self._by_id.add(self.root)
+        self._virtual: dict[_Key, Virtual] = {}
         self._ids = itertools.count(_FIRST_ID)
-        self._lost: WeakValueDictionary[Identity, File] = WeakValueDictionary()
+        self._lost: dict[Identity, File] = {}
 
     def get(self, nodeid: int) -> Node:
-        try:
-            node = self._by_id[nodeid]
-        except KeyError:
-            raise OSError(errno.ESTALE, "unknown node") from None
+        node = self._by_id.get(nodeid)
+        if node is None:
+            raise OSError(errno.ESTALE, "unknown node")
         return node.of if isinstance(node, File) and node.of and node.stands_in else node
 
     def directory(self, nodeid: int) -> Directory:
@@ -169,30 +244,29 @@ class NodeTable:
 
     def committed(self, parent: Directory, name: str, status: os.stat_result) -> Node:
         """The node of what stands at ``parent/name`` on disk."""
-        key = parent.id, name, identity(status)
-        node = self._by_key.get(key)
+        ident = identity(status)
+        node = parent.find(name, ident)
         if node is None:
             if stat.S_ISDIR(status.st_mode):
-                fd = os.open(name, osfs.DIRECTORY, dir_fd=parent.fd)
-                node = Directory(next(self._ids), parent, name, fd)
+                node = Directory(next(self._ids), parent, name, ident, self.folders)
             else:
-                node = File(next(self._ids), parent, name, status)
-            self._add(node)
+                node = File(next(self._ids), parent, name, ident)
+            self._add(node, parent)
         return node
 
     def staged(self, parent: Directory, name: str, status: os.stat_result) -> File:
         """A new node for a version that is being written."""
-        node = File(next(self._ids), parent, name, status)
-        self._add(node)
+        node = File(next(self._ids), parent, name, identity(status))
+        self._add(node, parent)
         return node
 
     def alias(self, node: File, status: os.stat_result) -> File:
         """Another node of a file, which no lookup finds; it keeps the file's known. That of a
         committed one is an inode of its own, which may lose its name to another."""
         assert node.parent is not None
-        alias = File(next(self._ids), node.parent, node.name, status)
+        alias = File(next(self._ids), node.parent, node.name, identity(status))
         node.parent.children += 1
-        self._by_id[alias.id] = alias
+        self._by_id.add(alias)
         self._make_alias(alias, node)
         alias.stands_in = node.version is not None
         return alias
@@ -203,7 +277,7 @@ class NodeTable:
 
     def stand_in(self, nodeid: int, node: File) -> None:
         """The kernel opens ``node`` by the alias of another one, by which it goes on asking."""
-        alias = self._by_id[nodeid]
+        alias = self._by_id.get(nodeid)
         if isinstance(alias, File) and alias is not node:
             left = alias.of
             self._make_alias(alias, node)
@@ -217,42 +291,60 @@ class NodeTable:
 
     def fix(self, node: Virtual) -> None:
         """One that is never forgotten."""
-        self._by_id[node.id] = node
+        self._by_id.add(node)
 
     def virtual(self, key: _Key, make: Callable[[int], Virtual]) -> Virtual:
-        node = self._by_key.get(key)
+        node = self._virtual.get(key)
         if node is None:
             node = make(next(self._ids))
-            self._add(node)
-        assert isinstance(node, Virtual) and node.key() == key
+            self._virtual[key] = node
+            self._by_id.add(node)
+        assert node.key() == key
         return node
 
-    def _add(self, node: Node) -> None:
-        if node.parent is not None:
-            node.parent.children += 1
-        self._by_id[node.id] = node
-        self._by_key[node.key()] = node
+    def _add(self, node: Node, parent: Directory) -> None:
+        parent.children += 1
+        parent.enter(node)
+        self._by_id.add(node)
 
     def _drop_key(self, node: Node) -> None:
-        if self._by_key.get(node.key()) is node:
-            del self._by_key[node.key()]
+        if isinstance(node, Virtual):
+            self._virtual.pop(node.key(), None)
+        elif node.parent is not None:
+            node.parent.leave(node)
 
     def move(self, node: Node, parent: Directory, name: str) -> None:
         self._drop_key(node)
         left, node.parent, node.name = node.parent, parent, name
         parent.children += 1
-        self._by_key[parent.id, name, node.ident] = node
+        parent.enter(node)
         if left is not None:
             left.children -= 1
             self.drop_if_forgotten(left)
 
     def find(self, parent: Directory, name: str, status: os.stat_result) -> Node | None:
-        return self._by_key.get((parent.id, name, identity(status)))
+        return parent.find(name, identity(status))
 
     def standing(self, parent: Directory, name: str) -> Node | None:
         """That of what stands at the path, if the kernel knows it."""
         status = lstat(parent.fd, name)
         return self.find(parent, name, status) if status is not None else None
+
+    @contextlib.contextmanager
+    def moving(self, *nodes: Node | None) -> Iterator[None]:
+        """Their names change on the disk and here, so meanwhile they lead nowhere."""
+        with contextlib.ExitStack() as stack:
+            for node in nodes:
+                if isinstance(node, Directory):
+                    stack.enter_context(self.folders.pinned(node))
+            yield
+
+    def removed(self, node: Directory, *, stays_open: bool) -> None:
+        """A directory has lost its name; who stands in it can still ask, if it ``stays_open``."""
+        if stays_open and self.folders.is_open(node):
+            self.folders.keep_open(node, node.fd)
+        self.detach(node)
+        node.gone = True
 
     def detach(self, node: Node) -> None:
         """The node has lost its name; it lives on while the kernel holds it open."""
@@ -266,7 +358,7 @@ class NodeTable:
 
     def changes_elsewhere(self, node: File) -> bool:
         """Whether somebody may change the file by a node that has lost its name, another one's."""
-        lost = self._lost.get(node.ident)
+        lost = self._lost.get(node.ident) if self._lost else None
         return lost is not None and lost is not node and _in_use(lost)
 
     def forget(self, nodeid: int, lookups: int) -> None:
@@ -278,9 +370,13 @@ class NodeTable:
 
     def drop_if_forgotten(self, node: Node) -> None:
         at: Node | None = node
-        while at is not None and at.lookups <= 0 and not _in_use(at) and at.id in self._by_id:
+        while at is not None and at.lookups <= 0 and not _in_use(at) and self._by_id.get(at.id):
             self._drop_key(at)
-            del self._by_id[at.id]
+            self._by_id.remove(at)
+            if isinstance(at, Folder):
+                self.folders.close(at)
+            if isinstance(at, File) and self._lost.get(at.ident) is at:
+                del self._lost[at.ident]
             if at.parent is not None:
                 at.parent.children -= 1
             if isinstance(at, File) and at.of is not None:
@@ -292,7 +388,7 @@ def _in_use(node: Node) -> bool:
     if node.id < _FIRST_ID:
         return True
     if isinstance(node, File):
-        return bool(node.version or node.handles)
+        return not node.is_plain and bool(node.version or node.handles)
     if isinstance(node, Virtual):
         return bool(node.handles)
     return isinstance(node, Directory) and node.children > 0

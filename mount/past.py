@@ -24,6 +24,7 @@ from ckptfs import history, osfs
 from ckptfs.errors import CkptfsError
 from ckptfs.layout import Layout
 from ckptfs.mount import acl
+from ckptfs.mount.descriptors import Descriptor, Folder, OpenFolders
 from ckptfs.mount.nodes import HISTORY_ID, Identity, Listed, NodeTable, Virtual, identity
 from ckptfs.store import Store
 
@@ -50,7 +51,9 @@ class _View:
 
 
 class _Past(Virtual):
-    """``above`` holds what the name was found in, as long as the node lives."""
+    """``above`` knows what the name was found in, as long as the node lives."""
+
+    __slots__ = ("view",)
 
     def __init__(
         self, nodeid: int, above: Virtual, name: str, ident: Identity, view: _View
@@ -95,14 +98,19 @@ class _Past(Virtual):
             return [key for key in os.listxattr(fd) if key == acl.ACCESS]
 
 
-class PastDirectory(_Past):
-    """The like of a directory of the tree, which it holds open as ``fd``."""
+class PastDirectory(_Past, Folder):
+    """The like of a directory of the tree, which it opens as ``fd``."""
 
-    def __init__(
-        self, nodeid: int, above: Virtual, name: str, ident: Identity, view: _View, fd: int
-    ) -> None:
-        super().__init__(nodeid, above, name, ident, view)
-        self.fd = fd
+    __slots__ = ()
+
+    def opened_by(self) -> OpenFolders:
+        return self.view.nodes.folders
+
+    def place(self) -> tuple[Folder, str] | None:
+        return (self.above, self.entry) if isinstance(self.above, PastDirectory) else None
+
+    def is_at(self, status: os.stat_result) -> bool:
+        return _mirrored(status) == self.ident
 
     def _like(self) -> contextlib.AbstractContextManager[int]:
         return contextlib.nullcontext(self.fd)
@@ -120,17 +128,16 @@ class PastDirectory(_Past):
         whole = f"{self.name}/{name}"
         return self.view.nodes.virtual(
             (self.id, whole, ident),
-            lambda nodeid: PastFile(nodeid, self, whole, ident, self.view, lineage, self.fd),
+            lambda nodeid: PastFile(nodeid, self, whole, ident, self.view, lineage),
         )
 
     def _directory(self, name: str, status: os.stat_result) -> Virtual:
         ident, whole = _mirrored(status), f"{self.name}/{name}"
 
-        def make(nodeid: int) -> Virtual:
-            fd = os.open(name, osfs.DIRECTORY, dir_fd=self.fd)
-            return PastDirectory(nodeid, self, whole, ident, self.view, fd)
-
-        return self.view.nodes.virtual((self.id, whole, ident), make)
+        return self.view.nodes.virtual(
+            (self.id, whole, ident),
+            lambda nodeid: PastDirectory(nodeid, self, whole, ident, self.view),
+        )
 
     def entries(self) -> Iterator[Listed]:
         layout = self.view.layout
@@ -160,19 +167,19 @@ class PastDirectory(_Past):
 class PastFile(_Past):
     """The directory of a file's generations: who may read the file may list and search it."""
 
+    __slots__ = ("lineage",)
+
     def __init__(
         self,
         nodeid: int,
-        above: Virtual,
+        above: PastDirectory,
         name: str,
         ident: Identity,
         view: _View,
         lineage: str,
-        at: int,
     ) -> None:
         super().__init__(nodeid, above, name, ident, view)
         self.lineage = lineage
-        self._at = at  # the descriptor of ``above``
 
     @staticmethod
     def _allowed(permissions: int) -> int:
@@ -181,10 +188,12 @@ class PastFile(_Past):
     @contextlib.contextmanager
     def _like(self) -> Iterator[int]:
         path = self.name.removeprefix(f"{fmt.CONTROL}/{fmt.HISTORY}/")
-        if self.view.lineage(self._at, self.entry, path) != self.lineage:
+        assert isinstance(self.above, PastDirectory)
+        at = self.above.fd
+        if self.view.lineage(at, self.entry, path) != self.lineage:
             raise FileNotFoundError(errno.ENOENT, "another file has this name by now")
         flags = osfs.O_RDONLY | os.O_NONBLOCK
-        with osfs.opened(self.view.layout.fs, self._at, self.entry, flags) as fd:
+        with osfs.opened(self.view.layout.fs, at, self.entry, flags) as fd:
             yield fd
 
     def child(self, name: str) -> Virtual:
@@ -215,6 +224,8 @@ class PastFile(_Past):
 
 class Generation(_Past):
     """One earlier version. Whoever has it open keeps it when it is let go of."""
+
+    __slots__ = ("_file",)
 
     def __init__(
         self, nodeid: int, above: Virtual, name: str, ident: Identity, view: _View, file: PastFile
@@ -263,8 +274,10 @@ class Generation(_Past):
 def root_of_history(control: Virtual, store: Store, nodes: NodeTable) -> PastDirectory:
     """``.ckptfs/history``, the like of the root."""
     ident = _mirrored(os.fstat(store.root))
-    name, fd = f"{control.name}/{fmt.HISTORY}", osfs.duplicate(store.root)
-    return PastDirectory(HISTORY_ID, control, name, ident, _View(store, nodes), fd)
+    name = f"{control.name}/{fmt.HISTORY}"
+    found = PastDirectory(HISTORY_ID, control, name, ident, _View(store, nodes))
+    nodes.folders.keep_open(found, Descriptor(osfs.duplicate(store.root)))
+    return found
 
 
 def _mirrored(status: os.stat_result) -> Identity:

@@ -63,8 +63,11 @@ class OwnRightsSession(Session):
                 if node.parent is None or lstat(node.parent.fd, node.name) is None:
                     return True  # the request itself has the answer
                 return os.access(node.name, mask, dir_fd=node.parent.fd)
-            fd = node.version.staged.fd if isinstance(node, File) and node.version else node.fd
-            return os.access(f"/proc/self/fd/{fd}", mask)
+            if isinstance(node, Directory):
+                directory = node.fd
+                return os.access(directory.link(), mask)
+            assert isinstance(node, File) and node.version is not None
+            return os.access(f"/proc/self/fd/{node.version.staged.fd}", mask)
 
     def _require_change(self, parent_id: int, name: str) -> None:
         """Whether the name may be made, taken away or given to another inode."""
