@@ -4,9 +4,9 @@
 somebody a save, while the digest guards whatever slips through. What is not certain is
 ``UNKNOWN``. ``SOUND`` means that every check within the bounds passed.
 
-The work is bounded whatever the size of the file: so many reads of headers, and headers,
-directories and pickles of up to ``METADATA_LIMIT_BYTES``. Tensor data is not read, nothing is
-ever unpickled. There is no shared state: any thread may call.
+The work is bounded whatever is in the file: so many reads, headers, directories and pickles of up
+to ``METADATA_LIMIT_BYTES``, so many entries; no call keeps other threads waiting for long. Tensor
+data is not read, nothing is ever unpickled. There is no shared state: any thread may call.
 """
 
 from __future__ import annotations
