@@ -199,7 +199,7 @@ def measure(folder: Path, attack: str, seconds: float, command: str | None) -> R
             work, processes = ATTACKS[name]
             for number in range(processes):
                 children.start(HOSTILE, lambda work=work, number=number: work(number))  # type: ignore[misc]
-        time.sleep(_WARM_UP_S)
+        time.sleep(min(_WARM_UP_S, seconds))
         children.start(VICTIM, lambda: save_in_a_loop(say))
         os.close(say)
         listen(hear, row, seconds)
