@@ -65,7 +65,7 @@ class Versions:
         self.handles: dict[int, Handle] = {}
         self.extending: set[Inode] = set()  # committed files that are growing: nobody opens them
         self._sealed_here: OrderedDict[Identity, None] = OrderedDict()
-        self._by_path: dict[tuple[int, str], list[Version]] = {}
+        self._below: dict[int, dict[str, list[Version]]] = {}  # by directory, and name in it
         self.sealed: Callable[[Version], None] = lambda version: None  # published or recorded anew
         self.replaced: Callable[[Node], None] = lambda node: None  # by a commit; known until then
         # Told of each name that is going to stand for another inode.
@@ -77,25 +77,24 @@ class Versions:
 
     def at(self, parent: Directory, name: str) -> list[Version]:
         """The unpublished versions of a path, oldest first."""
-        return self._by_path.get((parent.id, name), [])
+        return self._below.get(parent.id, {}).get(name, [])
 
     def below(self, parent: Directory) -> Iterator[tuple[str, Version]]:
-        for (parent_id, name), versions in self._by_path.items():
-            if parent_id == parent.id:
-                yield name, versions[-1]
+        for name, versions in self._below.get(parent.id, {}).items():
+            yield name, versions[-1]
 
     def any_below(self, parent: Directory) -> bool:
-        with self.lock:
-            return any(parent_id == parent.id for parent_id, _ in self._by_path)
+        return parent.id in self._below
 
     def any(self) -> bool:
         """Whether there is anything to look at from time to time."""
-        return bool(self._by_path or self.lingering)
+        return bool(self._below or self.lingering)
 
     def all(self) -> list[Version]:
         """The unpublished ones."""
         with self.lock:
-            return [version for versions in self._by_path.values() for version in versions]
+            listed = [versions for names in self._below.values() for versions in names.values()]
+            return [version for versions in listed for version in versions]
 
     def live(self) -> list[Version]:
         """Those that are published and change on."""
@@ -126,7 +125,7 @@ class Versions:
     def _place(self, version: Version, parent: Directory, name: str) -> None:
         version.at = parent, name
         version.staged.path = parent.child_path(name)
-        self._by_path.setdefault((parent.id, name), []).append(version)
+        self._below.setdefault(parent.id, {}).setdefault(name, []).append(version)
         self.tell(parent, name)
 
     def tell(self, parent: Directory, name: str) -> None:
@@ -136,13 +135,16 @@ class Versions:
     def _unplace(self, version: Version) -> None:
         if version.at is None:
             return
-        key = version.at[0].id, version.at[1]
-        versions = self._by_path.get(key, [])
+        parent, name = version.at
+        names = self._below.get(parent.id, {})
+        versions = names.get(name, [])
         if version in versions:
             versions.remove(version)
             if not versions:
-                del self._by_path[key]
-                self._unlisted(*version.at)
+                del names[name]
+                if not names:
+                    del self._below[parent.id]
+                self._unlisted(parent, name)
 
     def _unlisted(self, parent: Directory, name: str) -> None:
         """A name that was never published leaves the directory, so its times move: the kernel
