@@ -4,7 +4,8 @@ Bounded memory at any file size. A large file on its own gets every core: two bu
 being read while the other is hashed (BLAKE3 is a tree hash, so its own threads share one buffer).
 Where enough files are digested at once to keep the cores busy, each gets one thread and one buffer
 that fits the core's cache, which is a third faster in all. The file is read with pread and never
-mapped: a file that is cut short while it is read gives a wrong digest, not a SIGBUS. Thread-safe.
+mapped: a file that is cut short while it is read gives a wrong digest, not a SIGBUS. Holes are not
+read, and what a file begins with in zeros is hashed once for all files (``zeros.py``). Thread-safe.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from blake3 import blake3
 from ckptfs.errors import UsageError
 from ckptfs.osfs import FileSystem, cpu_count
 from ckptfs.sums import Sums
+from ckptfs.zeros import FROM_BYTES, Zeros, next_kept
 
 ALGORITHMS = ("blake3", "sha256")
 CHUNK_BYTES = 4 << 20
 _CACHED_BYTES = 512 << 10
+_ZEROS = memoryview(bytes(CHUNK_BYTES))
 _ALONE_FROM_BYTES = 2 << 20  # below that the threads cost more than they gain
 
 Before = Callable[[int, int], None]
@@ -56,6 +59,9 @@ class Hasher:
 
     def copy(self) -> Hasher:
         return Hasher(self.state.copy(), self.sums.copy() if self.sums else None)
+
+
+_zeros: Zeros[Hasher] = Zeros()
 
 
 def new_hasher(algorithm: str, threads: int = 1, *, sums: bool = False) -> Hasher:
@@ -125,8 +131,50 @@ def hash_range(
         alone = idle and end - start >= _ALONE_FROM_BYTES
         threads = blake3.AUTO if alone else 1
         hasher = after.copy() if after else new_hasher(algorithm, threads, sums=sums)
+        if after is None and start == 0:
+            start = _hash_leading_hole(fs, fd, end, hasher, (algorithm, threads, sums), before)
         (_hash_overlapped if alone else _hash_serial)(fs, fd, start, end, hasher, before)
     return hasher
+
+
+def _hash_leading_hole(
+    fs: FileSystem,
+    fd: int,
+    end: int,
+    hasher: Hasher,
+    kind: tuple[str, int, bool],
+    before: Before | None,
+) -> int:
+    """Take in what the file begins with in zeros, if it is long. Returns how many bytes."""
+    done = 0
+    while (hole_end := _leading_hole(fs, fd, end)) > done:
+        known = _zeros.longest(kind, hole_end)
+        if known is not None and known[0] > done:
+            done, kept = known
+            hasher.state, hasher.sums = kept.state, kept.sums
+            continue
+        stop = min(hole_end, next_kept(done), done + FROM_BYTES)
+        if before is not None:
+            before(done, stop - done)
+        while done < stop:
+            step = min(stop - done, CHUNK_BYTES)
+            hasher.update(_ZEROS[:step])
+            done += step
+        _zeros.keep(kind, done, hasher)
+    return done
+
+
+def _leading_hole(fs: FileSystem, fd: int, end: int) -> int:
+    """Where it ends: at the end, or so that what is left to read stays aligned."""
+    if end < FROM_BYTES:
+        return 0
+    data = fs.next_data(fd, 0)
+    return end if data >= end else data - data % CHUNK_BYTES
+
+
+def _zeros_at(fs: FileSystem, fd: int, offset: int, length: int) -> memoryview | None:
+    """So many zeros, where a hole is known to hold them: they need not be read."""
+    return _ZEROS[:length] if fs.next_data(fd, offset) >= offset + length else None
 
 
 def _hash_serial(
@@ -139,8 +187,14 @@ def _hash_serial(
     with mmap.mmap(-1, length) as buffer:  # aligned, as O_DIRECT asks
         offset = start
         while offset < end:
+            wanted = min(length, end - offset)
             if before is not None:
-                before(offset, min(length, end - offset))
+                before(offset, wanted)
+            zeros = _zeros_at(fs, fd, offset, wanted)
+            if zeros is not None:
+                hasher.update(zeros)
+                offset += wanted
+                continue
             count = fs.readinto(fd, buffer, offset)
             if count == 0:
                 return
@@ -153,14 +207,21 @@ def _hash_overlapped(
     fs: FileSystem, fd: int, start: int, end: int, hasher: Hasher, before: Before | None
 ) -> None:
     free: SimpleQueue[mmap.mmap | None] = SimpleQueue()
-    full: SimpleQueue[tuple[mmap.mmap, int] | BaseException | None] = SimpleQueue()
+    full: SimpleQueue[tuple[mmap.mmap, mmap.mmap | memoryview] | BaseException | None] = (
+        SimpleQueue()
+    )
     buffers = [mmap.mmap(-1, CHUNK_BYTES) for _ in range(2)]  # page-aligned, as O_DIRECT asks
     for buffer in buffers:
         free.put(buffer)
 
-    def fill(buffer: mmap.mmap, offset: int) -> int:
+    def fill(buffer: mmap.mmap, offset: int) -> mmap.mmap | memoryview:
         """In parts that are still in the core's cache when they are summed."""
         filled, wanted = 0, min(CHUNK_BYTES, end - offset)
+        zeros = _zeros_at(fs, fd, offset, wanted)
+        if zeros is not None:
+            if hasher.sums is not None:
+                hasher.sums.update(zeros)
+            return zeros
         with memoryview(buffer) as view:
             while filled < wanted:
                 with view[filled : filled + _CACHED_BYTES] as part:
@@ -171,7 +232,7 @@ def _hash_overlapped(
                     if hasher.sums is not None:
                         hasher.sums.update(part[:count])
                     filled += count
-        return filled
+        return buffer if filled == CHUNK_BYTES else memoryview(buffer[:filled])
 
     def reader() -> None:
         try:
@@ -179,11 +240,11 @@ def _hash_overlapped(
             while offset < end and (buffer := free.get()) is not None:
                 if before is not None:
                     before(offset, min(CHUNK_BYTES, end - offset))
-                filled = fill(buffer, offset)
-                if filled == 0:
+                data = fill(buffer, offset)
+                if len(data) == 0:
                     break
-                full.put((buffer, filled))
-                offset += filled
+                full.put((buffer, data))
+                offset += len(data)
             full.put(None)
         except BaseException as error:  # handed to the caller's thread
             full.put(error)
@@ -194,8 +255,8 @@ def _hash_overlapped(
         while (item := full.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            buffer, count = item
-            hasher.state.update(buffer if count == CHUNK_BYTES else memoryview(buffer[:count]))
+            buffer, data = item
+            hasher.state.update(data)
             free.put(buffer)
     finally:
         free.put(None)

@@ -10,6 +10,7 @@ Platform quirks, each with its cause:
 - macOS: ``fsync`` stops at the drive's cache, ``F_FULLFSYNC`` does not.
 - ``sync_file_range`` cleans pages only where the file's own mapping holds them (ext4, XFS, btrfs,
   f2fs); on overlayfs and others it succeeds and does nothing, so there ``clean`` is an fsync.
+- ``SEEK_DATA`` is trusted on the same: others have told holes where unwritten pages were (ZFS).
 """
 
 from __future__ import annotations
@@ -73,6 +74,10 @@ class FileSystem(Protocol):
 
     def read(self, fd: int, size: int, offset: int) -> bytes: ...
     def readinto(self, fd: int, buffer: bytearray | memoryview | mmap.mmap, offset: int) -> int: ...
+    def next_data(self, fd: int, offset: int) -> int:
+        """Where data may lie next, from ``offset`` on; the size of the file where there is no more.
+        What comes before is a hole. It is ``offset`` where the filesystem does not tell."""
+
     def write(self, fd: int, data: bytes, offset: int) -> int: ...
     def truncate(self, fd: int, size: int) -> None: ...
     def clone(self, source: int, target: int) -> None:
@@ -156,7 +161,7 @@ _AT_FDCWD, _AT_SYMLINK_NOFOLLOW = -100, 0x100
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2  # in tv_nsec
 NOW = -(1 << 63)  # a time
 _BTRFS = 0x9123683E
-_CLEANS = frozenset({0xEF53, 0x58465342, _BTRFS, 0xF2F52010})  # ext4, XFS, btrfs, f2fs
+_KNOWN = frozenset({0xEF53, 0x58465342, _BTRFS, 0xF2F52010})  # ext4, XFS, btrfs, f2fs
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30}  # no function in libc
 _IOPRIO_THREAD, _IOPRIO_IDLE = 1, 3 << 13
 
@@ -185,7 +190,7 @@ class OsFs:
     """The real filesystem."""
 
     def __init__(self) -> None:
-        self._cleans: dict[int, bool] = {}  # st_dev -> whether sync_file_range can be trusted
+        self._known: dict[int, bool] = {}  # st_dev -> whether it is one of _KNOWN
 
     def open(self, at: int, name: str, flags: int, mode: int = 0o600) -> int:
         flags |= NOFOLLOW | os.O_NONBLOCK  # a FIFO that has taken the name would wait for a writer
@@ -222,6 +227,18 @@ class OsFs:
 
     def readinto(self, fd: int, buffer: bytearray | memoryview | mmap.mmap, offset: int) -> int:
         return os.preadv(fd, [buffer], offset)
+
+    def next_data(self, fd: int, offset: int) -> int:
+        if not self._is_known(fd):
+            return offset
+        try:
+            return os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return max(offset, os.fstat(fd).st_size)
+            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+                return offset
+            raise
 
     def write(self, fd: int, data: bytes, offset: int) -> int:
         return os.pwrite(fd, data, offset)
@@ -302,20 +319,20 @@ class OsFs:
         os.dup2(to, fd, inheritable=False)
 
     def start_writeback(self, fd: int, offset: int, size: int) -> None:
-        if self._can_clean(fd):
+        if self._is_known(fd):
             _sync_file_range(fd, offset, size, _SYNC_WRITE)
 
     def clean(self, fd: int, offset: int, size: int) -> None:
-        if self._can_clean(fd):
+        if self._is_known(fd):
             _sync_file_range(fd, offset, size, _SYNC_WAIT_BEFORE | _SYNC_WRITE | _SYNC_WAIT_AFTER)
         elif offset == 0:
             self.fsync(fd)
 
-    def _can_clean(self, fd: int) -> bool:
+    def _is_known(self, fd: int) -> bool:
         device = os.fstat(fd).st_dev
-        if device not in self._cleans:
-            self._cleans[device] = sys.platform == "linux" and _fs_type(fd) in _CLEANS
-        return self._cleans[device]
+        if device not in self._known:
+            self._known[device] = sys.platform == "linux" and _fs_type(fd) in _KNOWN
+        return self._known[device]
 
     def fsync(self, fd: int) -> None:
         if sys.platform == "darwin":

@@ -21,6 +21,7 @@ from ckptfs.osfs import FileSystem
 UNIT_BYTES = 64 << 10
 MAX_BLOCKS = 256
 _MASK = (1 << 32) - 1
+_ZEROS = bytes(UNIT_BYTES)
 
 
 class Sums:
@@ -109,7 +110,9 @@ def differing(
 def _sum(fs: FileSystem, fd: int, start: int, end: int) -> int:
     total = 0
     for at in range(start, end, UNIT_BYTES):
-        data = fs.read(fd, min(UNIT_BYTES, end - at), at)
+        length = min(UNIT_BYTES, end - at)
+        is_hole = fs.next_data(fd, at) >= at + length
+        data = _ZEROS[:length] if is_hole else fs.read(fd, length, at)
         total += xxh3_64_intdigest(data, at // UNIT_BYTES)
     return total & _MASK
 

@@ -42,6 +42,7 @@ class Slow(Generic[T]):
     """The rest of an operation, to be run where it may block."""
 
     run: Callable[[], T]
+    user: int | None = None  # whose it is, where its request does not tell
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,12 @@ class Base:
             if handle is not None:
                 return os.fstat(handle.fd)
             return self._file_status(node)
+
+    def size_of(self, nodeid: int) -> int:
+        """0 where it has none, or cannot be told."""
+        with contextlib.suppress(OSError):
+            return self.getattr(nodeid, None).st_size
+        return 0
 
     def _file_status(self, node: File) -> os.stat_result:
         """From the version's own descriptor, or the path while it still is this version."""

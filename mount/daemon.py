@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import heapq
 import logging
 import logging.handlers
 import os
@@ -40,6 +41,8 @@ log = logging.getLogger("ckptfs.daemon")
 
 _LOG_BYTES, _LOG_FILES = 5 << 20, 3
 _POLL_S = 0.1
+_SWITCH_S = 0.0005
+_WRITING_SHOWN = 1000  # anybody may ask for the status again and again
 _TIDY_S = 0.3  # that a mount waits for it; in a large store it goes on behind
 _STOPPED_BY = {signal.SIGTERM, signal.SIGINT}
 _STAYS_BELOW = "keeps working below the mount, unprotected; restart it"
@@ -214,6 +217,7 @@ class Daemon:
         options = self.options
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPED_BY)  # every thread inherits it
         _raise_descriptor_limit()
+        _share_interpreter()
         mounting.drop_reserve_rights()
         hidden = self._replaces and options.directory == options.mountpoint
         root = covered(options.directory) if hidden else None
@@ -369,7 +373,7 @@ class Daemon:
             "passthrough_refusal": refusal,
             "degraded": self._degraded(),
             "in_place": list(store.patterns),
-            "writing": sorted(self._being_written()),
+            "writing": heapq.nsmallest(_WRITING_SHOWN, self._being_written()),
             "scrub": self.scrub.status(),
             "counts": dict(store.counts),
             "events": store.events[-20:],
@@ -377,6 +381,12 @@ class Daemon:
             "memory_peak_bytes": _peak_memory(),
             "log": options.log_file or default_log(options.mountpoint),
         }
+
+
+def _share_interpreter() -> None:
+    """A thread that computes lets go of the interpreter ten times as often as by default: a commit
+    needs it dozens of times, and somebody's headers may be parsed in several threads."""
+    sys.setswitchinterval(_SWITCH_S)
 
 
 def _raise_descriptor_limit() -> None:

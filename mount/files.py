@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import stat
 from typing import NoReturn
@@ -25,6 +26,8 @@ from ckptfs.mount.nodes import Directory, File, Virtual, identity, lstat, stands
 from ckptfs.mount.past import Generation
 from ckptfs.mount.relay import Relay
 from ckptfs.protocol import State
+
+_MUCH_BYTES = 64 << 20
 
 
 class Replaced(OSError):
@@ -419,7 +422,10 @@ class Files(Relay):
             if isinstance(handle.node, File | Virtual):
                 handle.node.let_go(handle)
         work = self.versions.release(handle)
-        os.close(handle.fd)
+        if work is None and _frees_much(handle.fd):
+            work = functools.partial(os.close, handle.fd)
+        else:
+            os.close(handle.fd)
         with self.lock:
             self.nodes.drop_if_forgotten(handle.node)
         return None if work is None else Slow(work)
@@ -517,6 +523,12 @@ class Files(Relay):
 
     def statfs(self) -> os.statvfs_result:
         return os.fstatvfs(self.store.root)
+
+
+def _frees_much(fd: int) -> bool:
+    """Whether closing it may free the blocks of a long file, which takes a while."""
+    status = os.fstat(fd)
+    return status.st_nlink == 0 and status.st_blocks * 512 >= _MUCH_BYTES
 
 
 def _adds_to_log(node: File, flags: int) -> bool:

@@ -41,6 +41,7 @@ class Handle:
     fd: int
     flags: int
     opener: int | None  # its process
+    user: int = 0  # who opened it: no RELEASE tells
     carrier: int = 0  # the node that the kernel has opened, where it is an alias of ``node``
     version: Version | None = None  # what it writes; None for readers and in-place files
     relayed: bool = False  # on another node than its version's: only the daemon can carry it

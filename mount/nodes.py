@@ -272,7 +272,7 @@ class NodeTable:
         return alias
 
     def is_open(self, nodeid: int) -> bool:
-        opened = self._by_id[nodeid]
+        opened = self._by_id.get(nodeid)
         return isinstance(opened, File) and bool(opened.handles)
 
     def stand_in(self, nodeid: int, node: File) -> None:
@@ -354,7 +354,8 @@ class NodeTable:
         """Its name is another inode's from here on, which gets a node of its own."""
         self._drop_key(node)
         node.gone = True
-        self._lost[node.ident] = node
+        if self._by_id.get(node.id) is node:  # the kernel knows it
+            self._lost[node.ident] = node
 
     def changes_elsewhere(self, node: File) -> bool:
         """Whether somebody may change the file by a node that has lost its name, another one's."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ckptfs.watch")
 
 _LOOK_S = 0.2
+_SHARE = 0.2  # of the time may go into looking: somebody may have thousands of files open
 _MAPPINGS_S = 1.0
 _PENDING_S = 60.0  # an open that was sent to look again and never came back
 
@@ -49,11 +50,14 @@ class Watch:
             thread.join()
 
     def _run(self) -> None:
-        while not self._stopped.wait(_LOOK_S):
+        took = 0.0
+        while not self._stopped.wait(max(_LOOK_S, took / _SHARE)):
+            began = time.monotonic()
             try:
                 self.look()
             except Exception:
                 log.exception("looking at versions failed by a defect")
+            took = time.monotonic() - began
             with self._versions.lock:
                 if not self._versions.any():
                     self._thread = None

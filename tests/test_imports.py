@@ -11,7 +11,9 @@ PROJECT = Path(__file__).parent.parent
 FOLDERS = {"ckptfs": "ckptfs", "mount": "ckptfs.mount", "tools": "ckptfs.tools"}
 LAYERS = {
     **dict.fromkeys(["errors", "shown"], 0),
-    **dict.fromkeys(["protocol", "osfs", "structure", "format", "digest", "sums", "keyed"], 1),
+    **dict.fromkeys(
+        ["protocol", "osfs", "structure", "format", "digest", "sums", "keyed", "zeros"], 1
+    ),
     **dict.fromkeys(
         ["layout", "history", "ordering", "staged", "growth", "committed", "commit"], 2
     ),

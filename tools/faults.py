@@ -186,6 +186,22 @@ class FailWhile(Intercepted):
         return call.run()
 
 
+class LongReadsWait(Intercepted):
+    """Reads of files of ``LONG_BYTES`` and more wait while the file ``trigger`` exists."""
+
+    LONG_BYTES = 64 << 20
+
+    def __init__(self, below: FileSystem | Intercepted, trigger: str) -> None:
+        super().__init__(below)
+        self.trigger = trigger
+
+    def around(self, call: Call) -> Any:
+        if call.method == "readinto" and os.fstat(call.arguments[0]).st_size >= self.LONG_BYTES:
+            while os.path.exists(self.trigger):
+                time.sleep(_MOMENT_S)
+        return call.run()
+
+
 class Before(Intercepted):
     """Runs ``hook`` ahead of every call: counting, stopping, looking at the state so far."""
 

@@ -4,9 +4,10 @@
 somebody a save, while the digest guards whatever slips through. What is not certain is
 ``UNKNOWN``. ``SOUND`` means that every check within the bounds passed.
 
-The work is bounded whatever the size of the file: so many reads of headers, and headers,
-directories and pickles of up to ``METADATA_LIMIT_BYTES``. Tensor data is not read, nothing is
-ever unpickled. There is no shared state: any thread may call.
+The work is bounded whatever is in the file: so many reads, headers, directories and pickles of up
+to ``METADATA_LIMIT_BYTES``, so many entries; no call keeps other threads waiting for long. Tensor
+data is not read, nothing is ever unpickled. Any thread may call; where much is to be parsed, one
+goes on at a time.
 """
 
 from __future__ import annotations
@@ -53,14 +54,17 @@ def check(name: str, size_bytes: int, read: Read) -> Structure:
     the file. Raises nothing of its own; an OSError of ``read`` is passed on. A file that shrinks
     meanwhile is ``UNKNOWN``.
     """
+    file = File(size_bytes, read)
     try:
-        _judge(name.rsplit("/", 1)[-1].lower(), File(size_bytes, read))
+        _judge(name.rsplit("/", 1)[-1].lower(), file)
     except Broken as broken:
         return Structure(Verdict.BROKEN, str(broken))
     except OSError:
         raise
     except Exception:  # Unjudged, or malformed in a way that nobody foresaw: no guess
         return Structure(Verdict.UNKNOWN)
+    finally:
+        file.close()
     return Structure(Verdict.SOUND)
 
 

@@ -27,12 +27,13 @@ _NPY_TYPE = re.compile(r"[<>|=]?([biufcmMSaUV])(\d+)(?:\[[^\]]*\])?")
 
 def check_npy(file: File) -> None:
     """One array, or several end to end, as the documentation of numpy.save shows."""
-    at = 0
+    at, pickled_bytes = 0, 0
     while file.steps_left > 0:
         header_bytes, data_bytes = npy_sizes(file, at, file.bytes(at, min(256, file.size - at)))
         begin = at + header_bytes
         if data_bytes is None:
-            if file.size - begin > METADATA_LIMIT_BYTES:
+            pickled_bytes += file.size - begin  # where one ends, only reading it tells
+            if pickled_bytes > METADATA_LIMIT_BYTES:
                 raise Unjudged
             data_bytes = walk_pickle(file.bytes(begin, file.size - begin))[0]
         elif begin == file.size and at == 0 and data_bytes > 0:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 import struct
 
-from ckptfs.structure.base import METADATA_LIMIT_BYTES, U32, U64, Broken, File, Unjudged
+from ckptfs.structure.base import (
+    ENTRIES_LIMIT,
+    METADATA_LIMIT_BYTES,
+    U32,
+    U64,
+    Broken,
+    File,
+    Unjudged,
+)
 
 _ITEM_BYTES = {
     b"UntypedStorage": 1, b"ByteStorage": 1, b"CharStorage": 1, b"BoolStorage": 1,
@@ -64,6 +72,8 @@ def walk_pickle(pickle: bytes) -> tuple[int, list[_Storage]]:
                 storage = _storage(found, types) if found else None
                 if found and storage:
                     storages.append(storage)
+                    if len(storages) > ENTRIES_LIMIT:
+                        raise Unjudged
                 at = found.end() if found and storage else at + 1
             elif op in _LINES:
                 for _ in range(_LINES[op]):
@@ -99,5 +109,6 @@ def check_dcp_metadata(file: File) -> None:
     if file.size > METADATA_LIMIT_BYTES:
         if file.bytes(file.size - 1, 1)[0] != _STOP:
             raise Broken("cut short: the pickle does not end")
-    elif walk_pickle(file.bytes(0, file.size))[0] != file.size:
+        raise Unjudged
+    if walk_pickle(file.bytes(0, file.size))[0] != file.size:
         raise Unjudged  # unpickling passes over what follows

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from ckptfs.structure.arrays import NPY_MAGIC, npy_sizes
 from ckptfs.structure.base import (
+    ENTRIES_LIMIT,
     METADATA_LIMIT_BYTES,
     U16,
     U64,
@@ -64,7 +65,7 @@ def check_zip(file: File, name: str) -> None:
         with broken_only_if(name.endswith(_ZIP_SUFFIXES)):
             directory = _find_directory(file, end, lenient)
             if directory.size_bytes > METADATA_LIMIT_BYTES:
-                return
+                raise Unjudged
         with broken_only_if(not _absolute_too(file, name, directory)):
             with broken_only_if(name.endswith(_ZIP_SUFFIXES)):
                 entries = _read_directory(file, directory, lenient)
@@ -144,6 +145,8 @@ def _read_directory(file: File, found: _Directory, lenient: bool) -> list[_Entry
             extra = directory[extra_at : extra_at + extra_bytes]
             size, stored, offset = _zip64_fields(extra, (size, stored, offset))
         name = directory[name_at:extra_at]
+        if len(entries) == ENTRIES_LIMIT:
+            raise Unjudged
         entries.append(_Entry(name, flags & 1, method, time, stored, size, base + offset))
     if at > end if lenient else at < end and len(entries) == found.entries:
         raise Unjudged  # the lengths in the last entry: zipfile takes less, torch leaves the rest
@@ -292,8 +295,10 @@ def _torch(file: File, root: bytes, by_name: dict[bytes, _Entry]) -> None:
         if _ID in names and names <= _BOOKKEEPING:
             raise Broken("the torch archive holds no object: saving it failed")
         return  # torch.package, torch.export
-    if entry.method != 0 or entry.size_bytes > METADATA_LIMIT_BYTES:
+    if entry.method != 0:
         return
+    if entry.size_bytes > METADATA_LIMIT_BYTES:
+        raise Unjudged
     pickle = file.bytes(_data_at(file, entry, named=False), entry.size_bytes)
     if pickle and pickle[0] != PROTO:
         return  # the text protocol, or a pickle_module of the user's own

@@ -17,7 +17,7 @@ import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from ckptfs.mount import acl
 from ckptfs.mount.base import Entry, Slow, stale
@@ -167,8 +167,7 @@ class Again:
             drop_name(node.parent.id, node.name, node.id, answer)
             return NO_REPLY
         drop_name(node.parent.id, node.name, node.id)
-        time.sleep(_NOTIFIED_S)
-        raise stale()
+        return Slow(_stale_once_notified)
 
     # --- the second time -------------------------------------------------------------------------
 
@@ -247,7 +246,9 @@ class Again:
         node = self._ops.nodes.get(asked.nodeid)
         assert isinstance(node, File)
         fd = os.open(f"/proc/self/fd/{sent.fd}", access)
-        return self._answers.opened(self._ops.opened(node, fd, flags))
+        handle = self._ops.opened(node, fd, flags)
+        handle.user = asked.caller.uid
+        return self._answers.opened(handle)
 
     def _create(self, sent: _Sent, asked: _Request) -> Any:
         """Somebody else makes the name, or takes it away. What is there is opened."""
@@ -271,6 +272,11 @@ class Again:
                     self._ops.forget(entry.node.id, 1)
                     raise
         raise stale()
+
+
+def _stale_once_notified() -> NoReturn:
+    time.sleep(_NOTIFIED_S)
+    raise stale()
 
 
 def _nameless(fd: int) -> bool:

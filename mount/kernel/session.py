@@ -1,9 +1,9 @@
 """The session with the kernel: read requests, call the operations, write replies.
 
-One thread reads ``/dev/fuse`` and answers what is quick; what may block runs in a pool, so slow
-work never delays other requests. Where the kernel does not carry the data (no passthrough) several
-threads read. No exception leaves a handler: expected ones become their errno, others EIO and a
-traceback in the log. Nothing here waits for another request.
+One thread reads ``/dev/fuse`` and answers what is quick; what may block runs in a pool that is fair
+between users (``pool.py``), so slow work never delays other requests. Where the kernel does not
+carry the data (no passthrough) several threads read. No exception leaves a handler: expected ones
+become their errno, others EIO and a traceback in the log. Nothing here waits for another request.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
@@ -28,6 +28,7 @@ from ckptfs.mount.base import Caches, Entry, New, Slow, nothing, without_names
 from ckptfs.mount.kernel import wire
 from ckptfs.mount.kernel.again import NO_REPLY, Again, Answers
 from ckptfs.mount.kernel.passthrough import Passthrough
+from ckptfs.mount.kernel.pool import Flow, Pool
 from ckptfs.mount.kernel.wire import Op
 from ckptfs.mount.listing import parts
 from ckptfs.mount.locks import Lock, Wait
@@ -41,7 +42,6 @@ log = logging.getLogger("ckptfs.session")
 _MAX_WRITE = 1 << 20
 _MAX_COPY = 1 << 30  # of one copy_file_range; the caller asks again for the rest
 _BUFFER_BYTES = _MAX_WRITE + (64 << 10)
-_POOL_THREADS = 16
 _RELAY_THREADS = 3
 _WANTED = (
     wire.ASYNC_READ
@@ -61,6 +61,9 @@ _WANTED = (
 )
 _OPENING = frozenset({Op.OPEN, Op.CREATE, Op.MKDIR})
 _MAKING = frozenset({Op.CREATE, Op.MKDIR, Op.SYMLINK, Op.MKNOD})
+# These may read all of a file, or wait for who does.
+_OF_WHOLE_FILES = frozenset({Op.OPEN, Op.FLUSH, Op.RELEASE, Op.FSYNC, Op.COPY_FILE_RANGE})
+_LONG_BYTES = 64 << 20
 _CACHED_S = 10  # also how long an edit below the mount may go unseen by stat
 _GOING_NS = 10 * 10**6
 _CACHED_LISTING = wire.FOPEN_CACHE_DIR | wire.FOPEN_KEEP_CACHE
@@ -114,7 +117,7 @@ class Session:
         self.ready: Callable[[], None] = lambda: None  # called once requests are answered
         self._uid = os.geteuid()
         self.openers = Openers()
-        self._pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="ckptfs-slow")
+        self._pool = Pool()
         self._handlers: dict[int, Callable[[int, Caller, memoryview], Any]] = {
             op: getattr(self, f"_{op.name.lower()}")
             for op in Op
@@ -141,7 +144,7 @@ class Session:
         self._loop(buffer)
         for helper in helpers:
             helper.join()
-        self._pool.shutdown(wait=True)
+        self._pool.shutdown()
 
     def end(self) -> None:
         """``run`` returns once each of its threads has answered one more request."""
@@ -178,9 +181,16 @@ class Session:
             return
         caller = Caller(uid, gid, pid, unique)
         body = request[wire.IN_HEADER.size :]
-        self._answer(unique, self.again.work(opcode, unique, nodeid, caller, body))
+        work = self.again.work(opcode, unique, nodeid, caller, body)
+        self._answer(unique, work, lambda: self._flow(opcode, nodeid, caller, body))
 
-    def _answer(self, unique: int, work: Callable[[], Any]) -> None:
+    def _flow(self, opcode: int, nodeid: int, caller: Caller, body: memoryview) -> Flow:
+        whole = opcode in _OF_WHOLE_FILES
+        if opcode == Op.SETATTR:
+            whole = bool(wire.SETATTR_IN.unpack_from(body)[0] & wire.FATTR_SIZE)
+        return Flow(caller.uid, whole and self.ops.size_of(nodeid) >= _LONG_BYTES)
+
+    def _answer(self, unique: int, work: Callable[[], Any], flow_of: Callable[[], Flow]) -> None:
         """Run ``work`` and reply with what it returns: bytes, an error, or later."""
         try:
             result = work()
@@ -188,8 +198,10 @@ class Session:
             self._reply(unique, -errno_of(error))
         else:
             if isinstance(result, Slow):
-                later = result.run
-                self._pool.submit(self._answer, unique, later)
+                later, flow = result.run, flow_of()
+                if result.user is not None:
+                    flow = flow._replace(user=result.user)
+                self._pool.submit(flow, lambda: self._answer(unique, later, lambda: flow))
             elif result is not NO_REPLY:
                 self._reply(unique, 0, result or b"")
 
@@ -374,6 +386,7 @@ class Session:
         flags, open_flags = wire.OPEN_IN.unpack_from(body)
 
         def opened(handle: Handle) -> bytes:
+            handle.user = caller.uid
             if open_flags & wire.OPEN_KILL_SUIDGID:
                 self.ops.drop_set_id(handle)
             return self._opened(handle)
@@ -394,6 +407,7 @@ class Session:
         flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)
         name = names(body[wire.CREATE_IN.size :])[0]
         entry, handle = self.ops.create(nodeid, name, flags, New(caller, mode, umask))
+        handle.user = caller.uid
         return self._entry(entry) + self._opened(handle)
 
     def _read(self, nodeid: int, caller: Caller, body: memoryview) -> bytes | Slow[bytes]:
@@ -431,9 +445,10 @@ class Session:
         handle = self.ops.handle(wire.RELEASE_IN.unpack_from(body)[0])
         self.passthrough.detach(handle)
         try:
-            return self.ops.release(handle.id)
+            work = self.ops.release(handle.id)
         finally:
             self.ops.unlock_description(handle)
+        return work and replace(work, user=handle.user)
 
     def _fsync(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None]:
         return self.ops.fsync(wire.FSYNC_IN.unpack_from(body)[0])

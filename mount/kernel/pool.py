@@ -1,0 +1,113 @@
+"""Threads for what may block, shared out fairly between users.
+
+Work waits in *flows*: one user's, and of that what takes long (a digest of a long file) in a flow
+of its own. Flows are served in turn. One of which n works run starts another only while more than n
+threads are free: alone it gets half of the threads, two get a third each, and one of which nothing
+runs finds a thread at once, however much the others have. Long work keeps a core busy, so of that
+one user has only a few at a time.
+
+It cannot lock up: what waits here holds no lock, and what runs is never set aside. So whoever waits
+for a lock waits for work that runs. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ckptfs.osfs import cpu_count
+
+log = logging.getLogger("ckptfs.session")
+
+THREADS = 64
+LONG_AT_ONCE = min(16, max(4, cpu_count()))  # of one user
+
+Work = Callable[[], object]
+
+
+class Flow(NamedTuple):
+    user: int
+    long: bool
+
+
+class Pool:
+    def __init__(self, threads: int = THREADS, long_at_once: int = LONG_AT_ONCE) -> None:
+        self._limit, self._long_at_once = threads, long_at_once
+        self._changed = threading.Condition()
+        self._waiting: dict[Flow, deque[Work]] = {}  # in the order of their turns
+        self._running: Counter[Flow] = Counter()
+        self._busy = 0
+        self._threads: list[threading.Thread] = []
+        self._ending = False
+
+    def submit(self, flow: Flow, work: Work) -> None:
+        """Run ``work`` when its turn comes. It may not raise."""
+        with self._changed:
+            self._waiting.setdefault(flow, deque()).append(work)
+            self._wake()
+
+    def shutdown(self) -> None:
+        """What was submitted is done on return, and no thread is left."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _wake(self) -> None:
+        """Somebody looks for the next work: a thread that is idle, or a new one."""
+        if self._busy < len(self._threads):
+            self._changed.notify()
+        elif len(self._threads) < self._limit:
+            name = f"ckptfs-slow-{len(self._threads)}"
+            thread = threading.Thread(target=self._serve, name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self) -> None:
+        while (taken := self._take()) is not None:
+            flow, work = taken
+            try:
+                work()
+            except Exception:
+                log.exception("work of the pool failed by a defect")
+            del work, taken  # what it holds must not live until the next one comes
+            self._done(flow)
+
+    def _take(self) -> tuple[Flow, Work] | None:
+        """The next work, once there is one; None at the end."""
+        with self._changed:
+            while True:
+                flow = next(filter(self._may_start, self._waiting), None)
+                if flow is not None:
+                    break
+                if self._ending and not self._waiting:
+                    return None
+                self._changed.wait()
+            queue = self._waiting.pop(flow)
+            work = queue.popleft()
+            if queue:
+                self._waiting[flow] = queue  # behind all others
+            self._running[flow] += 1
+            self._busy += 1
+            if self._waiting:
+                self._wake()
+            return flow, work
+
+    def _may_start(self, flow: Flow) -> bool:
+        running = self._running[flow]
+        if flow.long and running >= self._long_at_once:
+            return False
+        return running < self._limit - self._busy
+
+    def _done(self, flow: Flow) -> None:
+        with self._changed:
+            self._busy -= 1
+            self._running[flow] -= 1
+            if not self._running[flow]:
+                del self._running[flow]
+            if self._ending:
+                self._changed.notify_all()
