@@ -116,7 +116,10 @@ class Committed(Ordering):
         if replaced is None or self.keep == 0:
             return
         lineage, number = replaced.lineage, replaced.generation
-        folder, made = self.lineages.link(at, name, path, lineage, number, pin=replaced.pin)
+        told = replaced.record.lineage if replaced.record else ""
+        folder, made = self.lineages.link(
+            at, name, path, lineage, number, told=told, pin=replaced.pin
+        )
         try:
             if replaced.pin and self.mode.syncs_directories:  # its note is no hint
                 self.fs.fsync(folder)

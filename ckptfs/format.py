@@ -8,8 +8,10 @@ committed=<unix ns> mode=<write mode> structure=<sound|broken|unknown> sums=<sum
 ``sums`` (of long files) tell where a damage is, see ``sums.py``. ``check`` is the BLAKE2b-64 of
 everything before it, so a damaged record is told from a damaged file. A staged file carries a note
 under the same key instead, ``ckptfs/1 staged path=<quoted>``, so that salvage can name it. A
-directory of history names its paths, ``ckptfs/1 history path=<quoted> path=<quoted>``, or, while
-the last of them is being deleted, ``ckptfs/1 leaving path=<quoted>``.
+directory of history names its paths, ``ckptfs/1 history of=<lineages> path=<quoted> path=…``, or,
+while the last of them is being deleted, ``ckptfs/1 leaving of=<lineages> path=<quoted>``. Its own
+lineage is the first of ``of``, so that directories which somebody has swapped are told apart; the
+records of its generations name one of these.
 """
 
 from __future__ import annotations
@@ -139,6 +141,7 @@ class HistoryNote(NamedTuple):
 
     paths: tuple[str, ...] = ()
     leaving: bool = False  # the last of them is being deleted or renamed away
+    of: tuple[str, ...] = ()  # lineages: its own, and others that its generations name
 
 
 def staged_note(path: str) -> bytes:
@@ -149,6 +152,8 @@ def staged_note(path: str) -> bytes:
 def history_note(note: HistoryNote) -> bytes:
     """The note of a directory of history. Paths that it has no room for are left out."""
     text, room = f"{_MAGIC} {'leaving' if note.leaving else 'history'}", _HISTORY_MAX
+    if note.of:
+        text += f" of={','.join(note.of)}"
     for quoted in map(_quoted, note.paths):
         room -= len(quoted)
         if room >= 0:
@@ -160,9 +165,10 @@ def history_note_of(value: bytes) -> HistoryNote:
     text = value.decode("ascii", "replace")
     for kind in ("history", "leaving"):
         if text.startswith(head := f"{_MAGIC} {kind} "):
-            fields = (field.partition("=") for field in text[len(head) :].split(" "))
+            fields = [field.partition("=") for field in text[len(head) :].split(" ")]
             paths = tuple(_unquoted(path) for key, _, path in fields if key == "path" and path)
-            return HistoryNote(paths, kind == "leaving")
+            of = (name for key, _, names in fields if key == "of" for name in names.split(","))
+            return HistoryNote(paths, kind == "leaving", tuple(of))
     return HistoryNote()
 
 

@@ -281,6 +281,8 @@ class Check:
                 name = str(generation)
                 self._note_links(path, self.fs.lstat(folder, name))
                 found = examine_at(self.layout, path, folder, name, digest_modified=True, **how)
+                if not history.holds(self.layout, folder, lineage, found.record):
+                    return _misplaced(found)
         except FileNotFoundError:
             return Finding(path, Condition.MISSING)
         if lineage in self._orphans and found.condition not in ROTTEN:
@@ -325,6 +327,11 @@ class Check:
 
 def _unreadable(path: str) -> Finding:
     return Finding(path, Condition.UNREADABLE, detail="the directory cannot be read")
+
+
+def _misplaced(found: Finding) -> Finding:
+    named = f"lineage {found.record.lineage}" if found.record else "another lineage"
+    return replace(found, condition=Condition.MISPLACED, detail=f"is a version of {named}")
 
 
 def _unreachable(found: Finding, note: HistoryNote) -> Finding:

@@ -16,7 +16,7 @@ from typing import Any
 from ckptfs import format as fmt
 from ckptfs import history, osfs
 from ckptfs.commit import Committer
-from ckptfs.errors import NoSuchGeneration, Rotten
+from ckptfs.errors import NoSuchGeneration, RecordDamaged, Rotten
 from ckptfs.verify import ROTTEN, Condition, Finding, Stamp, examine, stamp
 
 _REMEMBERED = 100_000  # verified versions kept in mind; about 200 bytes each
@@ -75,8 +75,14 @@ class Guard:
                     return self._mend(at, name, finding)
             # Replaced or rolled back by somebody else meanwhile, or merely linked: look again.
 
-    def require_good(self, at: int, name: str, path: str) -> None:
-        """Make sure that a kept generation gives good bytes. Raises Rotten."""
+    def require_good(self, at: int, name: str, path: str, lineage: str) -> None:
+        """Make sure that a kept generation of the lineage gives good bytes. Raises Rotten."""
+        with (
+            contextlib.suppress(RecordDamaged),  # looked at below
+            osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd,
+        ):
+            if not history.holds(self.layout, at, lineage, self.layout.read_record(fd)):
+                raise Rotten(f"{path}: it is a version of another file")
         if self.known_good(at, name):
             return
         before = stamp(self.fs.lstat(at, name))
@@ -121,6 +127,8 @@ class Guard:
             osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder,
         ):
             found = examine(self.layout, folder, str(generation), digest_modified=True)
+            if not history.holds(self.layout, folder, lineage, found.record):
+                return False
             return found.condition is Condition.OK or (asked and found.condition not in ROTTEN)
         return False
 

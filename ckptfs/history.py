@@ -16,6 +16,8 @@ from ckptfs.errors import RecordDamaged
 from ckptfs.format import HistoryNote, Record
 from ckptfs.layout import Layout
 
+_NAMED_AT_MOST = 16  # lineages, by the note of one
+
 
 def surplus(generations: Iterable[int], keep: int) -> list[int]:
     """The generations to let go of so that the newest ``keep`` remain, oldest first."""
@@ -47,9 +49,10 @@ def record_of(layout: Layout, lineage: str, generation: int) -> Record | None:
 
 
 def link(
-    layout: Layout, at: int, name: str, lineage: str, generation: int, path: str
+    layout: Layout, at: int, name: str, lineage: str, generation: int, path: str, told: str = ""
 ) -> tuple[int, bool]:
-    """Link the version at ``at/name``, that is ``path``, into history. Not durable on return.
+    """Link the version at ``at/name``, that is ``path``, into history. ``told`` is the lineage that
+    its record names. Not durable on return.
 
     Returns the open directory of the lineage and whether it was made now; the caller syncs the
     folder, and history itself if so, and closes it.
@@ -65,8 +68,9 @@ def link(
         with contextlib.suppress(FileExistsError):  # linked by a commit that a crash cut short
             fs.link(at, name, folder, str(generation))
         noted = _note_of(layout, folder)
-        if path not in noted.paths or noted.leaving:
-            _set_note(layout, folder, HistoryNote((path,)))
+        named = set(noted.of) >= {lineage, told or lineage}
+        if path not in noted.paths or noted.leaving or not named:
+            _set_note(layout, folder, HistoryNote((path,), of=_of(noted, lineage, told)))
     except OSError:
         fs.close(folder)
         if made:  # else the next commit would take its name for durable
@@ -98,9 +102,47 @@ def _note_of(layout: Layout, folder: int) -> HistoryNote:
 
 
 def _set_note(layout: Layout, folder: int, note: HistoryNote) -> None:
+    """Whose directory it is stays, unless the note tells anew."""
     with contextlib.suppress(OSError):  # a hint, and no room for it
-        if _note_of(layout, folder) != note:
+        noted = _note_of(layout, folder)
+        note = note._replace(of=note.of or noted.of)
+        if noted != note:
             layout.fs.setxattr(folder, fmt.XATTR, fmt.history_note(note))
+
+
+def _of(noted: HistoryNote, lineage: str, told: str) -> tuple[str, ...]:
+    """Too many say nothing."""
+    of = tuple(dict.fromkeys((lineage, *noted.of, *filter(None, (told,)))))
+    return of if len(of) <= _NAMED_AT_MOST else ()
+
+
+def holds(layout: Layout, folder: int, lineage: str, record: Record | None) -> bool:
+    """Whether a generation with this record belongs into ``folder``, the directory of the lineage:
+    somebody may have swapped directories, or moved what is in them."""
+    of = _note_of(layout, folder).of
+    if not of:
+        return True  # nobody has noted it
+    return of[0] == lineage and (record is None or record.lineage in of)
+
+
+def put_back(layout: Layout) -> list[str]:
+    """Give directories that were swapped or renamed outside their own names. Returns the lineages
+    that are in place again. Durable with the names in history."""
+    wrong: dict[str, str] = {}
+    for name in lineages(layout):
+        noted = note(layout, name)
+        if noted is not None and noted.of and noted.of[0] != name:
+            wrong[name] = noted.of[0]
+    taken = set(lineages(layout)) - set(wrong)
+    right = {name: own for name, own in wrong.items() if own not in taken}
+    if len(set(right.values())) < len(right):
+        return []  # a copy of one: nobody knows which is the right one
+    drafts = {fmt.new_txid(): (name, own) for name, own in right.items()}
+    for draft, (name, _) in drafts.items():
+        layout.fs.rename(layout.history, name, layout.history, draft)
+    for draft, (_, own) in drafts.items():
+        layout.fs.rename(layout.history, draft, layout.history, own)
+    return sorted(right.values())
 
 
 def note(layout: Layout, lineage: str) -> HistoryNote | None:

@@ -67,12 +67,17 @@ class Lineages:
     def __init__(self, layout: Layout) -> None:
         self.layout, self.fs = layout, layout.fs
         self.lock = threading.RLock()
-        self.pinned = history.pinned(layout)
+        self.pinned: set[str] = set()
         self.pins: dict[str, str] = {}  # pinned lineages by path
         # where paths moved to, while somebody walks the tree and could miss them
         self.watch: set[str] | None = None
+        self.read_pins()
+
+    def read_pins(self) -> None:
+        self.pinned = history.pinned(self.layout)
+        self.pins = {}
         for lineage in self.pinned:
-            self._update_pins(lineage, history.note(layout, lineage) or HistoryNote())
+            self._update_pins(lineage, history.note(self.layout, lineage) or HistoryNote())
 
     def moved(self, *paths: str) -> None:
         if self.watch is not None:
@@ -173,12 +178,20 @@ class Lineages:
     # --- what history gets -----------------------------------------------------------------------
 
     def link(
-        self, at: int, name: str, path: str, lineage: str, generation: int, *, pin: bool
+        self,
+        at: int,
+        name: str,
+        path: str,
+        lineage: str,
+        generation: int,
+        *,
+        told: str,
+        pin: bool,
     ) -> tuple[int, bool]:
         """See :func:`history.link`; ``pin`` as well, by a mark that is as durable as the name of
         the lineage."""
         with self.lock:
-            folder, made = history.link(self.layout, at, name, lineage, generation, path)
+            folder, made = history.link(self.layout, at, name, lineage, generation, path, told)
             try:
                 marked = pin and self.pin(lineage)
                 self._update_pins(lineage, history.note(self.layout, lineage) or HistoryNote())

@@ -118,6 +118,10 @@ class Store:
         made, is durable on return: a later commit syncs only what it changes itself. Returns how
         many versions were salvaged."""
         salvaged = 0
+        for lineage in history.put_back(self.layout):
+            self.committer.lineages.read_pins()
+            path = history.noted_path(self.layout, lineage) or "?"
+            say(logging.WARNING, path, "its history lay under the name of another; put back")
         names = self.fs.listdir(self.layout.stage)
         for name in sorted(names, key=lambda name: not name.endswith(fmt.GROWS)):
             if name.endswith(fmt.GROWS):  # ahead of the versions that they belong to
@@ -308,11 +312,11 @@ class Store:
             self.note("modified outside", path)
         return finding
 
-    def verify_kept(self, path: str, at: int, name: str) -> None:
-        """Ensure that an open of the kept generation ``at/name`` reads good bytes; ``path`` is
-        for messages. Raises Rotten: nothing stands behind it."""
+    def verify_kept(self, path: str, at: int, name: str, lineage: str) -> None:
+        """Ensure that an open of the kept generation ``at/name`` of the lineage reads good bytes;
+        ``path`` is for messages. Raises Rotten: nothing stands behind it."""
         try:
-            self.guard.require_good(at, name, path)
+            self.guard.require_good(at, name, path, lineage)
         except Rotten as error:
             self.note("rotten", path, str(error))
             raise

@@ -44,6 +44,7 @@ class Condition(enum.Enum):
     MISSING = "missing"  # asked for by name, or known to history
     BUSY = "busy"  # was being written all the while
     LINKED = "linked"  # has a name outside of the directory, by which it can be changed in place
+    MISPLACED = "misplaced"  # a generation of another file, put there by somebody
     UNREACHABLE = "unreachable"  # a generation that no path leads to
     LEFTOVER = "leftover"  # of a crash: the next mount clears it
 
@@ -55,6 +56,7 @@ BAD = ROTTEN | {
     Condition.UNREADABLE,
     Condition.MISSING,
     Condition.UNREACHABLE,
+    Condition.MISPLACED,
 }
 _SETTLED = frozenset({Condition.OK, Condition.UNREAD, Condition.BROKEN, Condition.UNRECORDED})
 

@@ -238,7 +238,7 @@ class Generation(_Past):
         store = self.view.store
         with self._file.folder() as folder:
             if store.options.verify_opens:
-                store.verify_kept(self.name, folder, self.entry)
+                store.verify_kept(self.name, folder, self.entry, self._file.lineage)
             return self._open_in(folder)
 
     def _open_in(self, folder: int) -> int:

@@ -25,7 +25,8 @@ def leak(store: Store, path: str) -> str:
     of = fmt.new_lineage()
     record = store.layout.next_generation()
     with osfs.place(store.fs, store.root, path) as (at, name):
-        folder, _ = history.link(store.layout, at, name, of, record, path)
+        told = lineage(store, path)
+        folder, _ = history.link(store.layout, at, name, of, record, path, told)
         store.fs.close(folder)
     return of
 
@@ -39,6 +40,11 @@ def leaked(directory: Path, steps: int = 5) -> Store:
     store.put("step.pt", b"the last step")
     os.link(directory / "step.pt", directory / "latest.pt")
     return store
+
+
+def noted(store: Store, of: str) -> tuple[str, ...]:
+    note = history.note(store.layout, of)
+    return note.paths if note is not None else ()
 
 
 def versions(store: Store) -> int:
@@ -70,7 +76,7 @@ def test_what_a_file_carries_under_another_name_is_given_back_to_all_its_names(
     of = lineage(store, "d/best.pt")
     history.set_note(store.layout, of, fmt.HistoryNote(("step.pt",)))
     assert sorted(store.tidy().given_back) == ["d/best.pt", "d/same.pt"]
-    assert history.note(store.layout, of) == fmt.HistoryNote(("d/best.pt", "d/same.pt"))
+    assert noted(store, of) == ("d/best.pt", "d/same.pt")
     assert store.rollback("d/same.pt") and store.get("d/same.pt") == b"good"
     store.close()
 
@@ -101,7 +107,7 @@ def test_what_is_renamed_while_the_tree_is_walked_is_not_missed(
             store.tidy()
         path = new if "/" in new else f"{new}/best.pt"
         assert history.generations(store.layout, of)
-        assert history.note(store.layout, of) == fmt.HistoryNote((path,))
+        assert noted(store, of) == (path,)
         store.close()
 
 

@@ -231,6 +231,11 @@ class _Report:
             yield "a broken file is as its program left it: `ckptfs log` has earlier versions"
         if counts[Condition.UNREACHABLE] and not self.repairing:
             yield f"`ckptfs verify --repair {where}` lets go of what is unreachable"
+        if counts[Condition.MISPLACED]:
+            yield (
+                f"the next `ckptfs mount {where}` puts directories of history back that were "
+                "swapped; a single file belongs into the directory of the lineage that it names"
+            )
         if counts[Condition.LEFTOVER] and not self.repairing:
             yield f"the next `ckptfs mount {where}` clears what a crash left"
 
