@@ -91,15 +91,15 @@ class Attributes(Files):
         return self._in_turn(node, change_metadata)
 
     def _being_written(self, node: Node) -> list[File]:
-        """The versions that will replace this committed one: what somebody else than their
-        writers changes of its metadata must not be lost with it."""
+        """The other versions of its path that are to replace this one: what somebody else than
+        their writers changes of its metadata must not be lost with it."""
         if not isinstance(node, File) or node.parent is None:
             return []
-        if node.version is not None and node.version.unpublished:
-            return []
         with self.lock:
-            versions = list(self.versions.at(node.parent, node.name))
-        return [version.node for version in versions] if versions and stands(node) else []
+            listed = self.versions.at(node.parent, node.name)
+            others = [version.node for version in listed if version is not node.version]
+            staged = len(others) < len(listed)
+        return others if others and (staged or stands(node)) else []
 
     def _in_turn(self, node: Node, work: Callable[[], T]) -> T | Slow[T]:
         """A change of a version that has a writer waits for a commit that is under way."""

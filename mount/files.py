@@ -135,6 +135,7 @@ class Files(Relay):
             if not stands(node):
                 raise stale()
             self.store.committer.open_in_place(node.parent.fd, node.name, node.path())
+            node.aliased = True  # it may stay mapped when the kernel has released its last handle
             handle = self._open_committed(node, flags | os.O_RDWR)
         if flags & os.O_TRUNC:
             os.ftruncate(handle.fd, 0)
@@ -407,6 +408,8 @@ class Files(Relay):
         self.store.committer.note_changed_dir(parent.fd)
         status = os.fstat(fd)
         node = self.nodes.committed(parent, name, status)
+        assert isinstance(node, File)
+        node.aliased = True  # see above
         handle = self._handle(node, fd, flags)
         return self._entry(node, status), handle
 

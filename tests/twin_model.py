@@ -190,7 +190,8 @@ class Model:
         older = (d for d in others if d.stale and d.writing and worker in d.workers)
         if self.hidden(found.inode, worker) and any(older):
             found.stale = True  # it joins the one that it sees
-        elif before.st_nlink > 1 and any(d.at != found.at for d in written):
+        elif any(d.at != found.at for d in written):  # by another link, be it gone, or name
+            self.part(found.inode)
             self._begin(worker, found, before, content, fresh=False)  # the names part
         elif written:
             found.in_place = all(d.in_place for d in written)
@@ -269,8 +270,9 @@ class Model:
     def locked(self, description: Description) -> None:
         """What a second process locks as well is written in place from there on. A lock file that
         another one has truncated meanwhile is that of its holder."""
-        if any(d.stale and d.writing for d in self.of(description.inode)):
-            self.part(description.inode)
+        others = self.of(description.inode)
+        if any((d.stale and d.writing) or d.at != description.at for d in others):
+            self.part(description.inode)  # locks are those of a path, not of its other links
         if description.inode in self.flight:
             self.flight[description.inode].said = True
 
