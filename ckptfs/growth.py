@@ -162,7 +162,7 @@ class Growth:
         """Whether the version is the committed one with less added than there was. Who adds more
         has the base copied into the hole: nothing is written twice but the shorter part."""
         base = staged.base
-        if base is None or base.filled or not base.intact or self.layout.uses_sidecars:
+        if base is None or base.filled or not base.intact or self.layout.has_sidecar(base.fd):
             return False
         try:
             status = self.fs.lstat(at, name)

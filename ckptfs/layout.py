@@ -35,7 +35,8 @@ class Layout:
         self._counter_lock = threading.Lock()
         self._next = self._reserved = 0
         self._lock_fd: int | None = None
-        self.uses_sidecars = bool(fs.listdir(self.sidecar))
+        self.has_xattrs = True
+        self.uses_sidecars = bool(fs.listdir(self.sidecar))  # for some file
 
     # --- opening -------------------------------------------------------------------------------
 
@@ -179,7 +180,12 @@ class Layout:
         try:
             self.fs.setxattr(self._lock_fd, fmt.XATTR, fmt.staged_note(fmt.LOCK))
         except OSError as error:
-            self.uses_sidecars = self.uses_sidecars or error.errno in osfs.NEVER_XATTR
+            self.has_xattrs = error.errno not in osfs.NEVER_XATTR
+            self.uses_sidecars = self.uses_sidecars or not self.has_xattrs
+
+    def has_sidecar(self, fd: int) -> bool:
+        """Whether the record of this file lies in one."""
+        return self.uses_sidecars and self.fs.getxattr(fd, fmt.XATTR) is None
 
     def remove_record(self, fd: int) -> None:
         """Durable on return."""

@@ -343,8 +343,8 @@ class Daemon:
                 f"descriptors are used up ({total}): opens fail (ENFILE) until some files are "
                 "closed; commits go on; raise the hard limit (LimitNOFILE=)"
             )
-        if store.layout.uses_sidecars:
-            found.append("records lie in sidecars: the filesystem has no room for xattrs")
+        if not store.layout.has_xattrs:
+            found.append("records lie in sidecars: the filesystem has no xattrs")
         return found
 
     def _being_written(self) -> set[str]:

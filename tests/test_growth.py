@@ -184,6 +184,22 @@ def test_control_a_broken_extension_is_seen(broken: Wrap, seen: str) -> None:
     assert any(each.startswith(seen) for each in found), found
 
 
+def test_a_file_without_room_for_its_record_costs_others_nothing(ext4_dir: Path) -> None:
+    (ext4_dir / "full.pt").write_bytes(b"mine")
+    os.setxattr(ext4_dir / "full.pt", "user.mine", b"m" * 3900)
+    store = lazy(store_on(ext4_dir))
+    for path in ("full.pt", "a.pt"):
+        store.put(path, OLD)
+    assert list((ext4_dir / ".ckptfs" / "sidecar").iterdir())
+    before = {path: (ext4_dir / path).stat().st_ino for path in ("full.pt", "a.pt")}
+    for path in before:
+        store.append(path, MORE)
+        assert store.get(path) == OLD + MORE
+    assert (ext4_dir / "a.pt").stat().st_ino == before["a.pt"]
+    assert (ext4_dir / "full.pt").stat().st_ino != before["full.pt"]
+    store.close()
+
+
 # --- what is not its own ------------------------------------------------------------------------
 
 
