@@ -50,6 +50,7 @@ class Handle:
     listing: Listing | None = None  # of a directory, while it is read
     cached: bool = False  # so that the kernel may list it without asking
     locks: LockSet = field(default_factory=LockSet)  # of the path it was opened by
+    wrote: set[int | None] = field(default_factory=set)  # threads and processes, if we carry it
     owners: set[int] = field(default_factory=set)  # of the locks that were asked for by it
     locker: int | None = None  # the process that asked last, 0 if it is unknown
     base: Base | None = None  # where the bytes are that ``fd`` may lack
@@ -87,6 +88,7 @@ class Version:
     synced: Fingerprint | None = None  # what its writer has fsynced
     held: bool = False  # some process had a descriptor of it: a FLUSH came
     killed: bool = False
+    mauled: bool = False  # a process that had it from its parent has crashed, and has written
     failure: OSError | CkptfsError | None = None
     handles: set[Handle] = field(default_factory=set)
 

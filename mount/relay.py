@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from ckptfs import osfs
 from ckptfs.mount.base import Base, Slow, T
-from ckptfs.mount.model import Handle
+from ckptfs.mount.model import Caller, Handle
 
 
 class Relay(Base):
@@ -21,6 +21,11 @@ class Relay(Base):
         if base is None:
             return os.pread(handle.fd, size, offset)
         return Slow(lambda: base.read(handle.fd, size, offset))
+
+    def note_writer(self, handle_id: int, caller: Caller) -> None:
+        wrote = self.handle(handle_id).wrote
+        if caller.pid not in wrote:
+            wrote.update((caller.pid, caller.process))
 
     def write(
         self, handle_id: int, data: memoryview, offset: int, *, cached: bool = False

@@ -363,6 +363,8 @@ class Versions:
             if fate is Fate.UNKNOWN:
                 version.known = False
             if process is None or process != handle.opener:
+                if fate is Fate.KILLED and writers.crashed(caller.pid):
+                    version.mauled |= process in handle.wrote or writers.has_written(caller.pid)
                 return None  # a forked child, or unknown: its RELEASE decides
             if fate is Fate.KILLED and not handle.flushed:
                 version.killed = True
@@ -471,6 +473,8 @@ class Versions:
             if version.failure is not None:
                 self._abort(version, str(version.failure))
                 raise version.failure
+            if version.mauled and version.unpublished and self._changed(version):
+                version.killed |= self._judged(version) is not Verdict.SOUND
             if version.killed and version.unpublished:
                 self.publish_unfinished(version)
             if version.killed and version.unpublished:
@@ -677,8 +681,10 @@ class Versions:
             return ident in self._sealed_here
 
     def _looks_broken(self, version: Version) -> bool:
-        judged = self.store.committer.judge_staged(version.staged)
-        return judged.verdict is Verdict.BROKEN
+        return self._judged(version) is Verdict.BROKEN
+
+    def _judged(self, version: Version) -> Verdict:
+        return self.store.committer.judge_staged(version.staged).verdict
 
     def _abort(self, version: Version, reason: str) -> None:
         with version.staged.lock:

@@ -19,11 +19,23 @@ import contextlib
 import enum
 import functools
 import os
+import signal
 import threading
 from collections.abc import Collection, Iterator, Set
 
 _PF_EXITING = 0x4
 _SIGNAL_MASK = 0x7F
+_CRASHES = frozenset(
+    {
+        signal.SIGKILL,  # by the kernel, if memory is short
+        signal.SIGSEGV,
+        signal.SIGBUS,
+        signal.SIGABRT,
+        signal.SIGFPE,
+        signal.SIGILL,
+        signal.SIGSYS,
+    }
+)
 _LOOK_S, _LOOKS = 0.02, 250  # at the mappings of a process
 _EXECVE_S = 0.2
 _DEPTH = 64  # generations of ancestors that are looked at
@@ -94,6 +106,19 @@ def fate(pid: int) -> tuple[int | None, Fate]:
     if int(fields[49]) & _SIGNAL_MASK:
         return process, Fate.KILLED
     return (process, Fate.EXITING) if _shows_exit_code(pid) else (None, Fate.UNKNOWN)
+
+
+def crashed(pid: int) -> bool:
+    """Whether the dying process ends by a crash. Not one that its parent ends (SIGTERM): so a pool
+    lets its workers go when they are done."""
+    fields = _stat_fields(pid)
+    return fields is not None and int(fields[49]) & _SIGNAL_MASK in _CRASHES
+
+
+def has_written(pid: int) -> bool:
+    """Whether the process has itself written to files since it was forked; pipes do not count."""
+    counts = _read(f"/proc/{pid}/io")
+    return counts is not None and bool(_number(b"\n" + counts, b"write_bytes:"))
 
 
 def _shows_exit_code(pid: int) -> bool:

@@ -9,6 +9,7 @@ The control serves in mode ``unsafe``, where the same kills tear the file.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -267,3 +268,59 @@ def test_unknown_writers_and_readers_see_the_committed_view(namespaced: Served) 
         assert os.fstat(file.fileno()).st_size == 5
     namespaced.wait_until(lambda: len(namespaced.events("committed")) == 2)
     assert path.read_bytes() == b"newer"
+
+
+_POOL = """
+import os, signal, sys, time
+name, end, whole = sys.argv[1], getattr(signal, sys.argv[2]), sys.argv[3] == "whole"
+file = open(name, "wb")
+if whole:
+    import zipfile
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("data", b"z" * 100_000)
+    file.flush()
+read, written = os.pipe()
+worker = os.fork()
+if worker == 0:
+    if not whole:
+        os.pwrite(file.fileno(), b"half" * 10_000, 0)
+    elif sys.argv[4] == "writes":
+        os.write(os.open(name + ".part", os.O_WRONLY | os.O_CREAT), b"something else")
+    os.write(written, b"x")
+    time.sleep(60)
+os.read(read, 1)
+os.kill(worker, end)
+os.waitpid(worker, 0)
+try:
+    file.close()
+except OSError as error:
+    print(error.errno)
+"""
+
+
+def pool(mount: Served, *arguments: str) -> str:
+    command = [PYTHON, "-c", _POOL, "m.pt", *arguments]
+    run = subprocess.run(command, cwd=mount.path, capture_output=True, text=True, timeout=30)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+@pytest.mark.parametrize("relay", [(), ("--no-passthrough",)], ids=["passthrough", "relay"])
+def test_c6_what_a_crashed_worker_of_a_pool_has_written_is_not_published(
+    disk_dir: Path, relay: tuple[str, ...]
+) -> None:
+    """It was forked with the descriptor, and its parent closes the file in good faith."""
+    with served(disk_dir, *relay) as mount:
+        (mount.path / "m.pt").write_bytes(b"good")
+        assert pool(mount, "SIGKILL", "half") == str(errno.EIO)
+        assert (mount.path / "m.pt").read_bytes() == b"good"
+        assert pool(mount, "SIGTERM", "half") == ""  # as pools end their workers
+        assert (mount.path / "m.pt").read_bytes() == b"half" * 10_000
+
+
+@pytest.mark.parametrize("worker", ["idle", "writes"])
+def test_a_crashed_worker_that_wrote_something_else_takes_nothing_along(
+    mount: Served, worker: str
+) -> None:
+    assert pool(mount, "SIGKILL", "whole", worker) == ""
+    assert (mount.path / "m.pt").stat().st_size > 100_000

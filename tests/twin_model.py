@@ -187,7 +187,7 @@ class Model:
     ) -> None:
         flight, appends = self.flight.get(found.inode), bool(found.flags & os.O_APPEND)
         written = [d for d in _written(others) if not d.flushed or d.mapped]
-        older = (d for d in others if d.stale and d.writing and worker in d.workers)
+        older = (d for d in others if d.stale and d.writing and _shows(d, worker))
         if self.hidden(found.inode, worker) and any(older):
             found.stale = True  # it joins the one that it sees
         elif any(d.at != found.at for d in written):  # by another link, be it gone, or name
@@ -397,6 +397,10 @@ class Model:
 
 def _written(descriptions: Iterable[Description]) -> list[Description]:
     return [d for d in descriptions if d.writing and d.is_file and not d.stale]
+
+
+def _shows(description: Description, worker: int) -> bool:
+    return any(worker in sees(writer) for writer in description.workers)
 
 
 def may_be_log(path: str) -> bool:

@@ -417,6 +417,7 @@ class Session:
     def _write(self, nodeid: int, caller: Caller, body: memoryview) -> Any:
         handle, offset, size, flags, _, _, _ = wire.WRITE_IN.unpack_from(body)
         data = body[wire.WRITE_IN.size :][:size]
+        self.ops.note_writer(handle, caller)
 
         def shape(written: int) -> bytes:
             if flags & wire.WRITE_KILL_SUIDGID:
