@@ -46,6 +46,7 @@ class Condition(enum.Enum):
     LINKED = "linked"  # has a name outside of the directory, by which it can be changed in place
     UNREACHABLE = "unreachable"  # a generation that no path leads to
     LEFTOVER = "leftover"  # of a crash: the next mount clears it
+    STRAY = "stray"  # in ``.ckptfs``, and not of ckptfs: left alone
 
 
 ROTTEN = frozenset({Condition.DAMAGED, Condition.STALE, Condition.RECORD_DAMAGED})
