@@ -4,12 +4,13 @@ A FIFO for the lock, a directory for a note, a link to somebody else's file for 
 another kind… Each command ends in its time with one of its exit codes, and where it cannot do its
 work one line names the part and says what to do. Nothing outside of the directory is written.
 
-By default one case in ``CKPTFS_CASES`` (11) is tried, another selection for each kind;
+By default one case in ``CKPTFS_CASES`` (23) is tried, another selection for each kind;
 ``CKPTFS_CASES=1`` tries all.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -26,16 +27,16 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from mounts import Served, why_no_mounts
+from mounts import Served, served, why_no_mounts
 
 import ckptfs.cli
 import ckptfs.mount.doctor
 import ckptfs.mount.ending
-import ckptfs.mount.run  # noqa: F401: the children of this process need not import it
+import ckptfs.mount.run
 from ckptfs import format as fmt
 from ckptfs.store import Store
 
-_EVERY = int(os.environ.get("CKPTFS_CASES", "11"))
+_EVERY = int(os.environ.get("CKPTFS_CASES", "23"))
 _LIMIT_S = 15.0
 _SECRET = b"not of this tree\n"
 _STAGED = "0123456789abcdef"
@@ -332,3 +333,35 @@ def test_a_part_of_a_wrong_kind(place: Place, part: str) -> None:
         if wrong:
             troubles.append(f"{command}: {kind} for {part}: {wrong}: {done}"[:700])
     assert not troubles, "\n".join(troubles)
+
+
+def test_verify_names_what_is_not_of_ckptfs(place: Place) -> None:
+    place.renew("stray in history", "fifo")
+    control = place.directory / fmt.CONTROL
+    (control / fmt.STAGE / "pipe").mkdir()
+    (_lineage(control) / "notes.txt").write_text("mine")
+    done = ckptfs_here("verify", place.directory)
+    strays = [line for line in done.out.splitlines() if line.startswith("stray ")]
+    assert [line.split()[1].rstrip(":") for line in strays] == [
+        ".ckptfs/stage/pipe",
+        ".ckptfs/history/stray",
+        f".ckptfs/history/{_lineage(control).name}/notes.txt",
+    ]
+    assert done.code == 0 and "left alone" in done.out
+    assert ckptfs_here("rollback", place.directory, "a.pt").code == 0
+    assert stat.S_ISFIFO(os.lstat(control / fmt.HISTORY / "stray").st_mode)
+
+
+def test_a_save_whose_history_is_no_directory_fails_and_names_it(place: Place) -> None:
+    """And keeps the old version: what the history was is not known."""
+    place.renew("lineage", "fifo")
+    with served(place.directory) as mount:
+        errors = []
+        for name in ("a.pt", "b.pt"):
+            try:
+                (place.directory / name).write_bytes(b"newest")
+            except OSError as error:
+                errors.append((name, error.errno))
+        assert [code for _, code in errors] == [errno.ENOTDIR]
+        assert (place.directory / errors[0][0]).read_bytes() == b"new " * 900
+        assert "is no directory; move it away" in mount.log_text()
