@@ -204,10 +204,8 @@ def format_file() -> bytes:
 def check_format_file(content: bytes, where: str) -> None:
     """Raise UnknownLayout unless ``content`` names a layout that this version reads."""
     try:
-        layout = json.loads(content)["layout"]
-        if type(layout) is not int:
-            raise TypeError("not a number")
-    except (ValueError, KeyError, TypeError, RecursionError):
+        layout = int(json.loads(content)["layout"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise UnknownLayout(
             f"{where}: not a layout file that ckptfs wrote; restore it or move {CONTROL} away"
         ) from None
