@@ -40,6 +40,12 @@ class UnknownLayout(CannotServe):
     errno = _errno.EPROTONOSUPPORT
 
 
+class WrongPart(CannotServe):
+    """A part of ``.ckptfs`` is missing, or something else stands in its place."""
+
+    errno = _errno.EIO
+
+
 class AlreadyServed(CannotServe):
     """Another daemon, perhaps on another host, holds the directory."""
 

@@ -211,7 +211,7 @@ def check_format_file(content: bytes, where: str) -> None:
     """Raise UnknownLayout unless ``content`` names a layout that this version reads."""
     try:
         layout = int(json.loads(content)["layout"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise UnknownLayout(
             f"{where}: not a layout file that ckptfs wrote; restore it or move {CONTROL} away"
         ) from None

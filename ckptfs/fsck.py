@@ -7,6 +7,7 @@ by :class:`Check`; :func:`repair` needs the store to itself.
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from ckptfs import digest, history, orphans, osfs
+from ckptfs import digest, history, orphans, osfs, parts
 from ckptfs import format as fmt
 from ckptfs.format import HistoryNote
 from ckptfs.layout import Layout
@@ -82,6 +83,8 @@ class Check:
         yield from self._missing()
         self._orphans = self._unreached()
         yield from self.kept()
+        if self.whole:
+            yield from self._strays()
         if not self.scope.served and self.whole:
             yield from self.leftovers()
             yield from self._counter()
@@ -298,9 +301,42 @@ class Check:
         """Of a crash. The next mount clears them."""
         for name in sorted(self.fs.listdir(self.layout.stage)):
             status = self.fs.lstat(self.layout.stage, name)
+            if not osfs.is_regular(status):
+                continue
             self._note_links("", status)
             path = f"{fmt.CONTROL}/{fmt.STAGE}/{name}"
             yield Finding(path, Condition.LEFTOVER, status.st_size, detail="of a crash")
+
+    def _strays(self) -> Iterator[Finding]:
+        """What lies in ``.ckptfs`` and cannot be of ckptfs. It is left alone."""
+        layout, fs = self.layout, self.fs
+        for folder, where in (
+            (layout.stage, fmt.STAGE),
+            (layout.salvage, fmt.SALVAGE),
+            (layout.quarantine, fmt.QUARANTINE),
+            (layout.sidecar, fmt.SIDECAR),
+        ):
+            yield from self._not_of_ours(folder, where, lambda _, found: osfs.is_regular(found))
+        yield from self._not_of_ours(
+            layout.history, fmt.HISTORY, lambda _, found: osfs.is_directory(found)
+        )
+        for lineage in history.lineages(layout):
+            with (
+                contextlib.suppress(*history.NO_FOLDER),
+                osfs.opened(fs, layout.history, lineage, osfs.DIRECTORY) as folder,
+            ):
+                where = f"{fmt.HISTORY}/{lineage}"
+                yield from self._not_of_ours(folder, where, lambda n, _: history.is_generation(n))
+
+    def _not_of_ours(
+        self, folder: int, where: str, is_ours: Callable[[str, osfs.Status], bool]
+    ) -> Iterator[Finding]:
+        for name in sorted(self.fs.listdir(folder)):
+            with contextlib.suppress(FileNotFoundError):
+                status = self.fs.lstat(folder, name)
+                if not is_ours(name, status):
+                    detail = f"{parts.kind(status)} that is not of ckptfs"
+                    yield Finding(f"{fmt.CONTROL}/{where}/{name}", Condition.STRAY, detail=detail)
 
     def _counter(self) -> Iterator[Finding]:
         counted = self.layout.stored_counter()
@@ -375,9 +411,9 @@ def generation_path(lineage: str, generation: int) -> str:
 
 def generation_of(path: str) -> tuple[str, int] | None:
     """The lineage and number of a generation, by its path; None for other paths."""
-    parts = path.split("/")
-    if parts[:2] == [fmt.CONTROL, fmt.HISTORY] and len(parts) == 4 and parts[3].isdigit():
-        return parts[2], int(parts[3])
+    steps = path.split("/")
+    if steps[:2] == [fmt.CONTROL, fmt.HISTORY] and len(steps) == 4:
+        return (steps[2], int(steps[3])) if history.is_generation(steps[3]) else None
     return None
 
 

@@ -17,6 +17,7 @@ from ckptfs.format import HistoryNote, Record
 from ckptfs.layout import Layout
 
 _NAMED_AT_MOST = 16  # lineages, by the note of one
+NO_FOLDER = (FileNotFoundError, NotADirectoryError)  # a stray file or symlink is nobody's history
 
 
 def surplus(generations: Iterable[int], keep: int) -> list[int]:
@@ -32,9 +33,14 @@ def generations(layout: Layout, lineage: str) -> list[int]:
     try:
         with osfs.opened(layout.fs, layout.history, lineage, osfs.DIRECTORY) as folder:
             names = layout.fs.listdir(folder)
-    except FileNotFoundError:
+    except NO_FOLDER:
         return []
-    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+    return sorted(map(int, filter(is_generation, names)), reverse=True)
+
+
+def is_generation(name: str) -> bool:
+    """Whether an entry of a lineage is one of its generations, by its name."""
+    return name.isascii() and name.isdigit() and len(name) < 20 and str(int(name)) == name
 
 
 def record_of(layout: Layout, lineage: str, generation: int) -> Record | None:
@@ -63,7 +69,11 @@ def link(
         fs.mkdir(layout.history, lineage, 0o700)
     except FileExistsError:
         made = False
-    folder = fs.open(layout.history, lineage, osfs.DIRECTORY)
+    try:
+        folder = fs.open(layout.history, lineage, osfs.DIRECTORY)
+    except NotADirectoryError as error:
+        where = f"{fmt.CONTROL}/{fmt.HISTORY}/{lineage}"
+        raise OSError(error.errno, f"{where} is no directory; move it away", path) from None
     try:
         with contextlib.suppress(FileExistsError):  # linked by a commit that a crash cut short
             fs.link(at, name, folder, str(generation))
@@ -152,7 +162,7 @@ def note(layout: Layout, lineage: str) -> HistoryNote | None:
     try:
         with osfs.opened(layout.fs, layout.history, lineage, osfs.DIRECTORY) as folder:
             return _note_of(layout, folder)
-    except FileNotFoundError:
+    except NO_FOLDER:
         return None
 
 
@@ -202,6 +212,8 @@ def prune(layout: Layout, lineage: str, keep: int) -> int:
     with osfs.opened(layout.fs, layout.history, lineage, osfs.DIRECTORY) as folder:
         for generation in going:
             with contextlib.suppress(FileNotFoundError):
+                if not osfs.is_regular(layout.fs.lstat(folder, str(generation))):
+                    continue  # somebody else's
                 if layout.uses_sidecars:
                     _drop_sidecar(layout, folder, str(generation))
                 layout.fs.unlink(folder, str(generation))

@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ckptfs import format as fmt
-from ckptfs import osfs
+from ckptfs import osfs, parts
 from ckptfs.errors import AlreadyServed, CannotServe, RecordDamaged
 from ckptfs.format import Record
 from ckptfs.osfs import FileSystem
 
 _GENERATIONS_RESERVED = 1024
+_GENERATIONS = 1 << 62  # no counter of ours comes that far
 
 
 class Layout:
@@ -44,14 +45,15 @@ class Layout:
     def create(cls, fs: FileSystem, root: int, where: str) -> Layout:
         """Open the layout, making what is missing; what was made is durable on return.
 
-        Raises UnknownLayout, CannotServe (no room, no permission, read-only).
+        Raises UnknownLayout, WrongPart, CannotServe (no room, no permission, read-only).
         """
         try:
             _make_directory(fs, root, fmt.CONTROL)
+            parts.require(fs, root, fmt.CONTROL, where)
             control = fs.open(root, fmt.CONTROL, osfs.DIRECTORY)
             with _closed_on_error(fs, control):
                 cls._complete(fs, root, control, where)
-                return cls._opened(fs, root, control)
+                return cls._opened(fs, root, control, where)
         except OSError as error:
             raise CannotServe(
                 f"{where}: cannot prepare {fmt.CONTROL}: {error.strerror}; "
@@ -72,23 +74,25 @@ class Layout:
 
     @classmethod
     def existing(cls, fs: FileSystem, root: int, where: str) -> Layout | None:
-        """Open the layout without changing anything; None where there is none."""
-        try:
-            control = fs.open(root, fmt.CONTROL, osfs.DIRECTORY)
-        except FileNotFoundError:
+        """Open the layout without changing anything; None where there is none. Raises
+        UnknownLayout, WrongPart, and OSError."""
+        if not parts.require(fs, root, fmt.CONTROL, where):
             return None
+        control = fs.open(root, fmt.CONTROL, osfs.DIRECTORY)
         with _closed_on_error(fs, control):
             if _read_format(fs, control, where):
-                return cls._opened(fs, root, control)
+                return cls._opened(fs, root, control, where)
         fs.close(control)
         return None
 
     @classmethod
-    def _opened(cls, fs: FileSystem, root: int, control: int) -> Layout:
+    def _opened(cls, fs: FileSystem, root: int, control: int, where: str) -> Layout:
+        for name in (fmt.LOCK, fmt.COUNTER):
+            parts.require(fs, control, name, where)
         folders: dict[str, int] = {}
         with contextlib.ExitStack() as on_error:
             for name in fmt.SUBDIRECTORIES:
-                folders[name] = fs.open(control, name, osfs.DIRECTORY)
+                folders[name] = parts.open_folder(fs, control, name, where)
                 on_error.callback(fs.close, folders[name])
             layout = cls(fs, root, control, folders)
             on_error.pop_all()
@@ -103,10 +107,11 @@ class Layout:
 
     def take_lock(self, where: str, mountpoint: str = "") -> None:
         """Be the one daemon of this directory. Raises AlreadyServed, naming the other."""
+        parts.require(self.fs, self.control, fmt.LOCK, where)
         fd = self.fs.open(self.control, fmt.LOCK, osfs.O_RDWR | osfs.O_CREAT)
         with _closed_on_error(self.fs, fd):
             if not osfs.try_lock(fd):
-                holder = _parse(self.fs.read(fd, 4096, 0))
+                holder = parts.parse(self.fs.read(fd, 4096, 0))
                 raise AlreadyServed(
                     f"{where}: served already, by process {holder.get('pid', '?')} on host "
                     f"{holder.get('host', '?')}; see `ckptfs status`"
@@ -136,7 +141,8 @@ class Layout:
     def stored_counter(self) -> int:
         """What is on disk: above every generation there is, unless it is damaged (then 0)."""
         with contextlib.suppress(FileNotFoundError, ValueError):
-            return int(_read_small(self.fs, self.control, fmt.COUNTER))
+            counted = int(parts.read(self.fs, self.control, fmt.COUNTER))
+            return counted if 0 <= counted < _GENERATIONS else 0
         return 0
 
     # --- records -------------------------------------------------------------------------------
@@ -204,10 +210,14 @@ class Layout:
         """Inode numbers are reused, so a sidecar counts only while size and mtime agree; one that
         is damaged counts."""
         try:
-            value = _read_small(self.fs, self.sidecar, _inode_name(self.fs, fd))
+            value = parts.read(self.fs, self.sidecar, _inode_name(self.fs, fd))
             record = Record.from_bytes(value)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return b""  # what is no file stands for a record that was lost
         except RecordDamaged:
             return value
         status = self.fs.stat(fd)
@@ -220,7 +230,7 @@ class Layout:
     def read_note(self, name: str) -> dict[str, object]:
         """A file of the control directory that only informs; empty if it is not there."""
         try:
-            return _parse(_read_small(self.fs, self.control, name))
+            return parts.parse(parts.read(self.fs, self.control, name))
         except OSError:
             return {}
 
@@ -245,20 +255,30 @@ class Layout:
         return aside
 
     def set_aside(self, folder: int) -> list[dict[str, object]]:
-        """What lies in salvage or quarantine, oldest first: the notes, each with ``id``."""
+        """What lies in salvage or quarantine, oldest first: the notes, each with ``id``, ``size``
+        and, whatever stands in them, ``time_ns``, ``path`` and ``reason`` of their types."""
         found: list[dict[str, object]] = []
         for name in self.fs.listdir(folder):
             if name.endswith(fmt.NOTE):
                 continue
             with contextlib.suppress(FileNotFoundError):  # another thread may let it go
                 status = self.fs.lstat(folder, name)
-                story: dict[str, object] = {"reason": "no note", "time_ns": status.st_mtime_ns}
-                with contextlib.suppress(FileNotFoundError):
-                    story |= _parse(_read_small(self.fs, folder, f"{name}{fmt.NOTE}"))
-                story["id"] = name
-                story["size"] = min(status.st_size, status.st_blocks * 512)  # it may have a hole
-                found.append(story)
-        return sorted(found, key=lambda story: str(story["time_ns"]))
+                if osfs.is_regular(status):
+                    found.append(self._story(folder, name, status))
+        return sorted(found, key=lambda story: (int(str(story["time_ns"])), str(story["id"])))
+
+    def _story(self, folder: int, name: str, status: osfs.Status) -> dict[str, object]:
+        story: dict[str, object] = {}
+        with contextlib.suppress(OSError):
+            story = parts.parse(parts.read(self.fs, folder, f"{name}{fmt.NOTE}"))
+        if not parts.is_time(story.get("time_ns")):
+            story["time_ns"] = max(0, status.st_mtime_ns)
+        if not isinstance(story.get("path"), str):
+            story["path"] = None
+        if not isinstance(story.get("reason"), str):
+            story["reason"] = "no note"
+        size = min(status.st_size, status.st_blocks * 512)  # it may have a hole
+        return {**story, "id": name, "size": size}
 
 
 @contextlib.contextmanager
@@ -287,17 +307,11 @@ def _advice(fs: FileSystem, root: int, error: OSError) -> str:
 
 
 def _read_format(fs: FileSystem, control: int, where: str) -> bool:
-    try:
-        content = _read_small(fs, control, fmt.FORMAT)
-    except FileNotFoundError:
+    if not parts.require(fs, control, fmt.FORMAT, where):
         return False
+    content = parts.read(fs, control, fmt.FORMAT)
     fmt.check_format_file(content, f"{where}/{fmt.CONTROL}/{fmt.FORMAT}")
     return True
-
-
-def _read_small(fs: FileSystem, at: int, name: str) -> bytes:
-    with osfs.opened(fs, at, name, osfs.O_RDONLY) as fd:
-        return fs.read(fd, 1 << 16, 0)
 
 
 def _install(fs: FileSystem, at: int, name: str, content: bytes, target: int) -> None:
@@ -324,11 +338,3 @@ def _write(fs: FileSystem, fd: int, content: bytes) -> None:
 
 def _inode_name(fs: FileSystem, fd: int) -> str:
     return str(fs.stat(fd).st_ino)
-
-
-def _parse(content: bytes) -> dict[str, object]:
-    with contextlib.suppress(ValueError):
-        value = json.loads(content)
-        if isinstance(value, dict):
-            return value
-    return {}

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from ckptfs import format as fmt
-from ckptfs import history, osfs
+from ckptfs import history, osfs, parts
 from ckptfs.errors import CkptfsError
 from ckptfs.store import Store
 from ckptfs.verify import ROTTEN, examine_at
@@ -37,7 +37,7 @@ class Scrub:
     def __init__(self, store: Store, interval_s: float, busy: Callable[[], set[str]]) -> None:
         self.store, self.fs, self.interval_s, self._busy = store, store.fs, interval_s, busy
         self.running: dict[str, int] = {}  # files and bytes so far, while it runs
-        self._last = store.layout.read_note(fmt.SCRUB)
+        self._last = _told(store.layout.read_note(fmt.SCRUB))
         self._woke_s = 0.0  # monotonic
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -114,7 +114,7 @@ class Scrub:
                 continue
             with contextlib.suppress(FileNotFoundError):
                 yield self._file(path), status.st_size
-        for lineage in self.fs.listdir(store.layout.history):
+        for lineage in history.lineages(store.layout):
             for generation in history.generations(store.layout, lineage):
                 with contextlib.suppress(FileNotFoundError):
                     yield self._generation(lineage, generation)
@@ -151,3 +151,13 @@ class Scrub:
         if finding.condition in ROTTEN:
             self.store.set_aside(lineage, generation)
         return f"earlier {finding.condition.value}", finding.size_bytes
+
+
+def _told(note: dict[str, object]) -> dict[str, object]:
+    """What a scrub has written; empty for what none has."""
+    found = note.get("found")
+    times = all(parts.is_time(note.get(key)) for key in ("started_ns", "ended_ns"))
+    sizes = all(parts.is_count(note.get(key)) for key in ("files", "bytes"))
+    if times and sizes and isinstance(found, dict) and all(map(parts.is_count, found.values())):
+        return note
+    return {}

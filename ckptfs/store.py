@@ -124,10 +124,12 @@ class Store:
             say(logging.WARNING, path, "its history lay under the name of another; put back")
         names = self.fs.listdir(self.layout.stage)
         for name in sorted(names, key=lambda name: not name.endswith(fmt.GROWS)):
+            status = self.fs.lstat(self.layout.stage, name)
+            if not osfs.is_regular(status):  # none of ours
+                continue
             if name.endswith(fmt.GROWS):  # ahead of the versions that they belong to
                 salvaged += growth.recover(self.layout, name) is not None
                 continue
-            status = self.fs.lstat(self.layout.stage, name)
             # A version with a second name was published, or is on its way to quarantine.
             if "." in name or status.st_size == 0 or status.st_nlink > 1:
                 self.fs.unlink(self.layout.stage, name)
@@ -167,7 +169,7 @@ class Store:
             told = f"salvage {entry['id']} is let go: more than {self.options.salvage_bytes} bytes"
             say(logging.WARNING, str(entry.get("path") or "?"), told)
             for name in (str(entry["id"]), f"{entry['id']}{fmt.NOTE}"):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                     self.fs.unlink(self.layout.salvage, name)
 
     # --- what happened ---------------------------------------------------------------------------

@@ -47,6 +47,7 @@ class Condition(enum.Enum):
     MISPLACED = "misplaced"  # a generation of another file, put there by somebody
     UNREACHABLE = "unreachable"  # a generation that no path leads to
     LEFTOVER = "leftover"  # of a crash: the next mount clears it
+    STRAY = "stray"  # in ``.ckptfs``, and not of ckptfs: left alone
 
 
 ROTTEN = frozenset({Condition.DAMAGED, Condition.STALE, Condition.RECORD_DAMAGED})

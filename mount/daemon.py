@@ -8,7 +8,6 @@ the trainer may be about to write its last checkpoint) or ``stop_timeout_s`` is 
 from __future__ import annotations
 
 import contextlib
-import errno
 import heapq
 import logging
 import logging.handlers
@@ -24,8 +23,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import ckptfs
-from ckptfs.errors import AlreadyServed, CannotServe, CkptfsError, MountBusy
-from ckptfs.mount import inspect, sessions, writers
+from ckptfs.errors import AlreadyServed, CannotServe, CkptfsError
+from ckptfs.mount import holding, inspect, sessions, writers
 from ckptfs.mount.kernel import mounting
 from ckptfs.mount.kernel.beneath import covered
 from ckptfs.mount.kernel.session import Session as KernelSession
@@ -93,11 +92,11 @@ def mount(options: MountOptions) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _users_below(options: MountOptions) -> list[inspect.Holder]:
+def _users_below(options: MountOptions) -> list[holding.Holder]:
     """Who works in the directory that the mount is about to cover."""
     if options.directory != options.mountpoint:
         return []
-    return inspect.holders(options.directory)
+    return holding.holders(options.directory)
 
 
 def check(options: MountOptions) -> bool:
@@ -122,7 +121,7 @@ def _served_already(path: str) -> CkptfsError:
     try:
         status = inspect.status_of(path) or {}
     except TimeoutError as error:
-        return CannotServe(f"{path}: {error}; see its log, or `ckptfs umount {path}`")
+        return CannotServe(f"{path}: {error}; see its log, or `ckptfs umount --force {path}`")
     return AlreadyServed(
         f"{path}: served already, by process {status.get('pid', '?')}; see `ckptfs status`"
     )
@@ -205,7 +204,7 @@ def log_to(path: str | None) -> None:
 
 class Daemon:
     def __init__(
-        self, options: MountOptions, users_below: list[inspect.Holder], replaces: bool = False
+        self, options: MountOptions, users_below: list[holding.Holder], replaces: bool = False
     ) -> None:
         """``replaces`` a dead mount."""
         self.options, self._users_below, self._replaces = options, users_below, replaces
@@ -401,29 +400,3 @@ def _peak_memory() -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) << 10
     return 0
-
-
-def umount(path: str) -> None:
-    """End the mount of ``path`` (the directory or the mountpoint). Every commit in flight is
-    finished on return. Raises NotMounted, and MountBusy naming who holds it."""
-    status = None
-    with contextlib.suppress(TimeoutError):
-        status = inspect.status_of(path)
-    here = status is not None and inspect.is_here(status)
-    mountpoint = str(status["mountpoint"]) if status else path
-    if not inspect.is_mounted(mountpoint):
-        raise inspect.not_mounted(path)
-    if inspect.is_dead(mountpoint):
-        mounting.unmount(mountpoint, lazy=True)
-        return
-    try:
-        mounting.unmount(mountpoint)
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        users = ", ".join(str(holder) for holder in inspect.holders(mountpoint)) or "a process"
-        raise MountBusy(f"{mountpoint}: in use by {users}; end it and try again") from None
-    if status is not None and not here:
-        inspect.wait_released(str(status["directory"]))
-    while here and status is not None and writers.is_running(int(status["pid"])):
-        time.sleep(_POLL_S / 5)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from ckptfs import format as fmt
 from ckptfs import osfs
+from ckptfs.errors import CannotServe
+from ckptfs.layout import Layout
 from ckptfs.mount import inspect, writers
 
 _PASSTHROUGH_SINCE = (6, 9)
@@ -82,7 +84,8 @@ def _served(directory: str) -> Check:
     try:
         inspect.status_of(directory)
     except TimeoutError as error:
-        return Check("FAIL", directory, str(error), f"see its log, or `ckptfs umount {directory}`")
+        advice = f"see its log, or `ckptfs umount --force {directory}`"
+        return Check("FAIL", directory, str(error), advice)
     return Check("ok", directory, "served now; see `ckptfs status`")
 
 
@@ -101,6 +104,22 @@ def _directory(directory: str) -> Iterator[Check]:
     finally:
         os.close(fd)
         shutil.rmtree(folder, ignore_errors=True)
+    yield from _control(directory)
+
+
+def _control(directory: str) -> Iterator[Check]:
+    """The parts of ``.ckptfs``, where there is one."""
+    root = osfs.open_directory(directory)
+    try:
+        layout = Layout.existing(osfs.OsFs(), root, directory)
+        if layout is not None:
+            layout.close()
+            yield Check("ok", fmt.CONTROL, "of this layout, and complete")
+    except (CannotServe, OSError) as error:
+        told, _, advice = (getattr(error, "strerror", None) or str(error)).partition("; ")
+        yield Check("FAIL", fmt.CONTROL, told, advice or "see whose it is")
+    finally:
+        os.close(root)
 
 
 def _file(at: int, name: str) -> None:

@@ -7,37 +7,29 @@ signal but SIGKILL ends such a wait, and that not where the server has taken the
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ckptfs import format as fmt
-from ckptfs import osfs
+from ckptfs import osfs, parts
 from ckptfs.errors import CannotServe, NotMounted
 from ckptfs.mount import writers
 from ckptfs.mount.kernel import beneath, mounting
 from ckptfs.mount.kernel.mounting import FS_TYPE, mounted_type
+from ckptfs.osfs import OsFs
 
 _TIMEOUT_S = 5.0
 _POLL_S = 0.02
+_LOOK_S, _LOOKS = 0.002, 50
 
 
-@dataclass(frozen=True)
-class Holder:
-    pid: int
-    name: str
-    how: str
-
-    def __str__(self) -> str:
-        return f"{self.name} (pid {self.pid}, {self.how})"
-
-
-def _asked(question: Callable[[], Any]) -> Any:
+def asked(question: Callable[[], Any], timeout_s: float = _TIMEOUT_S) -> Any:
     """What ``question`` gives, which JSON can carry; asked by a child that is left behind if it
     gets no answer. Raises what it raises of OSError, and TimeoutError."""
     reader, writer = os.pipe()
@@ -50,7 +42,7 @@ def _asked(question: Callable[[], Any]) -> Any:
                 json.dump([None, error.errno, error.strerror], pipe)
         os._exit(0)
     os.close(writer)
-    answer, deadline = b"", time.monotonic() + _TIMEOUT_S
+    answer, deadline = b"", time.monotonic() + timeout_s
     try:
         while select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
             more = os.read(reader, 1 << 16)
@@ -62,11 +54,20 @@ def _asked(question: Callable[[], Any]) -> Any:
         value, code, told = json.loads(answer or b'[null, 5, "no answer"]')
     finally:
         os.close(reader)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0 if answer else os.WNOHANG)
+        _leave_behind(child)
     if code:
         raise OSError(code, told)
     return value
+
+
+def _leave_behind(child: int) -> None:
+    """End it and, if that is done at once, reap it. What waits for a stuck server outlives its
+    SIGKILL, and nobody may wait for that."""
+    os.kill(child, signal.SIGKILL)
+    for _ in range(_LOOKS):
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return
+        time.sleep(_LOOK_S)
 
 
 def is_mounted(path: str) -> bool:
@@ -76,15 +77,24 @@ def is_mounted(path: str) -> bool:
 def is_dead(path: str) -> bool:
     """A ckptfs mount whose server is gone (ENOTCONN). One that is left of a killed server, and
     would keep its programs waiting, is brought to that."""
-    if not is_mounted(path):
-        return False
     try:
-        _asked(lambda: os.statvfs(path)[0])  # always asks the server, which stat does not
+        return is_mounted(path) and not responds(path)
     except TimeoutError:
-        return _aborted(path)
+        return False
+
+
+def responds(mountpoint: str, timeout_s: float = _TIMEOUT_S) -> bool:
+    """Whether a mount's server answers; False as in :func:`is_dead`. Raises TimeoutError for one
+    that is slow or stopped."""
+    try:
+        asked(lambda: os.statvfs(mountpoint)[0], timeout_s)  # asks the server, which stat need not
+    except TimeoutError:
+        if _aborted(mountpoint):
+            return False
+        raise
     except OSError:
-        return True
-    return False
+        return False
+    return True
 
 
 def _aborted(mountpoint: str) -> bool:
@@ -96,12 +106,12 @@ def _aborted(mountpoint: str) -> bool:
     with contextlib.suppress(CannotServe):
         root = beneath.covered(mountpoint)
         try:
-            lock = f"/proc/self/fd/{root}/{fmt.CONTROL}/{fmt.LOCK}"
-            if _is_held(lock) and not writers.is_zombie((_read_json(lock) or {}).get("pid")):
+            served = f"/proc/self/fd/{root}"
+            if _is_held(served) and not writers.is_zombie(_owner(served).get("pid")):
                 return False  # it is slow or stopped, or lives in another pid namespace
             mounting.abort(mountpoint)
             deadline = time.monotonic() + _TIMEOUT_S
-            while _is_held(lock) and time.monotonic() < deadline:
+            while _is_held(served) and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
             return True
         finally:
@@ -109,34 +119,76 @@ def _aborted(mountpoint: str) -> bool:
     return False
 
 
-def _is_held(lock: str) -> bool:
+@contextlib.contextmanager
+def _lock_of(directory: str) -> Iterator[int]:
+    """The lock file of a directory, to read. Raises OSError, also for what is none: nobody waits
+    for a FIFO that has taken its place, and no link is followed out of the directory."""
+    fs, root = OsFs(), osfs.open_directory(directory)
     try:
-        fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+        with osfs.opened(fs, root, fmt.CONTROL, osfs.DIRECTORY) as control:
+            if not osfs.is_regular(fs.lstat(control, fmt.LOCK)):
+                raise OSError(errno.EINVAL, "not a regular file")
+            with osfs.opened(fs, control, fmt.LOCK, osfs.O_RDONLY) as lock:
+                yield lock
+    finally:
+        os.close(root)
+
+
+def _owner(directory: str) -> dict[str, Any]:
+    """What the daemon that has, or had, the lock of a directory wrote there: ``pid`` and
+    ``mountpoint``, each only if it is of its type."""
+    try:
+        with _lock_of(directory) as lock:
+            told = parts.parse(os.pread(lock, parts.SMALL_BYTES, 0))
+    except OSError:
+        return {}
+    kinds = {"pid": int, "mountpoint": str}
+    return {key: told[key] for key, kind in kinds.items() if type(told.get(key)) is kind}
+
+
+def _is_held(directory: str) -> bool:
+    try:
+        with _lock_of(directory) as lock:
+            return not osfs.try_lock(lock)
     except OSError:
         return True  # nothing is known
-    try:
-        return not osfs.try_lock(fd)
-    finally:
-        os.close(fd)
 
 
-def status_of(directory: str) -> dict[str, Any] | None:
+def status_of(directory: str, timeout_s: float = _TIMEOUT_S) -> dict[str, Any] | None:
     """What the daemon that serves ``directory``, or mounted on it, says of itself.
 
     None if there is none. Raises TimeoutError when it does not answer.
     """
     if is_mounted(directory):
-        return _status_at(directory)
-    owner = _read_json(f"{directory}/{fmt.CONTROL}/{fmt.LOCK}") or {}
-    mountpoint = owner.get("mountpoint")
+        return _status_at(directory, timeout_s)
+    mountpoint = _owner(directory).get("mountpoint")
     if mountpoint and mountpoint != directory and is_mounted(mountpoint):
-        return _status_at(mountpoint)
+        found = _status_at(mountpoint, timeout_s)
+        if found is not None and _is_root(found, directory):  # the lock may be of another time
+            return found
     return None
 
 
-def _status_at(mountpoint: str) -> dict[str, Any] | None:
-    found = _asked(lambda: _read_json(f"{mountpoint}/{fmt.CONTROL}/status.json"))
+def _is_root(status: dict[str, Any], directory: str) -> bool:
+    """Whether this is the directory that the daemon serves, not a copy with its lock file."""
+    here = os.stat(directory)
+    return bool([here.st_dev, here.st_ino] == status["root_id"])
+
+
+def _status_at(mountpoint: str, timeout_s: float) -> dict[str, Any] | None:
+    found = asked(lambda: _read_json(f"{mountpoint}/{fmt.CONTROL}/status.json"), timeout_s)
     return found if isinstance(found, dict) else None
+
+
+def mountpoint_of(directory: str, timeout_s: float = _TIMEOUT_S) -> str | None:
+    """Where ``directory`` is served, or it itself if it is a mount of ours. None where neither."""
+    if is_mounted(directory):
+        return directory
+    with contextlib.suppress(TimeoutError):
+        found = status_of(directory, timeout_s)
+        return str(found["mountpoint"]) if found else None
+    told = _owner(directory).get("mountpoint")
+    return told if _serving_elsewhere(directory) is not None else None
 
 
 def not_mounted(path: str) -> NotMounted:
@@ -153,15 +205,22 @@ def not_mounted(path: str) -> NotMounted:
 def _serving_elsewhere(directory: str) -> int | None:
     """The process that holds the lock of a directory, by the kernel's table: taking the lock to
     see whether it is free could turn away a daemon that starts at this moment."""
-    path = f"{directory}/{fmt.CONTROL}/{fmt.LOCK}"
-    owner = _read_json(path) or {}
-    with contextlib.suppress(OSError, KeyError), open("/proc/locks", encoding="ascii") as table:
-        wanted = [str(owner["pid"]), str(os.stat(path).st_ino)]
+    owner = _owner(directory).get("pid")
+    with contextlib.suppress(OSError), _lock_of(directory) as lock:
+        if owner is not None and (owner, os.fstat(lock).st_ino) in locks():
+            return int(owner)
+    return None
+
+
+def locks() -> set[tuple[int, int]]:
+    """Who holds a flock(2): processes, and the inode numbers of what they have locked."""
+    found = set()
+    with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii") as table:
         for line in table:
             fields = line.split()  # 1: FLOCK ADVISORY WRITE pid major:minor:inode start end
-            if fields[1] == "FLOCK" and [fields[4], fields[5].split(":")[-1]] == wanted:
-                return int(wanted[0])
-    return None
+            if fields[1] == "FLOCK":
+                found.add((int(fields[4]), int(fields[5].split(":")[-1])))
+    return found
 
 
 def below(status: dict[str, Any]) -> str:
@@ -189,65 +248,22 @@ def _read(path: str) -> bytes:
         return b""
 
 
-def wait_released(directory: str) -> None:
-    """Return once no daemon holds the lock of a directory; for one that cannot be watched."""
-    try:
-        fd = os.open(f"{directory}/{fmt.CONTROL}/{fmt.LOCK}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        while not osfs.try_lock(fd):
+def wait_released(directory: str, timeout_s: float | None) -> bool:
+    """Whether no daemon holds the lock of a directory any more, within that time (None: whatever
+    it takes); for one that cannot be watched."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    with contextlib.suppress(OSError), _lock_of(directory) as lock:
+        while not osfs.try_lock(lock):
+            if deadline is not None and time.monotonic() > deadline:
+                return False
             time.sleep(_POLL_S)
-    finally:
-        os.close(fd)
+    return True
 
 
 def _read_json(path: str) -> dict[str, Any] | None:
     try:
         with open(path, encoding="utf-8") as file:
             value = json.load(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def holders(path: str) -> list[Holder]:
-    """Processes that work in what ``path`` stands for now: the mount, or what lies below it."""
-    device = _asked(lambda: os.stat(path).st_dev)
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) != os.getpid():
-            how = _how_held(entry, path, device)
-            if how is not None:
-                found.append(Holder(int(entry), _name(entry), how))
-    return found
-
-
-def _how_held(pid: str, path: str, device: int) -> str | None:
-    for link, how in (("cwd", "working directory"), ("root", "root"), ("exe", "program")):
-        if _points_into(f"/proc/{pid}/{link}", path, device):
-            return how
-    with contextlib.suppress(OSError):
-        for fd in os.listdir(f"/proc/{pid}/fd"):
-            if _points_into(f"/proc/{pid}/fd/{fd}", path, device):
-                target = os.readlink(f"/proc/{pid}/fd/{fd}")
-                return f"open file {target[len(path) :].lstrip('/') or '.'}"
-    return None
-
-
-def _points_into(link: str, path: str, device: int) -> bool:
-    """By path first: stat of somebody else's mount could hang."""
-    try:
-        target = os.readlink(link)
-        inside = target == path or target.startswith(path.rstrip("/") + "/")
-        return inside and os.stat(link).st_dev == device
-    except OSError:
-        return False
-
-
-def _name(pid: str) -> str:
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
-    except OSError:
-        return "?"

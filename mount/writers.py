@@ -224,6 +224,12 @@ def is_running(pid: int) -> bool:
     return status is not None and b"\nState:\tZ" not in status and b"\nState:\tX" not in status
 
 
+def is_stopped(pid: int) -> bool:
+    """By a signal or a debugger, until somebody lets it go on."""
+    status = _status(pid) or b""
+    return b"\nState:\tT" in status or b"\nState:\tt" in status
+
+
 def is_zombie(pid: object) -> bool:
     """Whether the process has ended, but for what is left of its threads."""
     status = _status(pid) if isinstance(pid, int) else None

@@ -15,7 +15,7 @@ LAYERS = {
         ["protocol", "osfs", "structure", "format", "digest", "sums", "keyed", "zeros"], 1
     ),
     **dict.fromkeys(
-        ["layout", "history", "ordering", "staged", "growth", "committed", "commit"], 2
+        ["parts", "layout", "history", "ordering", "staged", "growth", "committed", "commit"], 2
     ),
     **dict.fromkeys(["lineages", "names"], 2),
     **dict.fromkeys(

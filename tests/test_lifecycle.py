@@ -266,7 +266,7 @@ def test_umount_is_refused_while_busy_and_names_the_holder(mount: Served, how: s
     else:
         code, options = HOLD, {}
     with child(code, mount.path / "model.bin", "bytes", **options) as process:
-        refused = ckptfs("umount", mount.path)
+        refused = ckptfs("umount", mount.path, "--timeout", "0")
         assert refused.returncode == 1
         assert f"pid {process.pid}, {how}" in refused.stderr
         assert refused.stderr.count("\n") == 1

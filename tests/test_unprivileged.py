@@ -18,6 +18,8 @@ import pytest
 from harness import rot
 from users import ALICE, BOB, Lab, UserMount, user_mount
 
+from ckptfs.mount import writers
+
 OLD, NEW = "old " * 2000, "new " * 3000
 HALF = "f = open('model.bin', 'w'); f.write('half ' * 5000); f.flush()"
 
@@ -37,7 +39,7 @@ def test_save_read_and_umount(lab: Lab, uid: int) -> None:
             assert status["counts"]["committed"] == 2
             assert lab.run(uid, "ckptfs", "verify", mount.path).returncode == 0
             assert lab.run(uid, "ckptfs", "log", mount.path, "model.bin").stdout.count("\n") == 2
-            busy = lab.run(uid, "ckptfs", "umount", mount.path)
+            busy = lab.run(uid, "ckptfs", "umount", "--timeout", "0", mount.path)
             assert busy.returncode == 1, busy
             assert f"pid {user.pid}, working directory" in busy.stderr
         mount.umount()
@@ -79,9 +81,23 @@ def test_another_user_is_kept_out(lab: Lab) -> None:
     with user_mount(lab, ALICE) as mount:
         lab.shell(ALICE, "echo x > open; chmod 666 open", mount.path)
         assert "denied" in lab.run(BOB, "cat", mount.path / "open").stderr
-        refused = lab.run(BOB, "ckptfs", "umount", mount.path)
-        assert refused.returncode != 0 and "Traceback" not in refused.stderr
+        for command in ("umount", "umount --force --timeout 0"):
+            refused = lab.run(BOB, "ckptfs", *command.split(), mount.path)
+            assert refused.returncode != 0 and "Traceback" not in refused.stderr
+            assert refused.stderr.splitlines()[-1].startswith("ckptfs: "), refused
         assert mount.mounted()
+        assert lab.shell(ALICE, "cat open", mount.path) == "x\n"
+
+
+def test_a_user_ends_a_mount_of_his_own_by_force(lab: Lab) -> None:
+    with user_mount(lab, ALICE) as mount, lab.actors(mount.path, ALICE) as (user,):
+        user.write("model.bin", OLD)
+        user.do(HALF)
+        done = lab.run(ALICE, "ckptfs", "umount", "--force", "--timeout", "0", mount.path)
+        assert done.returncode == 0, done
+        assert f"pid {user.pid}" in done.stderr and f"process {mount.pid} " in done.stderr
+        assert not mount.mounted() and not writers.is_running(mount.pid)
+        assert (mount.path / "model.bin").read_text() == OLD
 
 
 def test_doctor_says_what_a_user_can_do(lab: Lab) -> None:

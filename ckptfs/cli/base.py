@@ -13,6 +13,7 @@ import click
 
 from ckptfs import __version__, history, osfs
 from ckptfs.errors import CannotServe, CkptfsError, UsageError
+from ckptfs.format import CONTROL, FORMAT
 from ckptfs.layout import Layout
 from ckptfs.osfs import OsFs
 from ckptfs.shown import shown
@@ -75,7 +76,7 @@ def status_of(directory: str) -> dict[str, Any] | None:
     try:
         return inspect.status_of(directory)
     except TimeoutError as error:
-        message = f"{directory}: {error}; see its log, or `ckptfs umount {directory}`"
+        message = f"{directory}: {error}; see its log, or `ckptfs umount --force {directory}`"
         raise CannotServe(message) from None
 
 
@@ -109,8 +110,8 @@ class Below:
     def needed_layout(self) -> Layout:
         if self.layout is None:
             raise CannotServe(
-                f"{self.where}: no ckptfs directory (nothing is recorded here); serve it once with "
-                f"`ckptfs mount {self.where}`, or record what is there with `ckptfs adopt`"
+                f"{self.where}: no ckptfs directory ({CONTROL}/{FORMAT} is missing); serve it once "
+                f"with `ckptfs mount {self.where}`, or record what is there with `ckptfs adopt`"
             )
         return self.layout
 

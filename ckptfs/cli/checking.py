@@ -238,6 +238,8 @@ class _Report:
             )
         if counts[Condition.LEFTOVER] and not self.repairing:
             yield f"the next `ckptfs mount {where}` clears what a crash left"
+        if counts[Condition.STRAY]:
+            yield f"what is stray is not of ckptfs and is left alone: move it out of {fmt.CONTROL}"
 
 
 def _by_name(counts: Counter[Condition]) -> dict[str, int]:

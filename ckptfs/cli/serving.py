@@ -162,11 +162,24 @@ run.params += [option for option in mount.params if option.name not in _NOT_OF_R
 
 @commands.command()
 @click.argument("directory")
-def umount(directory: str) -> None:
-    """End the mount of DIRECTORY; returns once every commit in flight is finished."""
-    from ckptfs.mount.daemon import umount as stop
+@click.option(
+    "--timeout",
+    "timeout_s",
+    callback=lambda context, option, text: text and _seconds(context, option, text),
+    metavar="TIME",
+    help="Wait at most this long: while it is used (default: 5s), and for commits (until done).",
+)
+@click.option("--force", is_flag=True, help="Then take it away, and end its daemon.")
+def umount(directory: str, timeout_s: float | None, force: bool) -> None:
+    """End the mount of DIRECTORY; returns once every commit in flight is finished.
 
-    stop(absolute(directory))
+    While programs use it, another mount or mount namespace keeps it, or its daemon does not answer,
+    it stays, and the exit code is 1. With --force they get an error then, and what was being
+    written goes to salvage.
+    """
+    from ckptfs.mount.ending import umount as stop
+
+    stop(absolute(directory), timeout_s, force=force, say=lambda line: say(line, err=True))
 
 
 @commands.command()

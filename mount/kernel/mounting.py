@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from ckptfs.errors import CannotServe
 from ckptfs.mount.kernel.beneath import mount_beneath
@@ -22,7 +23,7 @@ FS_TYPE = "fuse.ckptfs"
 # Not a path: mkfs and others stat the source of every mount, and would hang on a stuck server.
 _SOURCE = "ckptfs"
 _MS_NOSUID, _MS_NODEV = 2, 4
-_MNT_DETACH = 2
+_MNT_FORCE, _MNT_DETACH = 1, 2
 _CAP_SYS_RESOURCE = 24
 _CONNECTIONS = "/sys/fs/fuse/connections"
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -129,10 +130,12 @@ def _refusal(stderr: str) -> str:
     return said
 
 
-def unmount(mountpoint: str, *, lazy: bool = False) -> None:
-    """Raises OSError: EBUSY while somebody holds the mount (never if ``lazy``)."""
+def unmount(mountpoint: str, *, lazy: bool = False, force: bool = False) -> None:
+    """Raises OSError: EBUSY while somebody holds the mount (never if ``lazy``). ``force`` ends the
+    connection first, for root."""
     if os.geteuid() == 0:
-        if _libc.umount2(os.fsencode(mountpoint), _MNT_DETACH if lazy else 0) != 0:
+        flags = (_MNT_DETACH if lazy else 0) | (_MNT_FORCE if force else 0)
+        if _libc.umount2(os.fsencode(mountpoint), flags) != 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), mountpoint)
         return
@@ -146,34 +149,63 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
 
 
 def abort(mountpoint: str) -> None:
-    """End the connection of the topmost mount: its requests fail with ENOTCONN. Needs root."""
-    number = ""
-    for fields in mounts():
-        if _unescaped(fields[4]) == mountpoint:
-            number = fields[2].partition(":")[2]
+    """End the connection of the topmost mount: its requests fail with ENOTCONN. Raises
+    CannotServe. Needs root, or the user who mounted it."""
+    found = topmost(mountpoint)
+    abort_connection(found.device if found else "")
+
+
+def abort_connection(device: str) -> None:
+    """As :func:`abort`, by the ``device`` of its mounts: some may be left elsewhere."""
+    number = device.partition(":")[2]
     if not os.path.isdir(f"{_CONNECTIONS}/{number}"):
         _libc.mount(b"none", _CONNECTIONS.encode(), b"fusectl", ctypes.c_ulong(0), None)
     try:
         with open(f"{_CONNECTIONS}/{number}/abort", "wb") as file:
             file.write(b"1")
     except OSError as error:
-        raise CannotServe(f"{mountpoint}: cannot end its connection: {error.strerror}") from None
+        raise CannotServe(f"FUSE {number}: cannot end its connection: {error.strerror}") from None
 
 
-def mounts() -> Iterator[list[str]]:
-    """The fields of each line of this process's mount table."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
-            yield line.split()
+class Mount(NamedTuple):
+    """A line of a mount table."""
+
+    id: str
+    parent: str
+    device: str  # major:minor, one for all mounts of a filesystem
+    point: str
+    groups: frozenset[str]  # of mounts whose changes reach it
+    peers: str  # the group that it belongs to itself, if any
+    type: str
+
+
+def mounts(pid: str = "self") -> Iterator[Mount]:
+    """The mount table of a process. Raises OSError."""
+    table = f"/proc/{pid}/mountinfo"
+    with open(table, encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            fields = line.split()
+            end = fields.index("-", 6)
+            tags = [tag.partition(":") for tag in fields[6:end]]
+            peers = next((number for key, _, number in tags if key == "shared"), "")
+            groups = frozenset(number for _, _, number in tags if number)
+            id, parent, device, _, point = fields[:5]
+            yield Mount(id, parent, device, _unescaped(point), groups, peers, fields[end + 1])
+
+
+def topmost(mountpoint: str) -> Mount | None:
+    """What is mounted at exactly this path, on top; never touches the mount."""
+    found = None
+    for each in mounts():
+        if each.point == mountpoint:
+            found = each
+    return found
 
 
 def mounted_type(mountpoint: str) -> str | None:
-    """The filesystem type of the topmost mount at exactly this path; never touches the mount."""
-    found = None
-    for fields in mounts():
-        if _unescaped(fields[4]) == mountpoint:
-            found = fields[fields.index("-") + 1]
-    return found
+    """The filesystem type of the topmost mount at exactly this path."""
+    found = topmost(mountpoint)
+    return found.type if found else None
 
 
 def _unescaped(field: str) -> str:

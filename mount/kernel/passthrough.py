@@ -91,6 +91,4 @@ class Passthrough:
 def _on_overlay(fd: int) -> bool:
     device = os.fstat(fd).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
-    return any(
-        fields[2] == wanted and fields[fields.index("-") + 1] == "overlay" for fields in mounts()
-    )
+    return any(each.device == wanted and each.type == "overlay" for each in mounts())

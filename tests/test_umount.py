@@ -1,0 +1,258 @@
+"""``ckptfs umount``: what it waits for it names, within its time; ``--force`` ends any mount.
+
+Bugs these close: an umount that waited for ever for a stopped daemon, or for one whose mount a
+namespace of another process kept; that said "unmounted" of a daemon that had not committed; that
+asked another directory's daemon, named by a lock file that had been copied along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+from mounts import PYTHON, Served, ckptfs, served, why_no_mounts
+
+from ckptfs.mount import inspect, writers
+
+OLD, NEW = b"old " * 2000, b"new " * 3000
+WAITS = "print(1, flush=True); import sys; sys.stdin.read()"
+WRITES = f"f = open(sys.argv[1], 'wb', 0); f.write({NEW!r}); {WAITS}".replace("import sys; ", "")
+MAPS = f"""
+import ctypes  # whose mapping keeps no descriptor
+libc = ctypes.CDLL(None)
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+with open(sys.argv[1], "rb") as f:
+    libc.mmap(None, 4096, 1, 2, f.fileno(), 0)
+{WAITS}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _can_mount() -> None:
+    if why_no_mounts():
+        pytest.skip(f"cannot mount here: {why_no_mounts()}")
+
+
+@pytest.fixture
+def mount(disk_dir: Path) -> Iterator[Served]:
+    with served(disk_dir) as mount:
+        (disk_dir / "model.bin").write_bytes(OLD)
+        yield mount
+        with contextlib.suppress(OSError):
+            os.kill(mount.pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def child(*command: object, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
+    """A process that has said its first line."""
+    words = list(map(str, command))
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, cwd=cwd) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
+
+
+def program(code: str, *words: object) -> tuple[object, ...]:
+    return (PYTHON, "-c", f"import sys\n{code}", *words)
+
+
+def gone(mount: Served) -> bool:
+    return not mount.mounted() and not writers.is_running(mount.pid)
+
+
+def salvage(directory: Path) -> list[bytes]:
+    notes = (directory / ".ckptfs/salvage").glob("*.json")
+    return [note.with_suffix("").read_bytes() for note in notes]
+
+
+def umount_refused(mount: Served, *words: str, timeout: str = "0") -> None:
+    done = ckptfs("umount", mount.path, "--timeout", timeout)
+    assert done.returncode == 1, done
+    assert done.stderr.splitlines()[-1].startswith("ckptfs: "), done
+    for word in words:
+        assert word in done.stderr, done
+    assert mount.mounted() and writers.is_running(mount.pid)
+
+
+# --- in use --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "how", ["working directory", "open file model.bin", "mapping of model.bin"]
+)
+def test_what_uses_the_mount_is_named(mount: Served, how: str) -> None:
+    codes = {"working": WAITS, "open": WRITES, "mapping": MAPS}
+    command = program(codes[how.split()[0]], mount.path / "model.bin")
+    with child(*command, cwd=mount.path if how.startswith("working") else None) as process:
+        umount_refused(mount, f"pid {process.pid}, {how}", "--force")
+        assert mount.status()["pid"] == mount.pid
+    mount.umount()
+    assert gone(mount)
+
+
+def test_it_says_what_it_waits_for_and_goes_on_when_that_ends(mount: Served) -> None:
+    with child(*program(WAITS), cwd=mount.path) as process:
+        waiting = subprocess.Popen(
+            [PYTHON, "-m", "ckptfs", "umount", str(mount.path), "--timeout", "20"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert waiting.stderr is not None
+        line = waiting.stderr.readline()
+        assert "waiting" in line and f"pid {process.pid}, working directory" in line
+        process.kill()
+        process.wait(10)
+        assert waiting.wait(20) == 0
+        waiting.stderr.close()
+    assert gone(mount)
+
+
+@contextlib.contextmanager
+def namespace(propagation: str) -> Iterator[subprocess.Popen[str]]:
+    """A process with a mount namespace of its own, a copy of ours."""
+    unshare = ("unshare", "--mount", "--propagation", propagation)
+    with child(*unshare, *program(WAITS)) as process:
+        yield process
+
+
+def test_a_mount_namespace_that_keeps_the_mount_is_named(mount: Served) -> None:
+    with namespace("private") as process:
+        umount_refused(mount, f"pid {process.pid}, mount namespace")
+        (mount.path / "model.bin").write_bytes(NEW)
+    mount.umount()
+    assert gone(mount)
+    assert (mount.path / "model.bin").read_bytes() == NEW
+
+
+def test_another_place_that_it_is_mounted_at_is_named(mount: Served, tmp_path: Path) -> None:
+    other = tmp_path / "other place"
+    other.mkdir()
+    subprocess.run(["mount", "--bind", mount.path, other], check=True, timeout=10)
+    try:
+        umount_refused(mount, f"a mount at {other}")
+    finally:
+        subprocess.run(["umount", "-l", other], check=True, timeout=10)
+
+
+def test_a_namespace_that_the_kernel_tells_does_not_keep_it(tmp_path: Path) -> None:
+    """What a service with PrivateTmp has: a copy that follows ours."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", volume], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", volume], check=True)
+        (volume / "served").mkdir()
+        with served(volume / "served") as mount, namespace("slave"):
+            mount.umount()
+            assert gone(mount)
+    finally:
+        subprocess.run(["umount", "-l", volume], check=False)
+
+
+# --- a daemon that does not answer ---------------------------------------------------------------
+
+
+def test_a_stopped_daemon_is_named_and_its_mount_stays(mount: Served) -> None:
+    os.kill(mount.pid, signal.SIGSTOP)
+    umount_refused(mount, f"process {mount.pid}", "stopped by a signal", "kill -CONT", "--force")
+    os.kill(mount.pid, signal.SIGCONT)
+    mount.umount()
+    assert gone(mount)
+
+
+def test_an_answer_that_stops_half_way_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The child has told a part, and then waits for a server: no signal ends it."""
+
+    def dump(_: object, pipe: TextIO) -> None:
+        (tmp_path / "pid").write_text(str(os.getpid()))
+        pipe.write("[1")
+        pipe.flush()
+        time.sleep(20)
+
+    monkeypatch.setattr(inspect.json, "dump", dump)
+    with monkeypatch.context() as no_signal:
+        no_signal.setattr(signal, "SIGKILL", 0)
+        with pytest.raises(TimeoutError):
+            inspect.asked(lambda: None, 0.5)
+    child = int((tmp_path / "pid").read_text())
+    assert writers.is_running(child)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+# --- by force ------------------------------------------------------------------------------------
+
+
+def forced(mount: Served, *words: str) -> None:
+    done = ckptfs("umount", mount.path, "--force", "--timeout", "0")
+    assert done.returncode == 0, done
+    for word in words:
+        assert word in done.stderr, done
+    assert gone(mount)
+    assert (mount.path / "model.bin").read_bytes() == OLD
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["in use", "and stopped"])
+def test_by_force_what_is_being_written_goes_to_salvage(mount: Served, stopped: bool) -> None:
+    with child(*program(WRITES, mount.path / "model.bin")) as process:
+        if stopped:
+            os.kill(mount.pid, signal.SIGSTOP)
+        reason = "stopped by a signal" if stopped else f"pid {process.pid}, open file model.bin"
+        forced(mount, reason, f"process {mount.pid} ended", "in salvage")
+        assert salvage(mount.path) == [NEW]
+    assert ckptfs("verify", mount.path).returncode == 0
+
+
+def test_by_force_without_a_user_it_ends_as_it_does_without(mount: Served) -> None:
+    done = ckptfs("umount", mount.path, "--force")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert gone(mount)
+
+
+def test_by_force_a_namespace_keeps_no_daemon(mount: Served) -> None:
+    with namespace("private") as process:
+        forced(mount, f"pid {process.pid}, mount namespace")
+
+
+def test_by_force_a_daemon_that_does_not_end_is_killed(mount: Served) -> None:
+    """A debugger holds it: it is not let go on by SIGCONT."""
+    held = "import ctypes, sys, time; l = ctypes.CDLL(None); p = int(sys.argv[1])\n"
+    held += "assert l.ptrace(16, p, 0, 0) == 0; print(1, flush=True); time.sleep(60)"
+    with child(*program(held, mount.pid)):
+        mount.wait_until(lambda: writers.is_stopped(mount.pid))
+        done = ckptfs("umount", mount.path, "--force", "--timeout", "0")
+        assert done.returncode == 0 and "was killed" in done.stderr, done
+        assert not mount.mounted()
+    assert (mount.path / "model.bin").read_bytes() == OLD
+
+
+def test_a_copied_lock_file_leads_to_nobody_elses_mount(disk_dir: Path, tmp_path: Path) -> None:
+    """`cp -a` of a directory brings the lock file along, which says where the original is."""
+    copy, at = tmp_path / "copy", tmp_path / "at"
+    at.mkdir()
+    (disk_dir / "model.bin").write_bytes(OLD)
+    mount = Served(at)
+    done = ckptfs("mount", disk_dir, at, "--log", mount.log)
+    assert done.returncode == 0, done
+    try:
+        shutil.copytree(disk_dir, copy)
+        assert ckptfs("status", disk_dir, "--check").returncode == 0
+        for command in ("status", "umount", "umount --force"):
+            told = ckptfs(*command.split(), copy)
+            assert told.returncode == 1 and "not mounted" in told.stderr, told
+        assert ckptfs("umount", disk_dir).returncode == 0
+    finally:
+        mount.end()
