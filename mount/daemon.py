@@ -2,7 +2,8 @@
 
 ``mount`` returns when the mount serves. SIGTERM and SIGINT ask for a clean end: the mount is served
 on, new opens included, until nobody holds it (a scheduler signals the trainer and us together, and
-the trainer may be about to write its last checkpoint) or ``stop_timeout_s`` is over.
+the trainer may be about to write its last checkpoint) or ``stop_timeout_s`` is over. Then it is
+left dead.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ _LOG_BYTES, _LOG_FILES = 5 << 20, 3
 _POLL_S = 0.1
 _SWITCH_S = 0.0005
 _WRITING_SHOWN = 1000  # anybody may ask for the status again and again
+_QUIET_S = 5.0  # for the requests that are under way
 _TIDY_S = 0.3  # that a mount waits for it; in a large store it goes on behind
 _STOPPED_BY = {signal.SIGTERM, signal.SIGINT}
 _STAYS_BELOW = "keeps working below the mount, unprotected; restart it"
@@ -59,6 +61,7 @@ class MountOptions:
     foreground: bool = False
     log_file: str = ""
     stop_timeout_s: float = 25.0
+    release: bool = False  # after that the mount is taken away though it is used
     scrub_interval_s: float = 0.0  # 0: never
 
 
@@ -294,23 +297,48 @@ class Daemon:
     # --- ending ----------------------------------------------------------------------------------
 
     def wait_for_end(self) -> None:
-        """In a thread of its own: take the mount away when it is time. A handler would run in the
-        main thread, which may be about to wait for a request."""
+        """In a thread of its own: end the mount when it is time. A handler would run in the main
+        thread, which may be about to wait for a request."""
         signal.sigwait(_STOPPED_BY)
         deadline = time.monotonic() + self.options.stop_timeout_s
         log.info("asked to stop; serving until nobody uses the mount")
-        while time.monotonic() < deadline:
+        while True:
             if not self.session.openers.running() and self._unmounted():
                 return
             if self.ended.wait(_POLL_S):
                 return
-        log.warning("still in use after %.0f s: taking the mount away", self.options.stop_timeout_s)
+            if time.monotonic() >= deadline:
+                break
+        if self.options.release:
+            self._take_away()
+        else:
+            self._leave_dead()
+
+    def _take_away(self) -> None:
+        after = self.options.stop_timeout_s
+        log.warning("still in use after %.0f s: taking the mount away (--release)", after)
         try:
             mounting.unmount(self.options.mountpoint, lazy=True)
         except OSError as error:
             log.error("cannot unmount: %s", error)
         if not self.ended.wait(1.0):  # somebody holds files open: end without them
             self._finish()
+            os._exit(0)
+
+    def _leave_dead(self) -> None:
+        """What would be saved to the plain directory from here on had no protection, and nobody
+        would know. A mount that nobody serves answers ENOTCONN."""
+        options, users = self.options, inspect.named(self.session.openers.running())
+        with self.session.quiet(options.mountpoint, _QUIET_S):
+            log.warning(
+                "still in use after %.0f s%s: leaving the mount dead, so that no save goes to the "
+                "plain directory unnoticed: all access fails (ENOTCONN) until `ckptfs mount` "
+                "serves it again, or `ckptfs umount` takes it away",
+                options.stop_timeout_s,
+                f" by {', '.join(users)}" if users else "",
+            )
+            self._finish()
+            self.store.close()
             os._exit(0)
 
     def _unmounted(self) -> bool:
@@ -403,9 +431,11 @@ def _peak_memory() -> int:
     return 0
 
 
-def umount(path: str) -> None:
+def umount(path: str, *, release: bool = False) -> None:
     """End the mount of ``path`` (the directory or the mountpoint). Every commit in flight is
-    finished on return. Raises NotMounted, and MountBusy naming who holds it."""
+    finished on return. Raises NotMounted, and MountBusy naming who holds it.
+
+    ``release``: detach it though somebody holds it. What is open is served until it is closed."""
     status = None
     with contextlib.suppress(TimeoutError):
         status = inspect.status_of(path)
@@ -413,7 +443,7 @@ def umount(path: str) -> None:
     mountpoint = str(status["mountpoint"]) if status else path
     if not inspect.is_mounted(mountpoint):
         raise inspect.not_mounted(path)
-    if inspect.is_dead(mountpoint):
+    if release or inspect.is_dead(mountpoint):
         mounting.unmount(mountpoint, lazy=True)
         return
     try:
@@ -422,7 +452,9 @@ def umount(path: str) -> None:
         if error.errno != errno.EBUSY:
             raise
         users = ", ".join(str(holder) for holder in inspect.holders(mountpoint)) or "a process"
-        raise MountBusy(f"{mountpoint}: in use by {users}; end it and try again") from None
+        raise MountBusy(
+            f"{mountpoint}: in use by {users}; end it and try again, or use --release"
+        ) from None
     if status is not None and not here:
         inspect.wait_released(str(status["directory"]))
     while here and status is not None and writers.is_running(int(status["pid"])):

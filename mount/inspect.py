@@ -25,6 +25,7 @@ from ckptfs.mount.kernel.mounting import FS_TYPE, mounted_type
 
 _TIMEOUT_S = 5.0
 _POLL_S = 0.02
+_NAMED = 5  # in one message
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,13 @@ def _points_into(link: str, path: str, device: int) -> bool:
         return inside and os.stat(link).st_dev == device
     except OSError:
         return False
+
+
+def named(threads: list[int]) -> list[str]:
+    """The first of these processes, as messages name them."""
+    pids = sorted({pid for pid in map(writers.thread_group, threads) if pid})
+    more = [f"{len(pids) - _NAMED} more"] if len(pids) > _NAMED else []
+    return [f"{_name(str(pid))} (pid {pid})" for pid in pids[:_NAMED]] + more
 
 
 def _name(pid: str) -> str:

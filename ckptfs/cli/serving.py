@@ -96,7 +96,12 @@ def _seconds(_context: click.Context, _option: click.Parameter, text: str) -> fl
     default=25.0,
     show_default=True,
     metavar="SECONDS",
-    help="After SIGTERM, serve on while the mount is used, at most this long.",
+    help="After SIGTERM, serve on while the mount is used, at most this long; then leave it dead.",
+)
+@click.option(
+    "--release/--no-release",
+    default=False,
+    help="After that time take a used mount away: later saves go to the plain directory.",
 )
 @click.option(
     "--scrub-interval",
@@ -138,6 +143,7 @@ def _mount_options(directory: str, mountpoint: str | None, given: dict[str, Any]
         foreground=given.get("foreground", False),
         log_file=osfs.real_path(given["log_file"]) if given["log_file"] else "",
         stop_timeout_s=given["stop_timeout"],
+        release=given.get("release", False),
         scrub_interval_s=given["scrub_interval"],
     )
 
@@ -156,17 +162,26 @@ def run(directory: str, command: tuple[str, ...], **given: Any) -> None:
     sys.exit(start(_mount_options(directory, None, given), command))
 
 
-_NOT_OF_RUN = {"directory", "mountpoint", "allow_other", "foreground", "help"}
+_NOT_OF_RUN = {"directory", "mountpoint", "allow_other", "foreground", "release", "help"}
 run.params += [option for option in mount.params if option.name not in _NOT_OF_RUN]
 
 
 @commands.command()
 @click.argument("directory")
-def umount(directory: str) -> None:
-    """End the mount of DIRECTORY; returns once every commit in flight is finished."""
+@click.option(
+    "--release",
+    is_flag=True,
+    help="Detach it though it is used: open files are served until they are closed, later saves go "
+    "to the plain directory.",
+)
+def umount(directory: str, release: bool) -> None:
+    """End the mount of DIRECTORY; returns once every commit in flight is finished.
+
+    Fails while somebody uses it, and says who does.
+    """
     from ckptfs.mount.daemon import umount as stop
 
-    stop(absolute(directory))
+    stop(absolute(directory), release=release)
 
 
 @commands.command()

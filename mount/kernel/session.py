@@ -14,10 +14,11 @@ import fcntl
 import logging
 import os
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from queue import SimpleQueue
+from queue import Queue
 from typing import Any
 
 from ckptfs import osfs
@@ -27,6 +28,7 @@ from ckptfs.mount.attributes import Change
 from ckptfs.mount.base import Caches, Entry, New, Slow, nothing, without_names
 from ckptfs.mount.kernel import wire
 from ckptfs.mount.kernel.again import NO_REPLY, Again, Answers
+from ckptfs.mount.kernel.gate import Gate
 from ckptfs.mount.kernel.passthrough import Passthrough
 from ckptfs.mount.kernel.pool import Flow, Pool
 from ckptfs.mount.kernel.wire import Op
@@ -43,6 +45,7 @@ _MAX_WRITE = 1 << 20
 _MAX_COPY = 1 << 30  # of one copy_file_range; the caller asks again for the rest
 _BUFFER_BYTES = _MAX_WRITE + (64 << 10)
 _RELAY_THREADS = 3
+_QUIET_POLL_S = 0.002
 _WANTED = (
     wire.ASYNC_READ
     | wire.POSIX_LOCKS
@@ -75,7 +78,7 @@ class KernelCaches(Caches):
 
     def __init__(self, device: int) -> None:
         self._device = device
-        self._names: SimpleQueue[tuple[int, str, int, Callable[[], None]]] = SimpleQueue()
+        self._names: Queue[tuple[int, str, int, Callable[[], None]]] = Queue()
         threading.Thread(target=self._drop_names, name="ckptfs-notify", daemon=True).start()
 
     def drop_attributes(self, nodeid: int) -> None:
@@ -98,6 +101,11 @@ class KernelCaches(Caches):
                 head = wire.INVAL_ENTRY_OUT.pack(parent_id, len(encoded), 0)
                 self._notify(wire.NOTIFY_INVAL_ENTRY, head + encoded + b"\0")
             then()
+            self._names.task_done()
+
+    @property
+    def busy(self) -> bool:
+        return self._names.unfinished_tasks > 0
 
     def _notify(self, kind: int, body: bytes) -> None:
         with contextlib.suppress(OSError):  # the kernel knows no such node, or the mount is gone
@@ -126,7 +134,8 @@ class Session:
         answers = Answers(self._entry, self._opened, self._attr, self._reply)
         self.again = Again(operations, self.passthrough, self._handlers, answers)
         self._ended = False
-        operations.caches = KernelCaches(device)
+        self.gate = Gate()
+        self.caches = operations.caches = KernelCaches(device)
 
     # --- the loop --------------------------------------------------------------------------------
 
@@ -134,11 +143,12 @@ class Session:
         buffer = bytearray(_BUFFER_BYTES)
         self._serve_one(buffer)  # INIT: what it negotiates decides about the threads
         self.passthrough.probe(self.ops.store.layout)
-        self.ready()
         helpers = [
             threading.Thread(target=self._loop, name=f"ckptfs-relay-{i}", daemon=True)
             for i in range(0 if self.passthrough.active else _RELAY_THREADS - 1)
         ]
+        self.gate.readers += len(helpers)
+        self.ready()
         for helper in helpers:
             helper.start()
         self._loop(buffer)
@@ -153,7 +163,22 @@ class Session:
     def _loop(self, buffer: bytearray | None = None) -> None:
         buffer = buffer or bytearray(_BUFFER_BYTES)
         while not self._ended:
+            self.gate.pass_through()
             self._serve_one(buffer)
+
+    @contextlib.contextmanager
+    def quiet(self, mountpoint: str, limit_s: float) -> Iterator[bool]:
+        """Inside, no request is read or under way; what waits for a lock has no answer. Gives False
+        where that took too long: a notification may wait for what a request holds that nobody
+        reads."""
+        deadline = time.monotonic() + limit_s
+        with self.gate.closed(mountpoint, limit_s) as stopped:
+            while stopped and self.at_work() and time.monotonic() < deadline:
+                time.sleep(_QUIET_POLL_S)
+            yield stopped and not self.at_work()
+
+    def at_work(self) -> bool:
+        return self._pool.busy or self.caches.busy or self._pool.busy
 
     def _serve_one(self, buffer: bytearray) -> None:
         try:
