@@ -23,7 +23,7 @@ from typing import Any
 
 from ckptfs import osfs
 from ckptfs.errors import CannotServe, CkptfsError
-from ckptfs.mount import acl
+from ckptfs.mount import acl, commands
 from ckptfs.mount.attributes import Change
 from ckptfs.mount.base import Caches, Entry, New, Slow, nothing, without_names
 from ckptfs.mount.kernel import wire
@@ -35,7 +35,7 @@ from ckptfs.mount.kernel.wire import Op
 from ckptfs.mount.listing import parts
 from ckptfs.mount.locks import Lock, Wait
 from ckptfs.mount.model import Caller, Handle
-from ckptfs.mount.nodes import File, Node, Virtual
+from ckptfs.mount.nodes import CONTROL_ID, File, Node, Virtual
 from ckptfs.mount.operations import Operations
 from ckptfs.mount.sessions import Openers, errno_of
 
@@ -133,7 +133,8 @@ class Session:
         }
         answers = Answers(self._entry, self._opened, self._attr, self._reply)
         self.again = Again(operations, self.passthrough, self._handlers, answers)
-        self._ended = False
+        self._ended = self._resumed = False
+        self.restart: Callable[[int, bytes], None] | None = None  # by a request, with an order
         self.gate = Gate()
         self.caches = operations.caches = KernelCaches(device)
 
@@ -141,7 +142,8 @@ class Session:
 
     def run(self) -> None:
         buffer = bytearray(_BUFFER_BYTES)
-        self._serve_one(buffer)  # INIT: what it negotiates decides about the threads
+        if not self._resumed:
+            self._serve_one(buffer)  # INIT: what it negotiates decides about the threads
         self.passthrough.probe(self.ops.store.layout)
         helpers = [
             threading.Thread(target=self._loop, name=f"ckptfs-relay-{i}", daemon=True)
@@ -155,6 +157,28 @@ class Session:
         for helper in helpers:
             helper.join()
         self._pool.shutdown()
+
+    def carried(self) -> dict[str, Any]:
+        """For the program that goes on."""
+        return {
+            "sent": self.again.sent,
+            "backing": self.passthrough.carried,
+            "openers": self.openers,
+            "requests": self.requests,
+        }
+
+    def descriptors(self) -> set[int]:
+        return {self.device, *(sent.fd for sent in self.again.sent.values())}
+
+    def resume(self, carried: dict[str, Any], *, agreed: bool) -> None:
+        """``agreed``: the kernel has agreed to passthrough when the mount began."""
+        self._resumed = True
+        self.again.resume(carried["sent"])
+        self.passthrough.resume(carried["backing"], agreed=agreed)
+        self.openers, self.requests = carried["openers"], carried["requests"]
+
+    def granting(self, request: int) -> Callable[[int], None]:
+        return lambda error: self._reply(request, -error)
 
     def end(self) -> None:
         """``run`` returns once each of its threads has answered one more request."""
@@ -251,7 +275,7 @@ class Session:
         agreed = offered & self.wanted
         if offered & wire.PASSTHROUGH and self.passthrough.enabled:
             agreed |= wire.PASSTHROUGH
-            self.passthrough.active = True
+            self.passthrough.agreed = self.passthrough.active = True
         return wire.INIT_OUT.pack(
             wire.KERNEL_VERSION,
             min(minor, wire.KERNEL_MINOR),
@@ -397,9 +421,14 @@ class Session:
         keys = self.ops.listxattr(nodeid, caller)
         return _sized(b"".join(os.fsencode(key) + b"\0" for key in keys), size)
 
-    def _setxattr(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None] | None:
+    def _setxattr(self, nodeid: int, caller: Caller, body: memoryview) -> object:
         size, flags = wire.SETXATTR_IN.unpack_from(body)
         key, _, value = bytes(body[wire.SETXATTR_IN.size :]).partition(b"\0")
+        if os.fsdecode(key) == commands.RESTART and nodeid == CONTROL_ID and self.restart:
+            if caller.uid not in (0, self._uid):  # it names the program that we become
+                raise PermissionError(errno.EPERM, "not for everybody")
+            self.restart(caller.request, value[:size])
+            return NO_REPLY
         return self.ops.setxattr(nodeid, os.fsdecode(key), value[:size], flags, caller)
 
     def _removexattr(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None] | None:
@@ -516,7 +545,7 @@ class Session:
         if kind == fcntl.F_UNLCK:
             return self._setlk(nodeid, caller, body)
         locks, request = self.ops.handle(handle).locks, caller.request
-        wait = Wait(locks, lock, request, caller.pid, lambda error: self._reply(request, -error))
+        wait = Wait(locks, lock, request, caller.pid, self.granting(request))
 
         def begin() -> object:
             self.ops.locks.wait(wait)
