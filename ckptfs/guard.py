@@ -51,6 +51,15 @@ class Guard:
         with self._guard:
             return self._known.get(key) == state
 
+    def known(self) -> list[Stamp]:
+        """For the program that goes on."""
+        with self._guard:
+            return list(self._known.items())
+
+    def resume(self, known: list[Stamp]) -> None:
+        with self._guard:
+            self._known.update(known)
+
     # --- checking --------------------------------------------------------------------------------
 
     def check(self, at: int, name: str, path: str, **how: Any) -> Finding:

@@ -125,6 +125,15 @@ class Layout:
             _write(self.fs, fd, json.dumps(owner).encode() + b"\n")
             self._lock_fd = fd
 
+    @property
+    def lock_fd(self) -> int:
+        assert self._lock_fd is not None
+        return self._lock_fd
+
+    def keep_lock(self, fd: int) -> None:
+        """Go on with a lock that this process has taken, as another program."""
+        self._lock_fd = fd
+
     # --- generations ---------------------------------------------------------------------------
 
     def next_generation(self, last: int = 0) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ckptfs.digest import Hasher
 from ckptfs.format import Record
@@ -76,6 +76,10 @@ class Staged:
     # the first error that background writeback saw; final, as an fsync's would be
     writeback_error: OSError | None = None
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another program. A digest is for the commit under way, and there is none."""
+        return {**self.__dict__, "digested": None, "hasher": None}
 
     def advance(self, event: Event) -> None:
         self.state = advance(self.state, event)

@@ -104,6 +104,19 @@ class Store:
             raise
         return store
 
+    @classmethod
+    def resume(
+        cls, directory: str, options: Options, root: int, lock: int, *, same_mode: bool
+    ) -> Store:
+        """Go on with what this process served as another program, and holds open. Nothing is
+        recovered: what lies in stage is being written. Raises CannotServe."""
+        store = cls(OsFs(), root, directory, options)
+        store.layout.keep_lock(lock)
+        store.layout.probe_xattrs()
+        if not same_mode:  # what the other mode has not synced no commit would
+            store.fs.sync_all(root)
+        return store
+
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self.committer.sync_changed_dirs()

@@ -105,7 +105,7 @@ class Base:
         self.versions.sealed = self._sealed
         self.versions.replaced = self._replaced
         store.guard.replaced = self._superseded
-        self._ids = itertools.count(1)
+        self.ids = itertools.count(1)
         self.control = Control(store, self.nodes, status)
 
     def _sealed(self, version: Version) -> None:
@@ -278,6 +278,10 @@ class Base:
                     os.close(fd)
         raise stale()
 
+    def count_from(self, handle_id: int, nodeid: int) -> None:
+        """The numbers of an earlier program are not given again."""
+        self.ids, self.nodes.ids = itertools.count(handle_id), itertools.count(nodeid)
+
     def handle(self, handle_id: int) -> Handle:
         try:
             return self.handles[handle_id]
@@ -285,7 +289,7 @@ class Base:
             raise OSError(errno.EBADF, "unknown handle") from None
 
     def _handle(self, node: Node, fd: int, flags: int) -> Handle:
-        handle = Handle(next(self._ids), node, fd, flags, None)
+        handle = Handle(next(self.ids), node, fd, flags, None)
         with self.lock:
             self.handles[handle.id] = handle
             if isinstance(node, File | Virtual):

@@ -4,7 +4,8 @@ On a file, by whoever may write it: ``user.ckptfs.verify`` (check it now), ``use
 (record it as it is); by its owner ``user.ckptfs.rollback`` (a generation, or nothing for the newest
 good one).
 On ``.ckptfs``, by the mount's and the directory's owner: ``user.ckptfs.verify`` with the path of a
-generation, ``user.ckptfs.tidy`` (let go of what is unreachable in history),
+generation, ``user.ckptfs.restart`` (go on as another program: ``restart.py``; by the daemon's user
+and root only), ``user.ckptfs.tidy`` (let go of what is unreachable in history),
 ``user.ckptfs.rollback`` and ``user.ckptfs.adopt`` with what to do, ``-`` for nothing, and the path
 of a file that is not there.
 None can be read. What was asked for is done, and durable, on return; else an errno.
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 PREFIX = f"{fmt.XATTR}."
 VERIFY, ADOPT, ROLLBACK = f"{PREFIX}verify", f"{PREFIX}adopt", f"{PREFIX}rollback"
 TIDY = f"{PREFIX}tidy"
+RESTART = f"{PREFIX}restart"
 
 
 # --- the asking side -----------------------------------------------------------------------------

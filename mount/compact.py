@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -119,6 +120,10 @@ class ById(Generic[N]):
     def get(self, nodeid: int) -> N | None:
         page = self._pages.get(nodeid >> _PAGE_BITS)
         return page[nodeid & _PAGE_SIZE - 1] if page is not None else None
+
+    def __iter__(self) -> Iterator[N]:
+        for page in self._pages.values():
+            yield from (node for node in page if node is not None)
 
     def add(self, node: N) -> None:
         number, place = node.id >> _PAGE_BITS, node.id & _PAGE_SIZE - 1

@@ -2,7 +2,8 @@
 
 ``mount`` returns when the mount serves. SIGTERM and SIGINT ask for a clean end: the mount is served
 on, new opens included, until nobody holds it (a scheduler signals the trainer and us together, and
-the trainer may be about to write its last checkpoint) or ``stop_timeout_s`` is over.
+the trainer may be about to write its last checkpoint) or ``stop_timeout_s`` is over. Then it is
+left dead.
 """
 
 from __future__ import annotations
@@ -17,19 +18,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import ckptfs
-from ckptfs.errors import AlreadyServed, CannotServe, CkptfsError
+from ckptfs.errors import AlreadyServed, CannotServe, CkptfsError, MountBusy
 from ckptfs.mount import holding, inspect, sessions, writers
+from ckptfs.mount.handover import Carried
 from ckptfs.mount.kernel import mounting
 from ckptfs.mount.kernel.beneath import covered
 from ckptfs.mount.kernel.session import Session as KernelSession
 from ckptfs.mount.operations import Operations
 from ckptfs.mount.portable import PortableSession
+from ckptfs.mount.restart import Restarter
 from ckptfs.orphans import Tidier
 from ckptfs.scrub import Scrub
 from ckptfs.sharing import Sharer
@@ -42,8 +45,10 @@ _LOG_BYTES, _LOG_FILES = 5 << 20, 3
 _POLL_S = 0.1
 _SWITCH_S = 0.0005
 _WRITING_SHOWN = 1000  # anybody may ask for the status again and again
+_QUIET_S = 5.0  # for the requests that are under way
 _TIDY_S = 0.3  # that a mount waits for it; in a large store it goes on behind
 _STOPPED_BY = {signal.SIGTERM, signal.SIGINT}
+_LEAVE_IT = signal.SIGUSR1  # to ourselves: no more of these is taken
 _STAYS_BELOW = "keeps working below the mount, unprotected; restart it"
 
 
@@ -58,6 +63,7 @@ class MountOptions:
     foreground: bool = False
     log_file: str = ""
     stop_timeout_s: float = 25.0
+    release: bool = False  # after that the mount is taken away though it is used
     scrub_interval_s: float = 0.0  # 0: never
 
 
@@ -113,7 +119,7 @@ def check(options: MountOptions) -> bool:
             raise _served_already(path)
         if not os.path.isdir(path):
             raise CannotServe(f"{path}: no such directory; make the {what} first")
-    _check_apart(options)
+    check_apart(options)
     return replaces
 
 
@@ -131,7 +137,7 @@ def _replaces_dead(options: MountOptions) -> bool:
     return os.geteuid() == 0 and options.binding == sessions.KERNEL
 
 
-def _check_apart(options: MountOptions) -> None:
+def check_apart(options: MountOptions) -> None:
     """The daemon must never meet its own mount: a request to itself is answered by nobody."""
     directory, mountpoint, log_file = options.directory, options.mountpoint, options.log_file
     if mountpoint.startswith(directory.rstrip("/") + "/"):
@@ -203,48 +209,97 @@ def log_to(path: str | None) -> None:
 
 
 class Daemon:
+    can_restart = True
+
     def __init__(
-        self, options: MountOptions, users_below: list[holding.Holder], replaces: bool = False
+        self,
+        options: MountOptions,
+        users_below: list[holding.Holder],
+        replaces: bool = False,
+        carried: Carried | None = None,
     ) -> None:
-        """``replaces`` a dead mount."""
+        """``replaces`` a dead mount; or goes on with what was ``carried`` over by a restart."""
         self.options, self._users_below, self._replaces = options, users_below, replaces
+        self._carried = carried
+        self._restarter: Restarter | None = None
         self._started_s = time.time()
         self.ended = threading.Event()
+        self._stopping, self._resting = threading.Event(), threading.Lock()
 
     def serve(self, ready: Callable[[list[str]], None]) -> None:
         """Until the mount is gone. ``ready`` is told what the user should know once it serves."""
-        options = self.options
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPED_BY)  # every thread inherits it
+        # Every thread inherits it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {*_STOPPED_BY, _LEAVE_IT})
         _raise_descriptor_limit()
         _share_interpreter()
         mounting.drop_reserve_rights()
-        hidden = self._replaces and options.directory == options.mountpoint
-        root = covered(options.directory) if hidden else None
-        self.store = Store.open(options.directory, options.store, options.mountpoint, root)
-        self.sharer = Sharer(self.store.share)
-        self.tidier = Tidier(self.store.tidy)
+        self.store = self._opened_store()
         status = os.fstat(self.store.root)
         self._root_id = [status.st_dev, status.st_ino]
+        self._tidy(_TIDY_S)
         try:
-            self.tidier.start(_TIDY_S)
             self.operations = Operations(self.store, self.status)
-            self.scrub = Scrub(self.store, options.scrub_interval_s, self._being_written)
-            if options.store.share:
-                self.store.committer.kept = self.sharer.add
             self.session = self._session()
             self.session.ready = lambda: self._serves(ready)
             stopper = threading.Thread(target=self.wait_for_end, daemon=True)
             stopper.start()
-            self.scrub.start()
+            self._begin_idle_work()
             self.session.run()
             self._finish()
         finally:
             self.tidier.stop()
             self.store.close()
 
+    def _opened_store(self) -> Store:
+        options = self.options
+        if self._carried is not None:
+            was = self._carried.header
+            same_mode = was.options.store.mode == options.store.mode
+            return Store.resume(
+                options.directory, options.store, was.root, was.lock, same_mode=same_mode
+            )
+        hidden = self._replaces and options.directory == options.mountpoint
+        root = covered(options.directory) if hidden else None
+        return Store.open(options.directory, options.store, options.mountpoint, root)
+
+    def _tidy(self, wait_s: float) -> None:
+        self.tidier = Tidier(self.store.tidy)
+        self.tidier.start(wait_s)
+
+    def _begin_idle_work(self) -> None:
+        """What is done beside serving, by threads of its own."""
+        self.sharer = Sharer(self.store.share)
+        if self.options.store.share:
+            self.store.committer.kept = self.sharer.add
+        self.scrub = Scrub(self.store, self.options.scrub_interval_s, self._being_written)
+        self.scrub.start()
+
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """No thread but the caller's changes anything inside, if no request is under way; a signal
+        to stop stays pending. Raises MountBusy once there was one."""
+        with self._resting:
+            os.kill(os.getpid(), _LEAVE_IT)
+            while _LEAVE_IT in signal.sigpending() and not self._stopping.is_set():
+                time.sleep(_POLL_S / 50)
+            if self._stopping.is_set():
+                raise MountBusy("it was asked to stop")
+            self.scrub.stop()
+            self.tidier.stop()
+            self.sharer.stop()
+            self.operations.versions.pause()
+            try:
+                yield
+            finally:
+                self.operations.versions.go_on()
+                self._tidy(0)
+                self._begin_idle_work()
+
     def attach(self) -> KernelSession:
         """Mount, and serve that."""
         options, device = self.options, None
+        if self._carried is not None:
+            return self._resumed(self._carried)
         if self._replaces:
             device = mounting.mount_in_place_of(options.mountpoint)
             if device is None:
@@ -253,6 +308,12 @@ class Daemon:
         if device is None:
             device = mounting.mount(options.mountpoint, allow_other=options.allow_other)
         return KernelSession(device, self.operations, passthrough=options.passthrough)
+
+    def _resumed(self, carried: Carried) -> KernelSession:
+        was = carried.header
+        session = KernelSession(was.device, self.operations, passthrough=self.options.passthrough)
+        carried.restore(self.operations, session)
+        return session
 
     def _session(self) -> sessions.Session:
         options = self.options
@@ -263,7 +324,11 @@ class Daemon:
                 options.mountpoint,
                 allow_other=options.allow_other,
             )
-        return self.attach()
+        session = self.attach()
+        if self.can_restart:
+            self._restarter = Restarter(self, session)
+            session.restart = self._restarter.order
+        return session
 
     def _serves(self, ready: Callable[[list[str]], None]) -> None:
         options, (passthrough, refusal) = self.options, self.session.passthrough_state()
@@ -273,6 +338,11 @@ class Daemon:
             mounting.unmount(options.mountpoint, lazy=True)  # the dead one, which hides this
             self._replaces = False
         ready(self._warnings())
+        if self._carried is not None:
+            assert isinstance(self.session, KernelSession)
+            was, self._carried = self._carried.header, None
+            log.info("restarted; version %s before, %s now", was.version, ckptfs.__version__)
+            self.session.granting(was.request)(0)
 
     def _warnings(self) -> list[str]:
         warnings = [f"{holder} {_STAYS_BELOW}" for holder in self._users_below]
@@ -293,23 +363,55 @@ class Daemon:
     # --- ending ----------------------------------------------------------------------------------
 
     def wait_for_end(self) -> None:
-        """In a thread of its own: take the mount away when it is time. A handler would run in the
-        main thread, which may be about to wait for a request."""
-        signal.sigwait(_STOPPED_BY)
+        """In a thread of its own: end the mount when it is time. A handler would run in the main
+        thread, which may be about to wait for a request."""
+        self._await_signal()
         deadline = time.monotonic() + self.options.stop_timeout_s
         log.info("asked to stop; serving until nobody uses the mount")
-        while time.monotonic() < deadline:
+        while True:
             if not self.session.openers.running() and self._unmounted():
                 return
             if self.ended.wait(_POLL_S):
                 return
-        log.warning("still in use after %.0f s: taking the mount away", self.options.stop_timeout_s)
+            if time.monotonic() >= deadline:
+                break
+        if self.options.release:
+            self._take_away()
+        else:
+            self._leave_dead()
+
+    def _await_signal(self) -> None:
+        """One that comes at a restart is left to the program that follows."""
+        while signal.sigwait({*_STOPPED_BY, _LEAVE_IT}) == _LEAVE_IT:
+            with self._resting:
+                pass
+        self._stopping.set()
+
+    def _take_away(self) -> None:
+        after = self.options.stop_timeout_s
+        log.warning("still in use after %.0f s: taking the mount away (--release)", after)
         try:
             mounting.unmount(self.options.mountpoint, lazy=True)
         except OSError as error:
             log.error("cannot unmount: %s", error)
         if not self.ended.wait(1.0):  # somebody holds files open: end without them
             self._finish()
+            os._exit(0)
+
+    def _leave_dead(self) -> None:
+        """What would be saved to the plain directory from here on had no protection, and nobody
+        would know. A mount that nobody serves answers ENOTCONN."""
+        options, users = self.options, holding.named(self.session.openers.running())
+        with self.session.quiet(options.mountpoint, _QUIET_S):
+            log.warning(
+                "still in use after %.0f s%s: leaving the mount dead, so that no save goes to the "
+                "plain directory unnoticed: all access fails (ENOTCONN) until `ckptfs mount` "
+                "serves it again, or `ckptfs umount` takes it away",
+                options.stop_timeout_s,
+                f" by {', '.join(users)}" if users else "",
+            )
+            self._finish()
+            self.store.close()
             os._exit(0)
 
     def _unmounted(self) -> bool:
@@ -378,6 +480,7 @@ class Daemon:
             "events": store.events[-20:],
             "requests": dict(session.requests),
             "memory_peak_bytes": _peak_memory(),
+            "refused": self._restarter.refused if self._restarter else "",
             "log": options.log_file or default_log(options.mountpoint),
         }
 

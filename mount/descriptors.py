@@ -167,6 +167,10 @@ class OpenFolders:
             self._always[folder] = fd
             self._open.pop(folder, None)
 
+    def always_open(self) -> list[tuple[Folder, Descriptor]]:
+        with self._lock:
+            return list(self._always.items())
+
     def close(self, folder: Folder) -> None:
         """Nobody knows it any more."""
         with self._lock:

@@ -57,6 +57,15 @@ def umount(path: str, timeout_s: float | None = None, *, force: bool, say: Say) 
         end.by_force()
 
 
+def release(path: str) -> None:
+    """Detach the mount of ``path`` though somebody uses it. What is open is served until it is
+    closed; what is saved later goes to the plain directory. Raises NotMounted."""
+    mountpoint = inspect.mountpoint_of(path, _ASKED_S)
+    if mountpoint is None or not inspect.is_mounted(mountpoint):
+        raise inspect.not_mounted(path)
+    mounting.unmount(mountpoint, lazy=True)
+
+
 @dataclass
 class _End:
     mountpoint: str

@@ -11,9 +11,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ckptfs.mount import inspect
+from ckptfs.mount import inspect, writers
 from ckptfs.mount.kernel import mounting
 from ckptfs.mount.kernel.mounting import Mount
+
+_NAMED = 5  # in one message
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,13 @@ def _mapped(pid: str, path: str, device: str) -> Iterator[str]:
                 major, minor = (int(number, 16) for number in fields[3].split(":"))
                 if f"{major}:{minor}" == device:
                     yield fields[5]
+
+
+def named(threads: list[int]) -> list[str]:
+    """The first of these processes, as messages name them."""
+    pids = sorted({pid for pid in map(writers.thread_group, threads) if pid})
+    more = [f"{len(pids) - _NAMED} more"] if len(pids) > _NAMED else []
+    return [f"{_name(str(pid))} (pid {pid})" for pid in pids[:_NAMED]] + more
 
 
 def _name(pid: str) -> str:

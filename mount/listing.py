@@ -17,6 +17,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable
 from itertools import islice
+from zlib import crc32
 
 from ckptfs.mount.nodes import Listed
 
@@ -36,6 +37,11 @@ def _key(position: int) -> bytes:
     return position.to_bytes(_KEY_BYTES, "big")
 
 
+def _position(raw: bytes) -> int:
+    """The same in every program: after a restart the kernel goes on from what it knows."""
+    return (crc32(raw) << 32 | crc32(raw[::-1])) & _LAST | _NAMED
+
+
 def parts(entry: bytes) -> tuple[str, int, int, int]:
     """Name, inode number, type and position."""
     inode, position, size, kind = _ENTRY.unpack_from(entry)
@@ -51,17 +57,18 @@ class Listing:
         self._read = 0, 0
 
     def add(self, names: Iterable[Listed]) -> None:
-        buckets, pack, padding = self._buckets, _RECORD.pack, _PADDING
+        buckets, pack, padding, crc = self._buckets, _RECORD.pack, _PADDING, crc32
         encoding, errors = _ENCODING
         for name, inode, kind in names:  # every name of the directory: calls would be felt
-            position = _DOTS.get(name) or hash(name) & _LAST | _NAMED
             raw = name.encode(encoding, errors)
+            hashed = crc(raw) << 32 | crc(raw[::-1])  # as in _position, without a call
+            position = _DOTS.get(name) or hashed & _LAST | _NAMED
             key, size = position.to_bytes(_KEY_BYTES, "big"), len(raw)
             record = pack(key, inode, position, size, kind >> 12) + raw + padding[size & 7]
             buckets[position >> _BUCKET_SHIFT].append(record)
 
     def discard(self, name: str) -> None:
-        position = hash(name) & _LAST | _NAMED
+        position = _position(os.fsencode(name))
         number, key = position >> _BUCKET_SHIFT, _key(position)
         self._buckets[number] = [r for r in self._buckets[number] if not r.startswith(key)]
 

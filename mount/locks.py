@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import Any
 from weakref import WeakValueDictionary
 
 from ckptfs.mount import calls
@@ -84,6 +85,10 @@ class Wait:
     request: int
     thread: int
     grant: Grant
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another program, which answers by itself."""
+        return {**self.__dict__, "grant": None}
 
 
 @dataclass(eq=False)
@@ -167,6 +172,20 @@ class Locks:
         self._waits: dict[int, Wait] = {}  # by request; who was blocked last is the last
         self._interrupted: deque[int] = deque(maxlen=_INTERRUPTED)  # requests that did not wait yet
         self._guard = threading.Lock()
+
+    def carried(self) -> dict[str, Any]:
+        """For the program that goes on."""
+        with self._guard:
+            sets = dict(self._sets)
+            return {"sets": sets, "shared": self._shared, "waits": self._waits}
+
+    def resume(self, carried: dict[str, Any], granting: Callable[[int], Grant]) -> None:
+        """``granting`` has the answer to a request."""
+        with self._guard:
+            self._sets.update(carried["sets"])
+            self._shared, self._waits = carried["shared"], carried["waits"]
+            for request, wait in self._waits.items():
+                wait.grant = granting(request)
 
     def of(self, parent: Identity, name: str) -> LockSet:
         """The set of a path; it lives while somebody refers to it."""

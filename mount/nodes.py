@@ -227,7 +227,7 @@ class NodeTable:
         self._by_id = ById[Node]()
         self._by_id.add(self.root)
         self._virtual: dict[_Key, Virtual] = {}
-        self._ids = itertools.count(_FIRST_ID)
+        self.ids = itertools.count(_FIRST_ID)
         self._lost: dict[Identity, File] = {}
 
     def get(self, nodeid: int) -> Node:
@@ -248,15 +248,15 @@ class NodeTable:
         node = parent.find(name, ident)
         if node is None:
             if stat.S_ISDIR(status.st_mode):
-                node = Directory(next(self._ids), parent, name, ident, self.folders)
+                node = Directory(next(self.ids), parent, name, ident, self.folders)
             else:
-                node = File(next(self._ids), parent, name, ident)
+                node = File(next(self.ids), parent, name, ident)
             self._add(node, parent)
         return node
 
     def staged(self, parent: Directory, name: str, status: os.stat_result) -> File:
         """A new node for a version that is being written."""
-        node = File(next(self._ids), parent, name, identity(status))
+        node = File(next(self.ids), parent, name, identity(status))
         self._add(node, parent)
         return node
 
@@ -264,7 +264,7 @@ class NodeTable:
         """Another node of a file, which no lookup finds; it keeps the file's known. That of a
         committed one is an inode of its own, which may lose its name to another."""
         assert node.parent is not None
-        alias = File(next(self._ids), node.parent, node.name, identity(status))
+        alias = File(next(self.ids), node.parent, node.name, identity(status))
         node.parent.children += 1
         self._by_id.add(alias)
         self._make_alias(alias, node)
@@ -296,11 +296,33 @@ class NodeTable:
     def virtual(self, key: _Key, make: Callable[[int], Virtual]) -> Virtual:
         node = self._virtual.get(key)
         if node is None:
-            node = make(next(self._ids))
+            node = make(next(self.ids))
             self._virtual[key] = node
             self._by_id.add(node)
         assert node.key() == key
         return node
+
+    def every(self) -> Iterator[Node]:
+        return iter(self._by_id)
+
+    def is_known(self, node: Node) -> bool:
+        return self._by_id.get(node.id) is node
+
+    def is_lost(self, node: Node) -> bool:
+        """Whether it has lost its name to another inode, and the kernel knows it."""
+        return self._lost.get(node.ident) is node
+
+    def restore(self, node: Node, *, found: bool, lost: bool) -> None:
+        """One of an earlier program; ``found`` by a lookup of its name."""
+        self._by_id.add(node)
+        if lost and isinstance(node, File):
+            self._lost[node.ident] = node
+        if isinstance(node, Virtual):
+            self._virtual[node.key()] = node
+        elif node.parent is not None:
+            node.parent.children += 1
+            if found:
+                node.parent.enter(node)
 
     def _add(self, node: Node, parent: Directory) -> None:
         parent.children += 1

@@ -34,7 +34,7 @@ _KEPT_FIELDS = ("st_atime_ns", "st_mtime_ns", "st_ctime_ns", "st_blksize", "st_b
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     store: Store
     nodes: NodeTable
 
@@ -50,16 +50,20 @@ class _View:
         return lineage if history.generations(self.layout, lineage) else ""
 
 
-class _Past(Virtual):
+class Past(Virtual):
     """``above`` knows what the name was found in, as long as the node lives."""
 
     __slots__ = ("view",)
 
     def __init__(
-        self, nodeid: int, above: Virtual, name: str, ident: Identity, view: _View
+        self, nodeid: int, above: Virtual | None, name: str, ident: Identity, view: View
     ) -> None:
         super().__init__(nodeid, above, name, ident)
         self.view = view
+
+    def place_in(self, above: Virtual) -> None:
+        """Of one that was made ahead of it."""
+        self.above = above
 
     @property
     def entry(self) -> str:
@@ -98,7 +102,7 @@ class _Past(Virtual):
             return [key for key in os.listxattr(fd) if key == acl.ACCESS]
 
 
-class PastDirectory(_Past, Folder):
+class PastDirectory(Past, Folder):
     """The like of a directory of the tree, which it opens as ``fd``."""
 
     __slots__ = ()
@@ -164,7 +168,7 @@ class PastDirectory(_Past, Folder):
         return self.id == HISTORY_ID and name == fmt.CONTROL
 
 
-class PastFile(_Past):
+class PastFile(Past):
     """The directory of a file's generations: who may read the file may list and search it."""
 
     __slots__ = ("lineage",)
@@ -175,7 +179,7 @@ class PastFile(_Past):
         above: PastDirectory,
         name: str,
         ident: Identity,
-        view: _View,
+        view: View,
         lineage: str,
     ) -> None:
         super().__init__(nodeid, above, name, ident, view)
@@ -222,16 +226,21 @@ class PastFile(_Past):
         return osfs.opened(layout.fs, layout.history, self.lineage, osfs.DIRECTORY)
 
 
-class Generation(_Past):
+class Generation(Past):
     """One earlier version. Whoever has it open keeps it when it is let go of."""
 
     __slots__ = ("_file",)
 
     def __init__(
-        self, nodeid: int, above: Virtual, name: str, ident: Identity, view: _View, file: PastFile
+        self, nodeid: int, above: Virtual, name: str, ident: Identity, view: View, file: PastFile
     ) -> None:
         super().__init__(nodeid, above, name, ident, view)
         self._file = file
+
+    def place_in(self, above: Virtual) -> None:
+        super().place_in(above)
+        assert isinstance(above, PastFile)
+        self._file = above
 
     def open(self) -> int:
         """For reading. May digest it. Raises Rotten, and FileNotFoundError once it is let go of."""
@@ -271,11 +280,22 @@ class Generation(_Past):
             return os.listxattr(fd)
 
 
+def unplaced(
+    kind: type[Past], nodeid: int, name: str, ident: Identity, view: View, lineage: str | None
+) -> Past:
+    """A node of that kind, to be placed in the one that it lies in."""
+    node = kind.__new__(kind)
+    Past.__init__(node, nodeid, None, name, ident, view)
+    if isinstance(node, PastFile):
+        node.lineage = lineage or ""
+    return node
+
+
 def root_of_history(control: Virtual, store: Store, nodes: NodeTable) -> PastDirectory:
     """``.ckptfs/history``, the like of the root."""
     ident = _mirrored(os.fstat(store.root))
     name = f"{control.name}/{fmt.HISTORY}"
-    found = PastDirectory(HISTORY_ID, control, name, ident, _View(store, nodes))
+    found = PastDirectory(HISTORY_ID, control, name, ident, View(store, nodes))
     nodes.folders.keep_open(found, Descriptor(osfs.duplicate(store.root)))
     return found
 

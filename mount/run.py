@@ -146,6 +146,8 @@ def _ask_for_groups(pipe: socket.socket) -> bool:
 class _Runner(Daemon):
     """Serves until the command has ended and everything it closed is committed."""
 
+    can_restart = False
+
     def __init__(self, options: MountOptions, child: _Child) -> None:
         super().__init__(options, [])
         self._child = child

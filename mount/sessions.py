@@ -12,6 +12,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Protocol
 
@@ -34,6 +35,9 @@ class Session(Protocol):
     def run(self) -> None:
         """Serve until the mount is gone. What was begun is finished on return. Raises CannotServe
         if it never served."""
+
+    def quiet(self, mountpoint: str, limit_s: float) -> AbstractContextManager[bool]:
+        """No request is under way inside; gives False where that took too long, or cannot be."""
 
     def passthrough_state(self) -> tuple[bool, str]:
         """Whether the kernel carries the data itself, and why not."""

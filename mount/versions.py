@@ -23,6 +23,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from ckptfs import format as fmt
 from ckptfs import osfs
@@ -753,6 +754,37 @@ class Versions:
             with contextlib.suppress(OSError):
                 if not version.public and self.store.committer.changed(version.staged):
                     self._abort(version, reason)
+
+    def carried(self) -> dict[str, Any]:
+        """For the program that goes on; the caller holds ``lock``."""
+        return {
+            "handles": self.handles,
+            "by folder": self._by_folder,
+            "sealed here": self._sealed_here,
+            "lingering": self.lingering,
+        }
+
+    def resume(self, carried: dict[str, Any]) -> None:
+        with self.lock:
+            self.handles.update(carried["handles"])
+            self._by_folder = carried["by folder"]
+            self._sealed_here = carried["sealed here"]
+            self.lingering = carried["lingering"]
+        self.pause()
+        self.go_on()
+
+    def pause(self) -> None:
+        """No thread of it is left on return; nothing else changes."""
+        self.watch.stop()
+        self.writeback.stop()
+
+    def go_on(self) -> None:
+        self.writeback, self.watch = Writeback(self.store.fs), Watch(self)
+        for version in self.all():
+            if not version.staged.has_hole:
+                self.writeback.add(version.staged)
+        with self.lock:
+            self.watch.wake()
 
     def stop(self) -> None:
         """No thread of it is left on return, and what was only mapped is sealed."""

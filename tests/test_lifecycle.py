@@ -286,9 +286,9 @@ open(sys.argv[1] + "/last", "wb").write(b"2")
 """
 
 
-def test_control_without_a_stop_timeout_the_last_save_misses_the_mount(disk_dir: Path) -> None:
+def test_control_released_without_a_timeout_the_last_save_misses_the_mount(disk_dir: Path) -> None:
     """The mount goes at once: what is saved then lands below, without a record."""
-    with served(disk_dir, "--stop-timeout", "0") as mount:
+    with served(disk_dir, "--stop-timeout", "0", "--release") as mount:
         with child(SAVES_LATER, disk_dir) as process:
             os.kill(mount.pid, signal.SIGTERM)
             mount.wait_until(lambda: gone(mount))
@@ -310,8 +310,44 @@ def test_sigterm_serves_on_while_the_mount_is_used(mount: Served) -> None:
     assert done.returncode == 0 and "2 ok" in done.stdout and "unrecorded" not in done.stdout
 
 
-def test_stop_timeout_takes_the_mount_away_and_keeps_what_was_open(disk_dir: Path) -> None:
+def test_a_mount_that_is_used_at_its_stop_is_left_dead(disk_dir: Path) -> None:
+    """A save that finds the plain directory would be unprotected, and nobody would know."""
     with served(disk_dir, "--stop-timeout", "0.3") as mount:
+        with child(SAVES_LATER, disk_dir) as process:
+            os.kill(mount.pid, signal.SIGTERM)
+            mount.wait_until(lambda: not writers.is_running(mount.pid))
+            assert mount.mounted()
+            process.communicate("go\n", timeout=20)
+            assert process.returncode == 1
+        with pytest.raises(OSError, match="not connected"):
+            os.listdir(disk_dir)
+        assert f"(pid {process.pid}): leaving the mount dead" in mount.log_text()
+        mount.start()
+        assert os.listdir(disk_dir) == ["first"]
+        assert "1 ok" in ckptfs("verify", disk_dir).stdout
+
+
+def test_what_is_open_when_a_mount_is_left_dead_goes_to_salvage(disk_dir: Path) -> None:
+    with served(disk_dir, "--stop-timeout", "0.3") as mount:
+        (disk_dir / "model.bin").write_bytes(OLD)
+        with child(HOLD, disk_dir / "model.bin", NEW.decode()):
+            os.kill(mount.pid, signal.SIGTERM)
+            mount.wait_until(lambda: not writers.is_running(mount.pid))
+        mount.umount()
+        assert (disk_dir / "model.bin").read_bytes() == OLD
+        assert salvage(disk_dir) == [NEW]
+        assert "model.bin: the mount was taken away" in ckptfs("log", disk_dir).stdout
+        assert ckptfs("verify", disk_dir).returncode == 0
+
+
+def test_a_mount_that_nobody_uses_goes_at_once_without_a_timeout(disk_dir: Path) -> None:
+    with served(disk_dir, "--stop-timeout", "0") as mount:
+        os.kill(mount.pid, signal.SIGTERM)
+        mount.wait_until(lambda: gone(mount))
+
+
+def test_release_takes_a_used_mount_away_and_keeps_what_was_open(disk_dir: Path) -> None:
+    with served(disk_dir, "--stop-timeout", "0.3", "--release") as mount:
         (disk_dir / "model.bin").write_bytes(OLD)
         with child(HOLD, disk_dir / "model.bin", NEW.decode()):
             os.kill(mount.pid, signal.SIGTERM)
@@ -321,6 +357,19 @@ def test_stop_timeout_takes_the_mount_away_and_keeps_what_was_open(disk_dir: Pat
         assert (disk_dir / "model.bin").read_bytes() == OLD
         assert "model.bin: the mount was taken away" in ckptfs("log", disk_dir).stdout
         assert ckptfs("verify", disk_dir).returncode == 0
+
+
+def test_umount_release_serves_what_is_open_until_it_is_closed(mount: Served) -> None:
+    (mount.path / "model.bin").write_bytes(OLD)
+    with child(HOLD, mount.path / "model.bin", NEW.decode()):
+        refused = ckptfs("umount", mount.path)
+        assert refused.returncode == 1 and "--release" in refused.stderr
+        assert ckptfs("umount", mount.path, "--release").returncode == 0
+        assert not mount.mounted()
+        assert (mount.path / "model.bin").read_bytes() == OLD
+    mount.wait_until(lambda: not writers.is_running(mount.pid))
+    assert (mount.path / "model.bin").read_bytes() == NEW
+    assert "1 ok" in ckptfs("verify", mount.path).stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -49,6 +49,19 @@ def test_save_read_and_umount(lab: Lab, uid: int) -> None:
         assert lab.run(uid, "ckptfs", "verify", mount.path).returncode == 0
 
 
+def test_a_user_restarts_a_daemon_of_his_own(lab: Lab) -> None:
+    with user_mount(lab, ALICE) as mount, lab.actors(mount.path, ALICE) as (user,):
+        user.write("model.bin", OLD)
+        done = lab.run(ALICE, "ckptfs", "restart", mount.path, "--keep", "2")
+        assert done.returncode == 0, done
+        user.write("model.bin", NEW)
+        assert user.content("model.bin") == NEW
+        status = json.loads(lab.run(ALICE, "ckptfs", "status", mount.path, "--json").stdout)
+        assert status["keep"] == 2 and status["counts"]["committed"] == 2
+        done = lab.run(BOB, "ckptfs", "restart", mount.path)
+        assert done.returncode == 1, done
+
+
 def test_c5_rot_is_rolled_back(lab: Lab) -> None:
     with user_mount(lab, ALICE) as mount, lab.actors(mount.path, ALICE) as (user,):
         user.write("model.bin", OLD)

@@ -36,7 +36,11 @@ def _as_helper(arguments: list[str]) -> None:
     from ckptfs.mount import helper
 
     options = [option for option in serving.mount.params if isinstance(option, click.Option)]
-    names = {name.lstrip("-"): option.is_flag for option in options for name in option.opts}
+    names = {
+        name.lstrip("-"): option.is_flag
+        for option in options
+        for name in (*option.opts, *option.secondary_opts)
+    }
     translated = helper.command_line(arguments, names)
     if translated is not None:
         commands.main(["mount", *translated], standalone_mode=False)

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ckptfs import osfs
 from ckptfs.cli.base import Below, absolute, commands, say, size, status_of, when
@@ -74,8 +75,8 @@ def _seconds(_context: click.Context, _option: click.Parameter, text: str) -> fl
     help="Also write these in place, without transactions.",
 )
 @click.option(
-    "--no-share",
-    is_flag=True,
+    "--share/--no-share",
+    default=True,
     help="Give every earlier version blocks of its own (XFS and btrfs share what is equal).",
 )
 @click.option("--salvage-bytes", type=click.IntRange(0), default=16 << 30, show_default=True)
@@ -86,7 +87,7 @@ def _seconds(_context: click.Context, _option: click.Parameter, text: str) -> fl
     show_envvar=True,
     help="How FUSE is spoken: to the kernel (the default on Linux), or through libfuse 2.",
 )
-@click.option("--no-passthrough", is_flag=True, help="Relay data through the daemon.")
+@click.option("--passthrough/--no-passthrough", default=True, help="Relay data through the daemon.")
 @click.option("--allow-other", is_flag=True, help="Let other users in (root's mounts do).")
 @click.option("--foreground", is_flag=True, help="Stay, and log to the terminal.")
 @click.option("--log", "log_file", default="", metavar="FILE", help="Where the daemon logs.")
@@ -96,7 +97,12 @@ def _seconds(_context: click.Context, _option: click.Parameter, text: str) -> fl
     default=25.0,
     show_default=True,
     metavar="SECONDS",
-    help="After SIGTERM, serve on while the mount is used, at most this long.",
+    help="After SIGTERM, serve on while the mount is used, at most this long; then leave it dead.",
+)
+@click.option(
+    "--release/--no-release",
+    default=False,
+    help="After that time take a used mount away: later saves go to the plain directory.",
 )
 @click.option(
     "--scrub-interval",
@@ -126,18 +132,19 @@ def _mount_options(directory: str, mountpoint: str | None, given: dict[str, Any]
         validate=given["validate"] == "overwrite",
         in_place=tuple(given["in_place"]),
         salvage_bytes=given["salvage_bytes"],
-        share=not given["no_share"],
+        share=given["share"],
     )
     return MountOptions(
         directory=served,
         mountpoint=absolute(mountpoint) if mountpoint else served,
         store=options,
         binding=choose(given.get("binding") or ""),
-        passthrough=not given["no_passthrough"],
+        passthrough=given["passthrough"],
         allow_other=given.get("allow_other", False),
         foreground=given.get("foreground", False),
         log_file=osfs.real_path(given["log_file"]) if given["log_file"] else "",
         stop_timeout_s=given["stop_timeout"],
+        release=given.get("release", False),
         scrub_interval_s=given["scrub_interval"],
     )
 
@@ -156,8 +163,47 @@ def run(directory: str, command: tuple[str, ...], **given: Any) -> None:
     sys.exit(start(_mount_options(directory, None, given), command))
 
 
-_NOT_OF_RUN = {"directory", "mountpoint", "allow_other", "foreground", "help"}
+_NOT_OF_RUN = {"directory", "mountpoint", "allow_other", "foreground", "release", "help"}
 run.params += [option for option in mount.params if option.name not in _NOT_OF_RUN]
+
+
+@commands.command()
+@click.argument("directory")
+@click.pass_context
+def restart(context: click.Context, /, directory: str, **given: Any) -> None:
+    """Have the daemon of DIRECTORY go on as this version of ckptfs, with new options.
+
+    Options that are not given stay. Whatever programs have open stays open; what they ask for
+    meanwhile waits. If it cannot be done the daemon serves on as it was.
+    """
+    from ckptfs.mount.restart import restart as ask
+
+    options = _mount_options(directory, None, given)
+    names = {name for name in given if context.get_parameter_source(name) is _BY_USER}
+    fields = {_FIELDS.get(name, name) for name in names}
+    for trouble in ask(absolute(directory), options, fields):
+        click.echo(f"warning: {trouble}", err=True)
+
+
+_BY_USER = ParameterSource.COMMANDLINE
+_FIELDS = {  # of MountOptions and Options, by other names than those of the command line
+    "verify": "verify_opens",
+    "stop_timeout": "stop_timeout_s",
+    "scrub_interval": "scrub_interval_s",
+}
+_OF_THE_MOUNT = {"directory", "mountpoint", "binding", "allow_other", "foreground", "help"}
+restart.params += [option for option in mount.params if option.name not in _OF_THE_MOUNT]
+
+
+@commands.command(hidden=True)
+@click.argument("directory")
+@click.argument("state", type=int)
+@click.option("--try", "only_try", is_flag=True)
+def resume(directory: str, state: int, only_try: bool) -> None:
+    """What a daemon becomes by `restart`; of no use to anybody else."""
+    from ckptfs.mount.restart import resume as go_on
+
+    go_on(state, only_try=only_try)
 
 
 @commands.command()
@@ -170,16 +216,26 @@ run.params += [option for option in mount.params if option.name not in _NOT_OF_R
     help="Wait at most this long: while it is used (default: 5s), and for commits (until done).",
 )
 @click.option("--force", is_flag=True, help="Then take it away, and end its daemon.")
-def umount(directory: str, timeout_s: float | None, force: bool) -> None:
+@click.option(
+    "--release",
+    is_flag=True,
+    help="Detach it though it is used: open files are served until they are closed, later saves go "
+    "to the plain directory.",
+)
+def umount(directory: str, timeout_s: float | None, force: bool, release: bool) -> None:
     """End the mount of DIRECTORY; returns once every commit in flight is finished.
 
     While programs use it, another mount or mount namespace keeps it, or its daemon does not answer,
     it stays, and the exit code is 1. With --force they get an error then, and what was being
     written goes to salvage.
     """
-    from ckptfs.mount.ending import umount as stop
+    from ckptfs.mount import ending
 
-    stop(absolute(directory), timeout_s, force=force, say=lambda line: say(line, err=True))
+    where = absolute(directory)
+    if release:
+        ending.release(where)
+    else:
+        ending.umount(where, timeout_s, force=force, say=lambda line: say(line, err=True))
 
 
 @commands.command()

@@ -92,11 +92,17 @@ class Again:
     ) -> None:
         self._ops, self._passthrough = operations, passthrough
         self._handlers, self._answers = handlers, answers
-        self._sent: dict[int, _Sent] = {}
+        self.sent: dict[int, _Sent] = {}
+
+    def resume(self, sent: dict[int, _Sent]) -> None:
+        """Of an earlier program; the time between the two counts for nobody."""
+        for each in sent.values():
+            each.since = time.monotonic()
+        self.sent = sent
 
     def lookup(self, parent_id: int, name: str, caller: Caller) -> Entry:
         """What a thread finds that was sent back is kept for the request that follows."""
-        sent = self._sent.get(caller.pid)
+        sent = self.sent.get(caller.pid)
         if sent is None or time.monotonic() - sent.since > _AGAIN_S:
             return self._ops.lookup(parent_id, name, caller)
         return self._keep_found(sent, parent_id, name, caller)
@@ -135,10 +141,10 @@ class Again:
         asked = _Request(op, unique, nodeid, caller, body, self._handlers[op])
         if op not in _OF_PATHS and op != Op.CREATE:
             return lambda: asked.ask(nodeid)
-        sent = self._sent.get(caller.pid)
+        sent = self.sent.get(caller.pid)
         if sent is not None and (op == Op.CREATE or sent.nodeid == nodeid):
             if op not in _AHEAD:
-                del self._sent[caller.pid]
+                del self.sent[caller.pid]
             if time.monotonic() - sent.since < _AGAIN_S:
                 return self._second_try(sent, replace(asked, body=memoryview(bytes(body))))
         makes_version = _makes_version(asked)  # the buffer is the next request's by then
@@ -153,11 +159,11 @@ class Again:
     def _send_back(self, asked: _Request, makes_version: bool) -> Any:
         """ESTALE. Who watches the file is told ahead of it: when its version is committed the
         kernel may know the old one by no name any more, and by that alone could it be told."""
-        for pid, sent in list(self._sent.items()):
+        for pid, sent in list(self.sent.items()):
             if time.monotonic() - sent.since > _AGAIN_S:
-                self._sent.pop(pid, None)
+                self.sent.pop(pid, None)
         if asked.caller.pid:  # of 0 nobody knows who it is
-            self._sent[asked.caller.pid] = _Sent()
+            self.sent[asked.caller.pid] = _Sent()
         node = self._ops.nodes.get(asked.nodeid)
         if not makes_version or not isinstance(node, File) or node.parent is None:
             raise stale()

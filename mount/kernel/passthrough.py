@@ -35,9 +35,16 @@ class Passthrough:
         self.enabled = enabled
         self.active = False
         self.refusal = "" if enabled else "switched off"
+        self.agreed = False
         self._device = device
-        self._carried: dict[int, _Carried] = {}
+        self.carried: dict[int, _Carried] = {}
         self._lock = threading.Lock()
+
+    def resume(self, carried: dict[int, _Carried], *, agreed: bool) -> None:
+        """What an earlier program has open, and whether the kernel agreed to it then."""
+        self.carried, self.agreed, self.active = carried, agreed, agreed and self.enabled
+        if self.enabled and not agreed:
+            self.refusal = "the mount began without it"
 
     def stack_depth(self, root: int) -> int:
         """2 where the directory lies on overlayfs: with 1 the kernel refuses it with ELOOP."""
@@ -52,21 +59,21 @@ class Passthrough:
     def attach(self, handle: Handle) -> int:
         """The backing id for an open of the handle's node; 0: relay."""
         with self._lock:
-            carried = self._carried.get(handle.opened_node)
+            carried = self.carried.get(handle.opened_node)
             if carried is None:
                 backing = 0 if handle.base is not None else self._open(handle.fd)
-                carried = self._carried[handle.opened_node] = _Carried(backing, 0)
+                carried = self.carried[handle.opened_node] = _Carried(backing, 0)
             carried.handles += 1
             return carried.backing_id
 
     def detach(self, handle: Handle) -> None:
         with self._lock:
-            carried = self._carried.get(handle.opened_node)
+            carried = self.carried.get(handle.opened_node)
             if carried is None or handle.relayed:
                 return
             carried.handles -= 1
             if carried.handles == 0:
-                del self._carried[handle.opened_node]
+                del self.carried[handle.opened_node]
                 self._close(carried.backing_id)
 
     def _close(self, backing_id: int) -> None:

@@ -49,6 +49,12 @@ class Pool:
             self._waiting.setdefault(flow, deque()).append(work)
             self._wake()
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything runs or waits."""
+        with self._changed:
+            return bool(self._busy or self._waiting)
+
     def shutdown(self) -> None:
         """What was submitted is done on return, and no thread is left."""
         with self._changed:

@@ -14,26 +14,28 @@ import fcntl
 import logging
 import os
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from queue import SimpleQueue
+from queue import Queue
 from typing import Any
 
 from ckptfs import osfs
 from ckptfs.errors import CannotServe, CkptfsError
-from ckptfs.mount import acl
+from ckptfs.mount import acl, commands
 from ckptfs.mount.attributes import Change
 from ckptfs.mount.base import Caches, Entry, New, Slow, nothing, without_names
 from ckptfs.mount.kernel import wire
 from ckptfs.mount.kernel.again import NO_REPLY, Again, Answers
+from ckptfs.mount.kernel.gate import Gate
 from ckptfs.mount.kernel.passthrough import Passthrough
 from ckptfs.mount.kernel.pool import Flow, Pool
 from ckptfs.mount.kernel.wire import Op
 from ckptfs.mount.listing import parts
 from ckptfs.mount.locks import Lock, Wait
 from ckptfs.mount.model import Caller, Handle
-from ckptfs.mount.nodes import File, Node, Virtual
+from ckptfs.mount.nodes import CONTROL_ID, File, Node, Virtual
 from ckptfs.mount.operations import Operations
 from ckptfs.mount.sessions import Openers, errno_of
 
@@ -43,6 +45,7 @@ _MAX_WRITE = 1 << 20
 _MAX_COPY = 1 << 30  # of one copy_file_range; the caller asks again for the rest
 _BUFFER_BYTES = _MAX_WRITE + (64 << 10)
 _RELAY_THREADS = 3
+_QUIET_POLL_S = 0.002
 _WANTED = (
     wire.ASYNC_READ
     | wire.POSIX_LOCKS
@@ -75,7 +78,7 @@ class KernelCaches(Caches):
 
     def __init__(self, device: int) -> None:
         self._device = device
-        self._names: SimpleQueue[tuple[int, str, int, Callable[[], None]]] = SimpleQueue()
+        self._names: Queue[tuple[int, str, int, Callable[[], None]]] = Queue()
         threading.Thread(target=self._drop_names, name="ckptfs-notify", daemon=True).start()
 
     def drop_attributes(self, nodeid: int) -> None:
@@ -98,6 +101,11 @@ class KernelCaches(Caches):
                 head = wire.INVAL_ENTRY_OUT.pack(parent_id, len(encoded), 0)
                 self._notify(wire.NOTIFY_INVAL_ENTRY, head + encoded + b"\0")
             then()
+            self._names.task_done()
+
+    @property
+    def busy(self) -> bool:
+        return self._names.unfinished_tasks > 0
 
     def _notify(self, kind: int, body: bytes) -> None:
         with contextlib.suppress(OSError):  # the kernel knows no such node, or the mount is gone
@@ -125,26 +133,52 @@ class Session:
         }
         answers = Answers(self._entry, self._opened, self._attr, self._reply)
         self.again = Again(operations, self.passthrough, self._handlers, answers)
-        self._ended = False
-        operations.caches = KernelCaches(device)
+        self._ended = self._resumed = False
+        self.restart: Callable[[int, bytes], None] | None = None  # by a request, with an order
+        self.gate = Gate()
+        self.caches = operations.caches = KernelCaches(device)
 
     # --- the loop --------------------------------------------------------------------------------
 
     def run(self) -> None:
         buffer = bytearray(_BUFFER_BYTES)
-        self._serve_one(buffer)  # INIT: what it negotiates decides about the threads
+        if not self._resumed:
+            self._serve_one(buffer)  # INIT: what it negotiates decides about the threads
         self.passthrough.probe(self.ops.store.layout)
-        self.ready()
         helpers = [
             threading.Thread(target=self._loop, name=f"ckptfs-relay-{i}", daemon=True)
             for i in range(0 if self.passthrough.active else _RELAY_THREADS - 1)
         ]
+        self.gate.readers += len(helpers)
+        self.ready()
         for helper in helpers:
             helper.start()
         self._loop(buffer)
         for helper in helpers:
             helper.join()
         self._pool.shutdown()
+
+    def carried(self) -> dict[str, Any]:
+        """For the program that goes on."""
+        return {
+            "sent": self.again.sent,
+            "backing": self.passthrough.carried,
+            "openers": self.openers,
+            "requests": self.requests,
+        }
+
+    def descriptors(self) -> set[int]:
+        return {self.device, *(sent.fd for sent in self.again.sent.values())}
+
+    def resume(self, carried: dict[str, Any], *, agreed: bool) -> None:
+        """``agreed``: the kernel has agreed to passthrough when the mount began."""
+        self._resumed = True
+        self.again.resume(carried["sent"])
+        self.passthrough.resume(carried["backing"], agreed=agreed)
+        self.openers, self.requests = carried["openers"], carried["requests"]
+
+    def granting(self, request: int) -> Callable[[int], None]:
+        return lambda error: self._reply(request, -error)
 
     def end(self) -> None:
         """``run`` returns once each of its threads has answered one more request."""
@@ -153,7 +187,22 @@ class Session:
     def _loop(self, buffer: bytearray | None = None) -> None:
         buffer = buffer or bytearray(_BUFFER_BYTES)
         while not self._ended:
+            self.gate.pass_through()
             self._serve_one(buffer)
+
+    @contextlib.contextmanager
+    def quiet(self, mountpoint: str, limit_s: float) -> Iterator[bool]:
+        """Inside, no request is read or under way; what waits for a lock has no answer. Gives False
+        where that took too long: a notification may wait for what a request holds that nobody
+        reads."""
+        deadline = time.monotonic() + limit_s
+        with self.gate.closed(mountpoint, limit_s) as stopped:
+            while stopped and self.at_work() and time.monotonic() < deadline:
+                time.sleep(_QUIET_POLL_S)
+            yield stopped and not self.at_work()
+
+    def at_work(self) -> bool:
+        return self._pool.busy or self.caches.busy or self._pool.busy
 
     def _serve_one(self, buffer: bytearray) -> None:
         try:
@@ -226,7 +275,7 @@ class Session:
         agreed = offered & self.wanted
         if offered & wire.PASSTHROUGH and self.passthrough.enabled:
             agreed |= wire.PASSTHROUGH
-            self.passthrough.active = True
+            self.passthrough.agreed = self.passthrough.active = True
         return wire.INIT_OUT.pack(
             wire.KERNEL_VERSION,
             min(minor, wire.KERNEL_MINOR),
@@ -372,9 +421,14 @@ class Session:
         keys = self.ops.listxattr(nodeid, caller)
         return _sized(b"".join(os.fsencode(key) + b"\0" for key in keys), size)
 
-    def _setxattr(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None] | None:
+    def _setxattr(self, nodeid: int, caller: Caller, body: memoryview) -> object:
         size, flags = wire.SETXATTR_IN.unpack_from(body)
         key, _, value = bytes(body[wire.SETXATTR_IN.size :]).partition(b"\0")
+        if os.fsdecode(key) == commands.RESTART and nodeid == CONTROL_ID and self.restart:
+            if caller.uid not in (0, self._uid):  # it names the program that we become
+                raise PermissionError(errno.EPERM, "not for everybody")
+            self.restart(caller.request, value[:size])
+            return NO_REPLY
         return self.ops.setxattr(nodeid, os.fsdecode(key), value[:size], flags, caller)
 
     def _removexattr(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None] | None:
@@ -492,7 +546,7 @@ class Session:
         if kind == fcntl.F_UNLCK:
             return self._setlk(nodeid, caller, body)
         locks, request = self.ops.handle(handle).locks, caller.request
-        wait = Wait(locks, lock, request, caller.pid, lambda error: self._reply(request, -error))
+        wait = Wait(locks, lock, request, caller.pid, self.granting(request))
 
         def begin() -> object:
             self.ops.locks.wait(wait)
