@@ -31,6 +31,7 @@ _SAID_AFTER_S = 1.0
 _ASKED_S = 1.0  # at least
 _ENDS_S = 5.0  # at least: it has to save what was being written
 _FORCE = "`ckptfs umount --force` ends it all the same"
+_IN_USE = f"end it and try again; `--release` serves what is open to its end, {_FORCE}"
 Say = Callable[[str], object]
 
 
@@ -85,7 +86,7 @@ class _End:
         except TimeoutError:
             raise MountBusy(f"{self.mountpoint}: {_silence(self.mountpoint)}; {_FORCE}") from None
         while not self._unmounted():
-            self._wait_while(self._users, self.in_use_s, f"end it and try again, or {_FORCE}")
+            self._wait_while(self._users, self.in_use_s, _IN_USE)
         if status and not inspect.is_here(status):
             self._wait_released(str(status["directory"]))
         elif status:

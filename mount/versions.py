@@ -170,11 +170,14 @@ class Versions:
             osfs.touch_status(version.staged.fd)
 
     def orphan(self, version: Version) -> None:
-        """Its name was deleted or taken: it will never be published."""
+        """Its name was deleted or taken: it will never be published. Who was sent to look for it
+        does not find it any more."""
         self._unplace(version)
         version.at = None
         self.store.committer.remove_name(version.staged)
         self.nodes.detach(version.node)
+        version.expected.clear()
+        self._end(version)
 
     # --- opening ---------------------------------------------------------------------------------
 

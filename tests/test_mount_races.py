@@ -7,8 +7,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,7 +108,22 @@ def race(directory: Path, name: str, *roles: str) -> list[collections.Counter[st
     checked = ckptfs("verify", directory).stdout
     found = {line.split()[0] for line in checked.splitlines()}  # "broken": no .pt file is written
     assert not found & {"damaged", "stale", "modified", "missing", "unreachable"}, checked
+    assert not _kept_open(directory)
     return [collections.Counter(json.loads(answer)) for answer in answers]
+
+
+def _kept_open(directory: Path) -> list[str]:
+    """What the daemon has open though nobody can use it any more: versions whose name is gone."""
+    pid = json.loads((directory / ".ckptfs/status.json").read_text())["pid"]
+    found: list[str] = []
+    for _ in range(30):  # what the last close left to do, and who was sent to look again
+        links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+        found = [link for link in links if "/stage/" in link and link.endswith("(deleted)")]
+        if not found:
+            break
+        time.sleep(0.1)
+        (directory / "other").write_bytes(b"")
+    return found
 
 
 @pytest.fixture(
