@@ -117,8 +117,11 @@ def _kept_open(directory: Path) -> list[str]:
     pid = json.loads((directory / ".ckptfs/status.json").read_text())["pid"]
     found: list[str] = []
     for _ in range(30):  # what the last close left to do, and who was sent to look again
-        links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
-        found = [link for link in links if "/stage/" in link and link.endswith("(deleted)")]
+        found = []
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found.append(os.readlink(link))
+        found = [each for each in found if "/stage/" in each and each.endswith("(deleted)")]
         if not found:
             break
         time.sleep(0.1)
