@@ -73,7 +73,8 @@ class Worker:
         ]
 
     def run(self) -> None:
-        while True:
+        parent = os.getppid()
+        while os.getppid() == parent:
             with contextlib.suppress(OSError):  # names come and go
                 self._dice.choice(self._works)()
             with self._operations.get_lock():
@@ -123,10 +124,13 @@ class Worker:
     def _be_killed(self) -> None:
         writer = os.fork()
         if writer == 0:
-            with open(self._name(), "wb") as file:
-                file.write(b"half of it")
-                file.flush()
-                os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                with open(self._name(), "wb") as file:
+                    file.write(b"half of it")
+                    file.flush()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            finally:
+                os._exit(1)
         os.waitpid(writer, 0)
         with self._killed.get_lock():
             self._killed.value += 1
