@@ -36,7 +36,6 @@ class Layout:
         self._counter_lock = threading.Lock()
         self._next = self._reserved = 0
         self._lock_fd: int | None = None
-        self.has_xattrs = True
         self.uses_sidecars = bool(fs.listdir(self.sidecar))  # for some file
 
     # --- opening -------------------------------------------------------------------------------
@@ -195,8 +194,7 @@ class Layout:
         try:
             self.fs.setxattr(self._lock_fd, fmt.XATTR, fmt.staged_note(fmt.LOCK))
         except OSError as error:
-            self.has_xattrs = error.errno not in osfs.NEVER_XATTR
-            self.uses_sidecars = self.uses_sidecars or not self.has_xattrs
+            self.uses_sidecars = self.uses_sidecars or error.errno in osfs.NEVER_XATTR
 
     def has_sidecar(self, fd: int) -> bool:
         """Whether the record of this file lies in one."""

@@ -444,8 +444,8 @@ class Daemon:
                 f"descriptors are used up ({total}): opens fail (ENFILE) until some files are "
                 "closed; commits go on; raise the hard limit (LimitNOFILE=)"
             )
-        if not store.layout.has_xattrs:
-            found.append("records lie in sidecars: the filesystem has no xattrs")
+        if store.layout.uses_sidecars:
+            found.append("some records lie in sidecars: there was no room for them as xattrs")
         return found
 
     def _being_written(self) -> set[str]:

@@ -368,7 +368,7 @@ class Versions:
                 version.known = False
             if process is None or process != handle.opener:
                 if fate is Fate.KILLED and writers.crashed(caller.pid):
-                    version.mauled |= process in handle.wrote or writers.has_written(caller.pid)
+                    version.mauled |= self._may_have_written(process, caller, handle)
                 return None  # a forked child, or unknown: its RELEASE decides
             if fate is Fate.KILLED and not handle.flushed:
                 version.killed = True
@@ -380,6 +380,14 @@ class Versions:
             if version.unpublished and not version.closed:
                 return None
         return lambda: self._close(version)
+
+    def _may_have_written(self, process: int | None, caller: Caller, handle: Handle) -> bool:
+        """Whether a process that has the handle from its parent wrote by it. Where the kernel
+        carries the data that is told from its having written at all, and to no file of its own."""
+        if process in handle.wrote:
+            return True
+        own = any(each.opener == process for each in self.handles.values())
+        return not own and writers.has_written(caller.pid)
 
     def _close_mapped(self, version: Version, handle: Handle, process: int) -> None:
         """numpy.memmap("r+") closes the file that it has mapped ahead of the first store, of which
