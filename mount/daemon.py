@@ -445,7 +445,7 @@ class Daemon:
                 "closed; commits go on; raise the hard limit (LimitNOFILE=)"
             )
         if store.layout.uses_sidecars:
-            found.append("some records lie in sidecars: there was no room for them as xattrs")
+            found.append("records lie in sidecars: the filesystem has no room for xattrs")
         return found
 
     def _being_written(self) -> set[str]:
