@@ -15,6 +15,8 @@ from ckptfs.protocol import State
 from ckptfs.staged import Staged
 from ckptfs.store import Store
 
+_OUTDATED = -1, -1  # the fingerprint of no file
+
 
 class Metadata:
     def __init__(self, store: Store) -> None:
@@ -60,7 +62,9 @@ class Metadata:
 
     def _keep_record(self, staged: Staged, unchanged: bool) -> None:
         store = self.store
-        if unchanged and staged.state is State.SETTLED and staged.record is not None:
+        if not unchanged and staged.state is State.SETTLED:
+            staged.sealed = _OUTDATED  # whatever time is set: that of the seal, too
+        elif staged.state is State.SETTLED and staged.record is not None:
             staged.record = store.committer.rerecord_times(staged.fd, staged.record)
             staged.sealed = store.committer.fingerprint(staged.fd)
             store.guard.remember(staged.fd)

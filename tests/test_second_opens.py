@@ -164,6 +164,20 @@ def test_c2_what_is_fsynced_and_renamed_by_its_writer_is_committed(tree: Tree) -
     tree.assert_clean()
 
 
+def test_what_is_written_to_a_live_version_stays_whatever_time_is_set(tree: Tree) -> None:
+    """The time and the size of its record, as a tool sets them that keeps the time of a file."""
+    tree.seed("final.bin", b"\0old")
+    with tree.actors(1) as (writer,):
+        writer.do("f = open('tmp', 'wb', buffering=0); f.write(b'\\0one'); os.fsync(f.fileno())")
+        writer.do("os.replace('tmp', 'final.bin'); time = os.stat('final.bin').st_mtime_ns")
+        writer.do(
+            "f.seek(0); f.write(b'\\0two'); os.utime('final.bin', ns=(time, time)); f.close()"
+        )
+    tree.settle()
+    assert tree.text("final.bin") == "\0two"
+    tree.assert_clean()
+
+
 def test_c6_what_is_renamed_without_fsync_shows_to_all_and_commits_at_its_close(
     tree: Tree,
 ) -> None:
