@@ -303,16 +303,18 @@ class Base:
         """A file open at ``fd``, whatever has become of the node's name."""
         return self._handle(node, fd, flags)
 
-    def may_open_as(self, nodeid: int, node: Node) -> bool:
-        """Whether the kernel may open ``node`` by that other one: if nobody else has opened it."""
-        return nodeid == node.id or not self.nodes.is_open(nodeid)
+    def is_open(self, nodeid: int) -> bool:
+        """Whether somebody has opened the file by that very node."""
+        return self.nodes.is_open(nodeid)
 
     def give(self, handle: Handle, nodeid: int) -> None:
-        """The kernel opens an alias in place of the handle's own node."""
+        """The kernel opens an alias in place of the handle's own node. By one that others have open
+        only the daemon can carry it."""
         with self.lock:
-            if isinstance(handle.node, File):
+            shared = self.nodes.is_open(nodeid)
+            if isinstance(handle.node, File) and not shared:
                 self.nodes.stand_in(nodeid, handle.node)
-            handle.carrier, handle.relayed = nodeid, False
+            handle.carrier, handle.relayed = nodeid, shared
 
     def _locks_of(self, node: File | Virtual) -> LockSet:
         """Those of its path; where it is open already those that it had then, since its name may

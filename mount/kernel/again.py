@@ -25,7 +25,7 @@ from ckptfs.mount.kernel import wire
 from ckptfs.mount.kernel.passthrough import Passthrough
 from ckptfs.mount.kernel.wire import Op
 from ckptfs.mount.model import Caller, Handle
-from ckptfs.mount.nodes import File, stands
+from ckptfs.mount.nodes import File, Node, stands
 from ckptfs.mount.operations import Operations
 
 NO_REPLY = object()  # it comes later
@@ -123,11 +123,19 @@ class Again:
             raise stale()
         sent.hold(fd)
         sent.place, sent.judged = (parent_id, name), _access(entry.status)
-        version = entry.node.version
-        if version is None or caller.pid not in version.expected:
+        if self._may_be_apart(entry.node, caller):
             entry = self._ops.alias(entry)
         sent.nodeid = entry.node.id
         return entry
+
+    def _may_be_apart(self, node: File, caller: Caller) -> bool:
+        """Not where the kernel keeps pages of the node: two nodes of one version would overwrite
+        each other's."""
+        version = node.version
+        if version is None:
+            return True
+        backed = self._passthrough.active and version.staged.base is None
+        return backed and caller.pid not in version.expected
 
     def _open(self, node: File) -> int:
         with contextlib.suppress(OSError), self._ops.inode(node) as inode:
@@ -195,7 +203,7 @@ class Again:
             try:
                 if not _may(self._ops, entry, sent, asked.caller):
                     raise stale()
-                if asked.op == Op.OPEN and not self._ops.may_open_as(asked.nodeid, entry.node):
+                if asked.op == Op.OPEN and not self._may_open_as(asked.nodeid, entry.node):
                     raise stale()
                 result = _finished(asked.ask(entry.node.id))
                 return (
@@ -228,6 +236,11 @@ class Again:
         with contextlib.suppress(FileNotFoundError):
             return self._ops.lookup(found.parent.id, found.name, asked.caller)
         return None
+
+    def _may_open_as(self, nodeid: int, node: Node) -> bool:
+        """Whether the kernel can open ``node`` by that other one, which may have another file
+        behind it."""
+        return nodeid == node.id or not (self._passthrough.active and self._ops.is_open(nodeid))
 
     def _answered(self, result: Any, entry: Entry, asked: _Request) -> Any:
         """By another node than the one that the kernel means, which has lost its name."""
