@@ -138,20 +138,17 @@ def holds(layout: Layout, folder: int, lineage: str, record: Record | None) -> b
 def put_back(layout: Layout) -> list[str]:
     """Give directories that were swapped or renamed outside their own names. Returns the lineages
     that are in place again. Durable with the names in history."""
-    wrong: dict[str, str] = {}
-    for name in lineages(layout):
-        noted = note(layout, name)
-        if noted is not None and noted.of and noted.of[0] != name:
-            wrong[name] = noted.of[0]
-    taken = set(lineages(layout)) - set(wrong)
-    right = {name: own for name, own in wrong.items() if own not in taken}
+    own = {name: (note(layout, name) or HistoryNote()).of[:1] for name in lineages(layout)}
+    wrong = {name: of[0] for name, of in own.items() if of and of[0] != name}
+    taken = own.keys() - wrong.keys()
+    right = {name: of for name, of in wrong.items() if of not in taken}
     if len(set(right.values())) < len(right):
         return []  # a copy of one: nobody knows which is the right one
-    drafts = {fmt.new_txid(): (name, own) for name, own in right.items()}
+    drafts = {fmt.new_txid(): (name, of) for name, of in right.items()}
     for draft, (name, _) in drafts.items():
         layout.fs.rename(layout.history, name, layout.history, draft)
-    for draft, (_, own) in drafts.items():
-        layout.fs.rename(layout.history, draft, layout.history, own)
+    for draft, (_, of) in drafts.items():
+        layout.fs.rename(layout.history, draft, layout.history, of)
     return sorted(right.values())
 
 

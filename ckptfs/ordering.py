@@ -37,10 +37,12 @@ class Ordering:
             status = self.fs.stat(at)
             key = (status.st_dev, status.st_ino)
             with self._dirty_lock:
+                if key in self._dirty:
+                    return
                 held = sum(device == key[0] for device, _ in self._dirty)
-                if held >= _DIRS_HELD and key not in self._dirty:
+                if held >= _DIRS_HELD:
                     self._many_dirty.add(key[0])
-                elif key not in self._dirty:
+                else:
                     self._dirty[key] = self.fs.open(at, ".", osfs.DIRECTORY)
         except OSError:  # no descriptor left to keep it by; the change is made, so do not fail it
             self.sync_dir(at)

@@ -127,12 +127,14 @@ class Store:
 
     def recover(self) -> int:
         """Clear what a crash left in stage: bytes go to salvage, empty drafts away; nothing is
-        guessed and nothing outside stage is read. What stands below the root, by whomever it was
-        made, is durable on return: a later commit syncs only what it changes itself. Returns how
-        many versions were salvaged."""
+        guessed, and of what lies outside stage only the notes of history are read. What stands
+        below the root, by whomever it was made, is durable on return: a later commit syncs only
+        what it changes itself. Returns how many versions were salvaged."""
         salvaged = 0
-        for lineage in history.put_back(self.layout):
+        put_back = history.put_back(self.layout)
+        if put_back:
             self.committer.lineages.read_pins()
+        for lineage in put_back:
             path = history.noted_path(self.layout, lineage) or "?"
             say(logging.WARNING, path, "its history lay under the name of another; put back")
         names = self.fs.listdir(self.layout.stage)

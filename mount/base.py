@@ -303,10 +303,6 @@ class Base:
         """A file open at ``fd``, whatever has become of the node's name."""
         return self._handle(node, fd, flags)
 
-    def is_open(self, nodeid: int) -> bool:
-        """Whether somebody has opened the file by that very node."""
-        return self.nodes.is_open(nodeid)
-
     def give(self, handle: Handle, nodeid: int) -> None:
         """The kernel opens an alias in place of the handle's own node. By one that others have open
         only the daemon can carry it."""

@@ -127,7 +127,7 @@ def _served_already(path: str) -> CkptfsError:
     try:
         status = inspect.status_of(path) or {}
     except TimeoutError as error:
-        return CannotServe(f"{path}: {error}; see its log, or `ckptfs umount --force {path}`")
+        return inspect.silent(path, error)
     return AlreadyServed(
         f"{path}: served already, by process {status.get('pid', '?')}; see `ckptfs status`"
     )

@@ -84,8 +84,7 @@ def _served(directory: str) -> Check:
     try:
         inspect.status_of(directory)
     except TimeoutError as error:
-        advice = f"see its log, or `ckptfs umount --force {directory}`"
-        return Check("FAIL", directory, str(error), advice)
+        return Check("FAIL", directory, str(error), inspect.how_to_end(directory))
     return Check("ok", directory, "served now; see `ckptfs status`")
 
 

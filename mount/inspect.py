@@ -191,6 +191,15 @@ def mountpoint_of(directory: str, timeout_s: float = _TIMEOUT_S) -> str | None:
     return told if _serving_elsewhere(directory) is not None else None
 
 
+def silent(path: str, error: TimeoutError) -> CannotServe:
+    """The mount at ``path`` does not answer, and what to do."""
+    return CannotServe(f"{path}: {error}; {how_to_end(path)}")
+
+
+def how_to_end(path: str) -> str:
+    return f"see its log, or `ckptfs umount --force {path}`"
+
+
 def not_mounted(path: str) -> NotMounted:
     """Why there is no mount to be seen at ``path``."""
     pid = _serving_elsewhere(path)

@@ -272,6 +272,7 @@ class NodeTable:
         return alias
 
     def is_open(self, nodeid: int) -> bool:
+        """Whether somebody has opened a file by that very node."""
         opened = self._by_id.get(nodeid)
         return isinstance(opened, File) and bool(opened.handles)
 

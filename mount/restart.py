@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import ckptfs
 from ckptfs import format as fmt
@@ -140,7 +140,7 @@ class Restarter:
         options = self._daemon.options
         command = [*program, "resume", options.directory]
         with self._when_quiet():
-            state = self._written(changes, request)
+            state, _ = self._written(changes, request)
         try:
             _try(command, state.fileno())
         finally:
@@ -148,9 +148,9 @@ class Restarter:
         with self._when_quiet(), self._daemon.at_rest():
             if self._session.at_work():
                 raise NotRestarted("a program waits for the daemon, and it for the program")
-            state = self._written(changes, request)
+            state, descriptors = self._written(changes, request)
             try:
-                self._become([*command, str(state.fileno())])
+                self._become([*command, str(state.fileno())], [*descriptors, state.fileno()])
             finally:
                 state.close()
 
@@ -174,8 +174,8 @@ class Restarter:
             time.sleep(_BETWEEN_S)
             window = min(2 * window, _LONGEST_WINDOW_S)
 
-    def _written(self, changes: Changes, request: int) -> Any:
-        """A file without a name, at its begin."""
+    def _written(self, changes: Changes, request: int) -> tuple[IO[bytes], list[int]]:
+        """A file without a name, at its begin; the descriptors that are carried over."""
         daemon, session = self._daemon, self._session
         header = handover.Header(
             options=daemon.options,
@@ -189,12 +189,10 @@ class Restarter:
         )
         file = os.fdopen(os.memfd_create("ckptfs-state"), "w+b")
         handover.write(file, header, daemon.operations, session)
-        self._descriptors = header.descriptors
         file.seek(0)
-        return file
+        return file, header.descriptors
 
-    def _become(self, command: list[str]) -> None:
-        inherited = [*self._descriptors, int(command[-1])]
+    def _become(self, command: list[str], inherited: list[int]) -> None:
         self._daemon.store.committer.sync_changed_dirs()
         try:
             for fd in inherited:

@@ -76,8 +76,7 @@ def status_of(directory: str) -> dict[str, Any] | None:
     try:
         return inspect.status_of(directory)
     except TimeoutError as error:
-        message = f"{directory}: {error}; see its log, or `ckptfs umount --force {directory}`"
-        raise CannotServe(message) from None
+        raise inspect.silent(directory, error) from None
 
 
 class Below:

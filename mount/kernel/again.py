@@ -240,7 +240,9 @@ class Again:
     def _may_open_as(self, nodeid: int, node: Node) -> bool:
         """Whether the kernel can open ``node`` by that other one, which may have another file
         behind it."""
-        return nodeid == node.id or not (self._passthrough.active and self._ops.is_open(nodeid))
+        return nodeid == node.id or not (
+            self._passthrough.active and self._ops.nodes.is_open(nodeid)
+        )
 
     def _answered(self, result: Any, entry: Entry, asked: _Request) -> Any:
         """By another node than the one that the kernel means, which has lost its name."""

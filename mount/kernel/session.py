@@ -202,6 +202,7 @@ class Session:
             yield stopped and not self.at_work()
 
     def at_work(self) -> bool:
+        # Work hands notifications over, and what follows those may be work again.
         return self._pool.busy or self.caches.busy or self._pool.busy
 
     def _serve_one(self, buffer: bytearray) -> None:
