@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ _MAKE = {
     "btrfs": ["mkfs.btrfs", "-q", "-f"],
 }
 _PREFIX = "ckptfs-loop-"
+_CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 0x40000
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,6 +36,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ["CKPTFS_BINDING"] = config.getoption("--binding")
+    if hasattr(config, "workerinput") and os.geteuid() == 0:
+        _mounts_apart()
+
+
+def _mounts_apart() -> None:
+    """A mount namespace for each worker of xdist: one that a test makes would keep alive what the
+    other worker unmounts meanwhile."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS) == 0:
+        libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptfs import format as fmt
-from ckptfs.errors import CkptfsError
+from ckptfs.errors import CannotServe, CkptfsError
 from ckptfs.fsck import Check, Scope
 from ckptfs.protocol import Mode
 from ckptfs.store import Options, Store
@@ -86,12 +86,16 @@ class Judge:
         except OSError as error:  # of a path that was written by the filesystem itself
             return {Violation(f"filesystem damaged: {os.strerror(error.errno or 0)}")}
         finally:
-            device.unmount(self._at)
+            device.unmount(self._device, self._at)
 
     def _through_mount(self, root: Path, positions: Sequence[int]) -> Iterator[Violation]:
-        with served(root, "--mode", self.recording.setting.mode):
-            yield from self._contents(root, positions)
-            (root / _PROBE).write_bytes(b"probe")
+        try:
+            with served(root, "--mode", self.recording.setting.mode):
+                yield from self._contents(root, positions)
+                (root / _PROBE).write_bytes(b"probe")
+        except CannotServe as error:
+            yield Violation(f"not recovered: {type(error).__name__}")
+            return
         yield from self._recovered(root, positions)
 
     def _recovered(self, root: Path, positions: Sequence[int]) -> Iterator[Violation]:

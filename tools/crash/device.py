@@ -18,6 +18,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ckptfs import osfs
@@ -88,14 +89,29 @@ def mount(device: str, at: Path, kind: str, options: str = "") -> None:
         raise OSError(code, os.strerror(code), f"mount {kind}")
 
 
-def unmount(at: Path) -> None:
-    """umount2(2); for a moment somebody may still look at the filesystem."""
+def unmount(device: str, at: Path) -> None:
+    """umount2(2). On return nobody has the filesystem: for a moment somebody may still look at it,
+    and a mount namespace that was made meanwhile has a mount of its own. Raises OSError."""
     deadline = time.monotonic() + _READY_S
-    while _libc.umount2(os.fsencode(at), 0) != 0:
+    for step in (partial(_umount2, at), partial(_open_alone, device)):
+        while True:
+            try:
+                step()
+                break
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+
+
+def _umount2(at: Path) -> None:
+    if _libc.umount2(os.fsencode(at), 0) != 0:
         code = ctypes.get_errno()
-        if code != errno.EBUSY or time.monotonic() > deadline:
-            raise OSError(code, os.strerror(code), str(at))
-        time.sleep(0.005)
+        raise OSError(code, os.strerror(code), str(at))
+
+
+def _open_alone(device: str) -> None:
+    os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))  # EBUSY: it is mounted
 
 
 def make(kind: Kind, image: Path) -> None:

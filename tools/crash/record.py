@@ -111,7 +111,7 @@ def record(setting: Setting, folder: Path) -> Recording:
             with _others(mounted, setting.seed):
                 _work(setting, folder, mounted, marks)
         finally:
-            device.unmount(mounted)
+            device.unmount(name, mounted)
     recording = Recording(folder)
     _compare(recording, folder / "image")
     os.unlink(folder / "image")
