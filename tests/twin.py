@@ -333,7 +333,10 @@ class Twins:
             free |= is_directory and name == "mtime" and after[1] == plain_after[1]
             free |= plain_after[0] in self.model.late
             if ours != theirs and not free:
-                raise self._different(f"{question}\n{name} moved: mount {ours}, plain {theirs}")
+                raise self._different(
+                    f"{question}\n{name} moved: mount {ours}, plain {theirs}\n"
+                    f"mount {before} -> {after}\nplain {plain_before} -> {plain_after}"
+                )
 
     def compare_trees(self, worker: int) -> None:
         ours, theirs = (answer.result[1] for answer in self.ask(worker, "snapshot"))
