@@ -105,6 +105,7 @@ class Base:
         self.versions.sealed = self._sealed
         self.versions.replaced = self._replaced
         store.guard.replaced = self._superseded
+        self._guests: dict[int, Handle] = {}  # by nodes that others have open, too
         self.ids = itertools.count(1)
         self.control = Control(store, self.nodes, status)
 
@@ -308,9 +309,26 @@ class Base:
         only the daemon can carry it."""
         with self.lock:
             shared = self.nodes.is_open(nodeid)
-            if isinstance(handle.node, File) and not shared:
+            if shared:
+                self._guests[nodeid] = handle
+            elif isinstance(handle.node, File):
                 self.nodes.stand_in(nodeid, handle.node)
             handle.carrier, handle.relayed = nodeid, shared
+
+    def recall_guests(self) -> None:
+        """Of an earlier program."""
+        handles = self.handles.values()
+        self._guests = {handle.carrier: handle for handle in handles if handle.is_guest}
+
+    def _stand_in_for_last(self, gone: Handle) -> None:
+        """Once its own handles are closed a node is that of its guest."""
+        if self._guests.get(gone.carrier) is gone:
+            del self._guests[gone.carrier]
+        guest = self._guests.get(gone.node.id)
+        if guest is not None and not self.nodes.is_open(gone.node.id):
+            del self._guests[gone.node.id]
+            if isinstance(guest.node, File):
+                self.nodes.stand_in(gone.node.id, guest.node)
 
     def _locks_of(self, node: File | Virtual) -> LockSet:
         """Those of its path; where it is open already those that it had then, since its name may

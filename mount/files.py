@@ -274,6 +274,11 @@ class Files(Relay):
             version.is_log |= log
             return self._write_handle(node, version, flags, caller)
 
+    def is_joined(self, version: Version, flags: int, caller: Caller) -> bool:
+        """Whether an open with these flags would go on with the version."""
+        with self.lock:
+            return not version.unpublished or self._joins(version, flags, caller)
+
     def _joins(self, version: Version, flags: int, caller: Caller) -> bool:
         """Who truncates gets a version of its own beside a writer, or N processes that save to one
         path would mix their bytes. Not where nothing was written yet by itself, or by a process
@@ -424,6 +429,7 @@ class Files(Relay):
             handle = self.handles.pop(handle_id)
             if isinstance(handle.node, File | Virtual):
                 handle.node.let_go(handle)
+            self._stand_in_for_last(handle)
         work = self.versions.release(handle)
         if work is None and _frees_much(handle.fd):
             work = functools.partial(os.close, handle.fd)

@@ -41,7 +41,7 @@ from ckptfs.osfs import FileSystem, OsFs
 from ckptfs.staged import Base
 
 # One more whenever a class that is written here changes its fields: tests/test_restart.py has them.
-FORMAT = 1
+FORMAT = 2
 _BATCH = 1000
 _FIXED = range(ROOT_ID, HISTORY_ID + 1)
 _RLOCK = type(threading.RLock())
@@ -262,6 +262,7 @@ class Carried:
             ops.nodes.folders.keep_open(nodes[number], Descriptor(fd))  # type: ignore[arg-type]
         ops.count_from(*rest["next"])
         ops.versions.resume(rest["versions"])
+        ops.recall_guests()
         session.resume(rest["session"], agreed=self.header.agreed)
         ops.locks.resume(rest["locks"], session.granting)
         store = ops.store

@@ -59,6 +59,11 @@ class Handle:
     def opened_node(self) -> int:
         return self.carrier or self.node.id
 
+    @property
+    def is_guest(self) -> bool:
+        """Opened by a node that others have open, too."""
+        return bool(self.carrier) and self.relayed
+
 
 @dataclass(eq=False)
 class Version:

@@ -58,6 +58,7 @@ class _Sent:
     """A thread that was sent back, and what the kernel then found for it."""
 
     since: float = field(default_factory=time.monotonic)
+    flags: int = 0  # of the open that it asked for
     place: tuple[int, str] | None = None
     nodeid: int = 0
     judged: tuple[int, ...] = ()  # owner and mode, by which the kernel let it in
@@ -123,19 +124,21 @@ class Again:
             raise stale()
         sent.hold(fd)
         sent.place, sent.judged = (parent_id, name), _access(entry.status)
-        if self._may_be_apart(entry.node, caller):
+        if self._may_be_apart(entry.node, sent.flags, caller):
             entry = self._ops.alias(entry)
         sent.nodeid = entry.node.id
         return entry
 
-    def _may_be_apart(self, node: File, caller: Caller) -> bool:
+    def _may_be_apart(self, node: File, flags: int, caller: Caller) -> bool:
         """Not where the kernel keeps pages of the node: two nodes of one version would overwrite
-        each other's."""
+        each other's. Who truncates begins a version of his own."""
         version = node.version
         if version is None:
             return True
+        if caller.pid in version.expected:
+            return False
         backed = self._passthrough.active and version.staged.base is None
-        return backed and caller.pid not in version.expected
+        return backed or not self._ops.is_joined(version, flags, caller)
 
     def _open(self, node: File) -> int:
         with contextlib.suppress(OSError), self._ops.inode(node) as inode:
@@ -171,7 +174,7 @@ class Again:
             if time.monotonic() - sent.since > _AGAIN_S:
                 self.sent.pop(pid, None)
         if asked.caller.pid:  # of 0 nobody knows who it is
-            self.sent[asked.caller.pid] = _Sent()
+            self.sent[asked.caller.pid] = _Sent(flags=_flags(asked))
         node = self._ops.nodes.get(asked.nodeid)
         if not makes_version or not isinstance(node, File) or node.parent is None:
             raise stale()
@@ -230,7 +233,7 @@ class Again:
         with contextlib.suppress(FileNotFoundError):
             return self._ops.lookup(*sent.place, asked.caller)
         node = self._ops.nodes.get(asked.nodeid)
-        found = node.of if isinstance(node, File) else None
+        found = node.of or node if isinstance(node, File) else None
         if found is None or found.parent is None or not stands(found):
             return None
         with contextlib.suppress(FileNotFoundError):
@@ -258,7 +261,7 @@ class Again:
 
     def _open_nameless(self, sent: _Sent, asked: _Request) -> bytes:
         """It was found ahead of the loss. What history may hold is nobody's to write to."""
-        flags = wire.OPEN_IN.unpack_from(asked.body)[0]
+        flags = _flags(asked)
         access = os.O_RDONLY
         if _makes_version(asked):
             if not _nameless(sent.fd):
@@ -273,7 +276,7 @@ class Again:
 
     def _create(self, sent: _Sent, asked: _Request) -> Any:
         """Somebody else makes the name, or takes it away. What is there is opened."""
-        flags = wire.CREATE_IN.unpack_from(asked.body)[0]
+        flags = _flags(asked)
         name = os.fsdecode(bytes(asked.body[wire.CREATE_IN.size :]).split(b"\0")[0])
         body = memoryview(wire.OPEN_IN.pack(flags & ~os.O_CREAT, 0))
         opening = replace(asked, op=Op.OPEN, body=body, handler=self._handlers[Op.OPEN])
@@ -304,9 +307,14 @@ def _nameless(fd: int) -> bool:
     return os.fstat(fd).st_nlink == 0
 
 
+def _flags(asked: _Request) -> int:
+    layout = {Op.OPEN: wire.OPEN_IN, Op.CREATE: wire.CREATE_IN}.get(Op(asked.op))
+    return int(layout.unpack_from(asked.body)[0]) if layout else 0
+
+
 def _makes_version(asked: _Request) -> bool:
     if asked.op == Op.OPEN:
-        flags = wire.OPEN_IN.unpack_from(asked.body)[0]
+        flags = _flags(asked)
         return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
     if asked.op != Op.SETATTR:
         return False
