@@ -158,6 +158,7 @@ class Base:
             alias = self.nodes.alias(entry.node, entry.status)
             alias.lookups += 1
             self.forget(entry.node.id, 1)
+        self.caches.drop_attributes(entry.node.id)  # from here on it changes by the alias, too
         return Entry(alias, entry.status, False, False)
 
     def _name_lasts(self, node: Node) -> bool:
@@ -314,6 +315,7 @@ class Base:
             elif isinstance(handle.node, File):
                 self.nodes.stand_in(nodeid, handle.node)
             handle.carrier, handle.relayed = nodeid, shared
+        self.caches.drop_attributes(handle.node.id)
 
     def recall_guests(self) -> None:
         """Of an earlier program."""
