@@ -57,14 +57,14 @@ class Asking(RuleBasedStateMachine):
         else writes the file they are those of another version, and such an answer parts the two."""
         status, hidden = self.pair.plain(path, follow), self._hidden(path, worker, follow)
         answers = self.pair.ask(worker, what, path, *rest, watched=around(path))
-        parted = hidden and answers[0].ok != answers[1].ok
-        if status is not None and parted:
+        masked = hidden and answers[0].result != answers[1].result
+        if status is not None and masked and answers[0].ok != answers[1].ok:
             self.model.part(status.st_ino)
         if status is not None and what == "truncate" and answers[1].ok:
             self.model.truncated(worker, status, self.pair.real_path(path))
         elif status is not None:
             self.model.changed_by_path(status.st_ino)
-        self.pair.compare(worker, (worker, what, path, *rest), answers, masked=parted, **how)
+        self.pair.compare(worker, (worker, what, path, *rest), answers, masked=masked, **how)
 
     def by_slot(
         self,
