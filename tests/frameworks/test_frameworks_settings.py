@@ -33,7 +33,6 @@ FILES = {"single_file_per_rank": False, "sync_files": False, "thread_count": 2}
         pytest.param("hdf5_swmr", {}, id="h5py-swmr"),
         pytest.param("dcp_files", {"sync_files": True}, id="dcp-sync_files"),
         pytest.param("dcp_files", FILES, id="dcp-file-per-tensor"),
-        pytest.param("dcp_files", {"overwrite": True}, id="dcp-overwrite"),
         pytest.param("zarr_groups", {}, id="zarr"),
         pytest.param("linked_best", {}, id="hard-links"),
         pytest.param("reopened", {}, id="reopened"),

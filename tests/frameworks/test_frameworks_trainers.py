@@ -144,3 +144,21 @@ def test_c4_dcp_overwrites_one_directory(mount: Served, framework: GetFramework)
     run = kill_when(program, mount.path, mount.below, one_of_two, **order)
     found = program.resume(mount.path, **order)
     assert found in (run.states("saved")[-1], run.states("saving")[-1])
+
+
+@_needs_sets("DCP unlinks .metadata ahead of the rename of the new one")
+def test_c4_dcp_that_overwrites_has_its_metadata_at_every_instant(
+    mount: Served, framework: GetFramework
+) -> None:
+    """Killed between the two there is no checkpoint, on a plain directory either."""
+    pytest.importorskip("torch")
+    program = framework("settings")
+    order = {"do": "dcp_files", "overwrite": True}
+
+    def without(before: Snapshot, now: Snapshot) -> bool:
+        gone = before.keys() - now.keys()
+        return any(path.endswith("/.metadata") for path in gone)
+
+    run = kill_when(program, mount.path, mount.below, without, **order)
+    found = program.resume(mount.path, **order)
+    assert found in (run.states("saved")[-1], run.states("saving")[-1])
