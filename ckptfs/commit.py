@@ -18,7 +18,7 @@ import contextlib
 from dataclasses import replace
 
 from ckptfs import format as fmt
-from ckptfs import osfs
+from ckptfs import osfs, structure
 from ckptfs.committed import Replaced
 from ckptfs.errors import BrokenStructure
 from ckptfs.format import Record
@@ -26,7 +26,7 @@ from ckptfs.growth import Alone, nobody_else
 from ckptfs.names import Names
 from ckptfs.protocol import VISIBLE, Event, State, Step
 from ckptfs.staged import Digested, Fingerprint, Staged
-from ckptfs.structure import Structure, Verdict
+from ckptfs.structure import Proof, Read, Structure, Verdict
 
 _SEAL_ATTEMPTS = 2
 DIGESTED_TWICE_BYTES = 1 << 20
@@ -143,13 +143,25 @@ class Committer(Names):
         dirty = staged.has_hole or size <= DIGESTED_TWICE_BYTES
         clean = None if dirty else self.cleaning(staged.fd, size)
         staged.hasher = self.growth.hash(staged, size, self.checksum, clean)
-        judged = self.judge_staged(staged)
+        judged = self._proven(staged, self.judge_staged(staged))
         staged.digested = Digested.of(before, self.checksum, staged.hasher, judged)
         self.fs.step(Step.DIGESTED)
 
     def judge_staged(self, staged: Staged) -> Structure:
+        return self.judge(staged.path, *self._content(staged))
+
+    def _content(self, staged: Staged) -> tuple[int, Read]:
         size = self.fs.stat(staged.fd).st_size
-        return self.judge(staged.path, size, lambda offset, n: self.growth.read(staged, n, offset))
+        return size, lambda offset, length: self.growth.read(staged, length, offset)
+
+    def _proven(self, staged: Staged, judged: Structure) -> Structure:
+        """Of what was written into the version before it, the whole archive must agree with its
+        checksums: a part that was overwritten shows nowhere else."""
+        if staged.continues and judged.verdict is Verdict.SOUND:
+            proven = structure.prove(*self._content(staged))
+            if proven.proof is Proof.FAILS:
+                return Structure(Verdict.BROKEN, proven.reason)
+        return judged
 
     def seal(self, staged: Staged, replaced: Replaced | None) -> Record:
         """Give the version its record and make both durable. Raises BrokenStructure."""
@@ -236,9 +248,12 @@ class Committer(Names):
         """If a live version changed after its publish, give it a new record, durable on return,
         and return True."""
         with staged.lock:
-            if staged.state is not State.SETTLED or not self.changed(staged):
+            if staged.state is not State.SETTLED:
                 return False
             assert staged.record is not None
+            if not self.changed(staged):
+                self.mark_live(staged, live=False)
+                return False
             staged.digested = None
             try:
                 # The bytes first: a record that a power cut kept without them would call them rot.
@@ -252,6 +267,15 @@ class Committer(Names):
             staged.advance(Event.RESEAL)
             staged.sealed = staged.digested.at
             return True
+
+    def mark_live(self, staged: Staged, *, live: bool = True) -> None:
+        """Note in its record that a live version may change where it stands: should the daemon be
+        killed before it is recorded anew, that is no damage. Durable ahead of such a change, since
+        filesystems keep the order of changes to one inode."""
+        with staged.lock:
+            record = staged.record
+            if staged.state is State.SETTLED and record is not None and record.live is not live:
+                staged.record = self._write_anew(staged.fd, record, live=live)
 
     # --- the other end ---------------------------------------------------------------------------
 

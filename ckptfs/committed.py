@@ -195,6 +195,7 @@ class Committed(Ordering):
             mtime_ns=mtime,
             structure=digested.structure.verdict.value,
             sums=digested.sums,
+            live=False,
         )
         self.fs.fsync(fd)
         return new

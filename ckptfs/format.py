@@ -5,7 +5,8 @@ A committed file carries one xattr, ``user.ckptfs``, a line of text:
     ckptfs/1 digest=blake3:<hex> size=<bytes> mtime=<ns> lineage=<16 hex> generation=<n> \
 committed=<unix ns> mode=<write mode> structure=<sound|broken|unknown> sums=<sums> check=<16 hex>
 
-``sums`` (of long files) tell where a damage is, see ``sums.py``. ``check`` is the BLAKE2b-64 of
+``sums`` (of long files) tell where a damage is, see ``sums.py``; ``live=1`` stands behind them while
+somebody may write the file where it is. ``check`` is the BLAKE2b-64 of
 everything before it, so a damaged record is told from a damaged file. A staged file carries a note
 under the same key instead, ``ckptfs/1 staged path=<quoted>``, so that salvage can name it. A
 directory of history names its paths, ``ckptfs/1 history of=<lineages> path=<quoted> path=…``, or,
@@ -64,6 +65,7 @@ class Record:
     mode: Mode
     structure: str
     sums: str = ""
+    live: bool = False  # somebody may write it where it stands, until it is recorded anew
 
     @property
     def algorithm(self) -> str:
@@ -77,6 +79,8 @@ class Record:
         )
         if self.sums:
             body += f" sums={self.sums}"
+        if self.live:
+            body += " live=1"
         return f"{body} check={_check(body)}".encode("ascii")
 
     @classmethod
@@ -105,6 +109,7 @@ class Record:
                 mode=Mode(named["mode"]),
                 structure=_known_verdict(named["structure"]),
                 sums=named.get("sums", ""),
+                live="live" in named,
             )
         except (ValueError, KeyError) as error:
             raise RecordDamaged(f"unreadable record: {error}") from None

@@ -20,6 +20,7 @@ from ckptfs import format as fmt
 from ckptfs.format import HistoryNote
 from ckptfs.layout import Layout
 from ckptfs.lineages import Lineages
+from ckptfs.protocol import Outside
 from ckptfs.store import Store
 from ckptfs.verify import ROTTEN, Condition, Finding, examine_at
 from ckptfs.walk import walk
@@ -41,6 +42,7 @@ class Scope:
     direct: bool = False  # past the page cache
     part: int = 1  # of ``parts``, whose bytes are read; the others get the quick look
     parts: int = 1
+    outside: Outside = Outside.JUDGE
     served: bool = False  # a daemon works here
 
     def reads(self, path: str) -> bool:
@@ -160,8 +162,8 @@ class Check:
         try:
             with osfs.place(self.fs, self.layout.root, path) as (at, name):
                 quick = quick or not self.scope.reads(path)
-                how = {"quick": quick, "direct": self.scope.direct}
-                return examine_at(self.layout, path, at, name, digest_modified=True, **how)
+                how = {"quick": quick, "direct": self.scope.direct, "outside": self.scope.outside}
+                return examine_at(self.layout, path, at, name, **how)
         except _NOT_THERE:
             return Finding(path, Condition.MISSING, detail="no such file")
         except OSError as error:
@@ -278,12 +280,13 @@ class Check:
 
     def _generation(self, lineage: str, generation: int) -> Finding:
         path = generation_path(lineage, generation)
-        how = {"quick": not self.scope.reads(path), "direct": self.scope.direct}
+        quick, direct = not self.scope.reads(path), self.scope.direct
+        how = {"quick": quick, "direct": direct, "outside": Outside.REFUSE}
         try:
             with osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder:
                 name = str(generation)
                 self._note_links(path, self.fs.lstat(folder, name))
-                found = examine_at(self.layout, path, folder, name, digest_modified=True, **how)
+                found = examine_at(self.layout, path, folder, name, **how)
                 if not history.holds(self.layout, folder, lineage, found.record):
                     return _misplaced(found)
         except FileNotFoundError:

@@ -80,6 +80,7 @@ class Growth:
                 self.fs.copy(fd, staged.fd, 0, self.fs.stat(fd).st_size)
             self.fs.copy_times(fd, staged.fd)
         staged.as_opened = self.fingerprint(staged.fd)
+        staged.continues = True
 
     def _base(self, fd: int) -> tuple[Inode, Fingerprint, Record] | None:
         """None where the bytes are not known to be those of the record: somebody may be storing
@@ -89,7 +90,7 @@ class Growth:
         except RecordDamaged:
             return None
         at = self.fingerprint(fd)
-        if record is None or at != (record.size_bytes, record.mtime_ns):
+        if record is None or record.live or at != (record.size_bytes, record.mtime_ns):
             return None
         return self._inode(fd), at, record
 

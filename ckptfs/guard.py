@@ -17,6 +17,7 @@ from ckptfs import format as fmt
 from ckptfs import history, osfs
 from ckptfs.commit import Committer
 from ckptfs.errors import NoSuchGeneration, RecordDamaged, Rotten
+from ckptfs.protocol import Outside
 from ckptfs.verify import ROTTEN, Condition, Finding, Stamp, examine, stamp
 
 _REMEMBERED = 100_000  # verified versions kept in mind; about 200 bytes each
@@ -25,8 +26,11 @@ _REMEMBERED = 100_000  # verified versions kept in mind; about 200 bytes each
 class Guard:
     """Over one store."""
 
-    def __init__(self, committer: Committer) -> None:
+    def __init__(self, committer: Committer, outside: Outside) -> None:
         self.committer, self.layout, self.fs = committer, committer.layout, committer.fs
+        self.outside = outside
+        # whether a process may write the inode without a commit
+        self.written_here: Callable[[tuple[int, int]], bool] = lambda inode: False
         # told of a path that was rolled back, and of what stood there, if anything
         self.replaced: Callable[[str, osfs.Status | None], None] = lambda path, before: None
         self._known: OrderedDict[tuple[int, int], tuple[int, int, int]] = OrderedDict()
@@ -74,7 +78,8 @@ class Guard:
                 raise Rotten(
                     f"{path}: half extended, and could not be cut back; remount to repair it"
                 )
-            finding = replace(examine(self.layout, at, name, **how), path=path)
+            outside = Outside.ACCEPT if self.written_here(before[0]) else self.outside
+            finding = replace(examine(self.layout, at, name, outside=outside, **how), path=path)
             if finding.condition not in ROTTEN:
                 if finding.condition is not Condition.BUSY:
                     self._remember(before)
@@ -95,7 +100,7 @@ class Guard:
         if self.known_good(at, name):
             return
         before = stamp(self.fs.lstat(at, name))
-        finding = examine(self.layout, at, name, digest_modified=True)
+        finding = examine(self.layout, at, name, outside=Outside.REFUSE)
         if finding.condition in ROTTEN:
             raise Rotten(f"{path}: {finding.detail}")
         self._remember(before)
@@ -135,7 +140,7 @@ class Guard:
             contextlib.suppress(OSError),
             osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder,
         ):
-            found = examine(self.layout, folder, str(generation), digest_modified=True)
+            found = examine(self.layout, folder, str(generation), outside=Outside.REFUSE)
             if not history.holds(self.layout, folder, lineage, found.record):
                 return False
             return found.condition is Condition.OK or (asked and found.condition not in ROTTEN)

@@ -30,6 +30,14 @@ class Mode(enum.Enum):
         return self is Mode.ATOMIC_DIRSYNC
 
 
+class Outside(enum.Enum):
+    """What becomes of a file that was changed behind ckptfs, so that its time moved, too."""
+
+    JUDGE = "judge"  # by the evidence: served as a save or an edit, or mended as damage
+    ACCEPT = "accept"  # served as it is
+    REFUSE = "refuse"  # damage, whatever it is
+
+
 class State(enum.Enum):
     OPEN = "open"  # being written in the shadow tree
     SEALING = "sealing"  # written back, digested, recorded

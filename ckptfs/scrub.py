@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from ckptfs import format as fmt
 from ckptfs import history, osfs, parts
 from ckptfs.errors import CkptfsError
+from ckptfs.protocol import Outside
 from ckptfs.store import Store
 from ckptfs.verify import ROTTEN, examine_at
 from ckptfs.walk import walk
@@ -144,7 +145,7 @@ class Scrub:
                 name,
                 folder,
                 name,
-                digest_modified=True,
+                outside=Outside.REFUSE,
                 direct=True,
                 before=self._pause,
             )

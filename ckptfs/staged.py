@@ -68,6 +68,7 @@ class Staged:
     as_opened: Fingerprint
     state: State = State.OPEN
     touched: bool = False  # its owner, mode, times or xattrs were changed: commits like a write
+    continues: bool = False  # it began with the bytes of the version before it
     sealed: Fingerprint | None = None
     record: Record | None = None
     digested: Digested | None = None

@@ -25,7 +25,7 @@ from ckptfs.guard import Guard, shows_no_more
 from ckptfs.layout import Layout
 from ckptfs.orphans import Orphans
 from ckptfs.osfs import FileSystem, OsFs
-from ckptfs.protocol import Mode, State
+from ckptfs.protocol import Mode, Outside, State
 from ckptfs.sharing import Sharing, never
 from ckptfs.staged import Staged
 from ckptfs.verify import ROTTEN, Condition, Finding, examine_at
@@ -47,6 +47,7 @@ class Options:
     keep: int = 1  # earlier generations retained per path
     verify_opens: bool = True
     validate: bool = True
+    outside: Outside = Outside.JUDGE  # of files that were changed behind ckptfs
     in_place: tuple[str, ...] = ()
     salvage_bytes: int = 16 << 30
     share: bool = True  # the daemon lets near-identical generations share their blocks
@@ -66,7 +67,7 @@ class Store:
         self.committer = Committer(
             self.layout, options.mode, options.checksum, options.keep, options.validate
         )
-        self.guard = Guard(self.committer)
+        self.guard = Guard(self.committer, options.outside)
         self.orphans = Orphans(self.committer)
         self.sharing = Sharing(self.layout)
         self._events = Events(fs.now_ns)
@@ -303,7 +304,7 @@ class Store:
         """Ensure that an open of ``at/name`` reads good bytes; see :meth:`Guard.check`. None where
         they were known to be good.
 
-        ``live``: somebody may still map the version; what was stored through the mapping since
+        ``live``: a process may still map the version; what was stored through the mapping since
         its seal is recorded first, not taken for an edit.
         """
         if not self.options.verify_opens:
@@ -383,7 +384,7 @@ class Store:
         done; nothing, where it is good after all."""
         name = str(generation)
         with osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder:
-            how = {"digest_modified": True, "direct": True}
+            how = {"outside": Outside.REFUSE, "direct": True}
             finding = examine_at(self.layout, name, folder, name, **how)
             if finding.condition not in ROTTEN:
                 return ""

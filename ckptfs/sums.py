@@ -84,6 +84,11 @@ class Sums:
         return f"{whole._units_per_block}:{encoded}"
 
 
+def block_bytes(text: str) -> int:
+    """How long the blocks are that have a sum each; 0 where there are none. Raises ValueError."""
+    return int(text.partition(":")[0] or 0) * UNIT_BYTES
+
+
 def differing(
     fs: FileSystem, fd: int, size_bytes: int, recorded_bytes: int, text: str
 ) -> list[tuple[int, int]]:
@@ -92,12 +97,12 @@ def differing(
     Raises OSError."""
     found = []
     if text:
-        units, _, encoded = text.partition(":")
-        block_bytes = int(units) * UNIT_BYTES
+        _, _, encoded = text.partition(":")
+        length = block_bytes(text)
         packed = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
         for number, (recorded,) in enumerate(struct.iter_unpack("<I", packed)):
-            at = number * block_bytes
-            end = min(at + block_bytes, recorded_bytes)
+            at = number * length
+            end = min(at + length, recorded_bytes)
             if end > size_bytes or _sum(fs, fd, at, end) != recorded:
                 found.append((at, end))
     elif size_bytes < recorded_bytes:

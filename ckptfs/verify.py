@@ -1,8 +1,9 @@
 """Is a file as its record says? Nothing is changed here; any thread may call.
 
 Damaged or modified: bytes or a size that differ from the record under the very mtime that it
-names have rotted; where the mtime moved, somebody edited the file behind ckptfs. A mismatch is
-confirmed once by a read that bypasses the page cache, since bad memory exists.
+names have rotted; where the mtime moved, somebody saved, edited or damaged the file behind ckptfs,
+and the evidence says which (``evidence.py``). A mismatch is confirmed once by a read that bypasses
+the page cache, since bad memory exists.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ckptfs import evidence, history, osfs, sums
 from ckptfs import format as fmt
-from ckptfs import history, osfs, sums
 from ckptfs.digest import ALGORITHMS, Before, digest_file
 from ckptfs.errors import RecordDamaged
+from ckptfs.evidence import Evidence, Kind
 from ckptfs.format import Record
 from ckptfs.layout import Layout
 from ckptfs.osfs import FileSystem
+from ckptfs.protocol import Outside
 from ckptfs.structure import Verdict
 
 Stamp = tuple[tuple[int, int], tuple[int, int, int]]
@@ -38,7 +41,7 @@ class Condition(enum.Enum):
     RECORD_DAMAGED = "record-damaged"  # the record fails its own checksum
     RECORD_MISSING = "record-missing"  # no record, though history knows the path
     BROKEN = "broken"  # as committed, but not a whole file of its format
-    MODIFIED = "modified"  # edited behind ckptfs: served as it is
+    MODIFIED = "modified"  # saved or edited behind ckptfs: served as it is
     UNRECORDED = "unrecorded"  # was there before ckptfs, or written in place
     UNREADABLE = "unreadable"
     MISSING = "missing"  # asked for by name, or known to history
@@ -71,6 +74,7 @@ class Finding:
     detail: str = ""
     ranges: tuple[tuple[int, int], ...] = ()  # of bytes, from and up to, that differ
     proven: bool = False  # the bytes are what a damaged record says they are
+    touched: bool = False  # its time is not that of its record
     repair: str = ""  # what was done about it
     replaced: bool = False  # so that the name stands for another inode now
 
@@ -80,13 +84,12 @@ def examine(
     at: int,
     name: str,
     *,
-    digest_modified: bool = False,
+    outside: Outside = Outside.JUDGE,
     direct: bool = False,
     quick: bool = False,
     before: Before | None = None,
 ) -> Finding:
-    """Compare ``at/name`` with its record. ``digest_modified`` also reads files whose mtime
-    moved while the size did not: the same bytes under a new time are still what was committed.
+    """Compare ``at/name`` with its record. ``outside``: what other bytes under another time are.
     ``direct`` reads past the page cache, ``quick`` no bytes at all; ``before`` is called ahead of
     each chunk.
 
@@ -97,7 +100,7 @@ def examine(
         if not osfs.is_regular(status):  # opening a FIFO would wait for its writer
             raise OSError(errno.EINVAL, "not a regular file")
         was = stamp(status)
-        finding = _examine_once(layout, at, name, digest_modified, direct, quick, before)
+        finding = _examine_once(layout, at, name, outside, direct, quick, before)
         if finding.condition in _SETTLED:
             return finding
         unchanged = stamp(layout.fs.lstat(at, name)) == was
@@ -122,7 +125,7 @@ def _examine_once(
     layout: Layout,
     at: int,
     name: str,
-    digest_modified: bool,
+    outside: Outside,
     direct: bool,
     quick: bool,
     before: Before | None,
@@ -142,17 +145,68 @@ def _examine_once(
         if record is None:
             return Finding(name, Condition.UNRECORDED, size)
         touched = status.st_mtime_ns != record.mtime_ns
-        if touched and (size != record.size_bytes or quick or not digest_modified):
-            return Finding(name, Condition.MODIFIED, size, record, "edited outside ckptfs")
-        if quick and size == record.size_bytes:
-            return Finding(name, Condition.UNREAD, size, record)
+        if quick and (touched or size == record.size_bytes):
+            return _modified(name, size, record) if touched else _unread(name, size, record)
         found, trouble = _digest(fs, at, name, fd, record, size, direct, before)
         if found == record.digest and size == record.size_bytes:
             broken = record.structure == Verdict.BROKEN.value
             return Finding(name, Condition.BROKEN if broken else Condition.OK, size, record)
-        if touched or fs.stat(fd).st_mtime_ns != status.st_mtime_ns:
-            return Finding(name, Condition.MODIFIED, size, record, "edited outside ckptfs")
-        return _damage(layout, fd, Finding(name, Condition.DAMAGED, size, record, trouble), found)
+        if fs.stat(fd).st_mtime_ns != status.st_mtime_ns:
+            return _modified(name, size, record)
+        if touched and not trouble:
+            told = _judged(layout, fd, name, size, record, found, outside)
+            if told.kind is not Kind.DAMAGED:
+                return _modified(name, size, record, told.kind.value)
+            trouble = told.reason
+        damaged = Finding(name, Condition.DAMAGED, size, record, trouble, touched=touched)
+        return _damage(layout, fd, damaged, found)
+
+
+def _unread(name: str, size: int, record: Record) -> Finding:
+    return Finding(name, Condition.UNREAD, size, record)
+
+
+def _modified(
+    name: str, size: int, record: Record, detail: str = "changed outside ckptfs"
+) -> Finding:
+    return Finding(name, Condition.MODIFIED, size, record, detail, touched=True)
+
+
+def _judged(
+    layout: Layout,
+    fd: int,
+    name: str,
+    size: int,
+    record: Record,
+    digest: str,
+    outside: Outside,
+) -> Evidence:
+    """What other bytes under another time are. Raises OSError."""
+    if outside is Outside.ACCEPT:
+        return Evidence(Kind.EDITED)
+    if outside is Outside.REFUSE and not record.live:
+        return Evidence(Kind.DAMAGED, "changed outside ckptfs")
+    if _kept_as(layout, record, digest) is not None:
+        return Evidence(Kind.SAVED)  # somebody has brought it back himself
+
+    def read(offset: int, length: int) -> bytes:
+        return layout.fs.read(fd, length, offset)
+
+    def differing() -> list[tuple[int, int]]:
+        with contextlib.suppress(ValueError, struct.error):  # any owner can write records
+            return sums.differing(layout.fs, fd, size, record.size_bytes, record.sums)
+        return []
+
+    return evidence.judge(name, size, read, record, differing)
+
+
+def _kept_as(layout: Layout, record: Record, digest: str) -> int | None:
+    """The generation in history that has these bytes."""
+    for generation in history.generations(layout, record.lineage):
+        earlier = history.record_of(layout, record.lineage, generation)
+        if earlier is not None and earlier.digest == digest:
+            return earlier.generation
+    return None
 
 
 def _digest(
@@ -198,20 +252,19 @@ def _damage(layout: Layout, fd: int, finding: Finding, digest: str) -> Finding:
     """What is known of a damage: where it is, and whether the bytes are those of another time."""
     record, size = finding.record, finding.size_bytes
     assert record is not None
-    for generation in history.generations(layout, record.lineage):
-        earlier = history.record_of(layout, record.lineage, generation)
-        if earlier is not None and earlier.digest == digest:
-            detail = f"the bytes are those of generation {earlier.generation}"
-            return Finding(finding.path, Condition.STALE, size, record, detail)
+    earlier = _kept_as(layout, record, digest)
+    if earlier is not None:
+        detail = f"the bytes are those of generation {earlier}"
+        return replace(finding, condition=Condition.STALE, detail=detail)
     ranges: list[tuple[int, int]] = []
     with contextlib.suppress(OSError, ValueError, struct.error):  # any owner can write records
         ranges = sums.differing(layout.fs, fd, size, record.size_bytes, record.sums)
     detail = finding.detail or "digest does not match the record"
-    if size != record.size_bytes:
+    if size != record.size_bytes and not finding.detail:
         detail = f"{size} bytes, where {record.size_bytes} are recorded"
     if ranges:
         detail += f"; {_told(ranges)} of {record.size_bytes}"
-    return Finding(finding.path, finding.condition, size, record, detail, tuple(ranges))
+    return replace(finding, detail=detail, ranges=tuple(ranges))
 
 
 def _told(ranges: list[tuple[int, int]]) -> str:

@@ -108,7 +108,7 @@ def _perform_on_file(ops: Attributes, node: File, key: str, value: bytes, caller
             raise stale()
         status = os.stat(name, dir_fd=at, follow_symlinks=False)
         if key == VERIFY:
-            if ops.versions.sealed_here(node.ident):
+            if ops.versions.may_be_mapped(node.ident[:2]):
                 store.committer.reseal_committed(at, name)
             store.check(path, at, name, direct=True)
         elif ops.in_place(node.parent, name):

@@ -469,6 +469,7 @@ class Daemon:
             "keep": options.store.keep,
             "verify": "open" if options.store.verify_opens else "off",
             "validate": "overwrite" if options.store.validate else "off",
+            "outside": options.store.outside.value,
             "binding": options.binding,
             "passthrough": passthrough,
             "passthrough_refusal": refusal,

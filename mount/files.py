@@ -93,7 +93,7 @@ class Files(Relay):
                 if node.ident[:2] in self.versions.extending:
                     with self.store.committer.path_lock(parent.fd, node.name):
                         continue
-                live = self.versions.sealed_here(node.ident)
+                live = self.versions.may_be_mapped(node.ident[:2])
                 found = self.store.verify_open(node.path(), parent.fd, node.name, live=live)
                 if found is not None and found.replaced:
                     raise stale()  # rolled back: the name stands for another inode now
@@ -248,6 +248,7 @@ class Files(Relay):
                     raise stale()
                 version = self.versions.revive(node, fd)
             joined = self._join(node, version, flags, caller)
+        self.versions.mark_live(version)
         return joined.run() if isinstance(joined, Slow) else joined
 
     def _content_of(self, node: File, parent: Directory) -> Content:
@@ -272,7 +273,9 @@ class Files(Relay):
                     fd = os.open(f"/proc/self/fd/{inode}", os.O_RDWR | os.O_CLOEXEC)
                 version = self.versions.revive(node, fd)
             version.is_log |= log
-            return self._write_handle(node, version, flags, caller)
+            handle = self._write_handle(node, version, flags, caller)
+        self.versions.mark_live(version)
+        return handle
 
     def is_joined(self, version: Version, flags: int, caller: Caller) -> bool:
         """Whether an open with these flags would go on with the version."""

@@ -33,7 +33,7 @@ from ckptfs import format as fmt
 from ckptfs.errors import CannotServe, CkptfsError
 from ckptfs.mount import commands, handover, inspect
 from ckptfs.mount.kernel.session import Session
-from ckptfs.protocol import Mode
+from ckptfs.protocol import Mode, Outside
 
 if TYPE_CHECKING:
     from ckptfs.mount.daemon import Daemon, MountOptions
@@ -248,6 +248,8 @@ def _changed(options: MountOptions, changes: Changes) -> MountOptions:
     store = dict(changes["store"])
     if "mode" in store:
         store["mode"] = Mode(store["mode"])
+    if "outside" in store:
+        store["outside"] = Outside(store["outside"])
     if "in_place" in store:
         store["in_place"] = tuple(store["in_place"])
     return replace(options, store=replace(options.store, **store), **changes["mount"])

@@ -35,7 +35,6 @@ from ckptfs.mount.model import Before, Caller, Handle, Version
 from ckptfs.mount.nodes import (
     Directory,
     File,
-    Identity,
     Node,
     NodeTable,
     identity,
@@ -53,6 +52,7 @@ from ckptfs.writeback import Writeback
 _SEALS_REMEMBERED = 10_000
 _EXPECTED_S = 1.0  # how long a close waits for an open that was sent to look again
 _LOG_S = 1.0  # text that is still open so long after its first write is a log
+Mappers = tuple[frozenset[int], frozenset[int]]  # processes, none: unknown; and inode numbers
 
 
 class Versions:
@@ -65,7 +65,7 @@ class Versions:
         self.writeback = Writeback(store.fs)
         self.handles: dict[int, Handle] = {}
         self.extending: set[Inode] = set()  # committed files that are growing: nobody opens them
-        self._sealed_here: OrderedDict[Identity, None] = OrderedDict()
+        self._sealed: OrderedDict[Inode, Mappers] = OrderedDict()  # what may be mapped since
         self._by_folder: dict[int, dict[str, list[Version]]] = {}
         self.sealed: Callable[[Version], None] = lambda version: None  # published or recorded anew
         self.replaced: Callable[[Node], None] = lambda node: None  # by a commit; known until then
@@ -458,12 +458,18 @@ class Versions:
     def _lingers(self, version: Version) -> bool:
         """Whether it is mapped, so that it is looked at from time to time."""
         mapped = self.is_mapped(version)
+        if mapped:
+            self.mark_live(version)
         with self.lock:
             version.lingering = mapped
             if mapped:
                 self.lingering.add(version)
                 self.watch.wake()
         return mapped
+
+    def mark_live(self, version: Version) -> None:
+        with contextlib.suppress(OSError):  # only what follows a kill of the daemon is told worse
+            self.store.committer.mark_live(version.staged)
 
     def _changed(self, version: Version) -> bool:
         with self._looking_at(version):
@@ -498,6 +504,7 @@ class Versions:
                 raise version.failure
             if staged.state is State.SETTLED:
                 if version.lingering or not version.closed:  # it changes on: durable, at least
+                    self.mark_live(version)
                     self.store.committer.make_durable(staged)
                 elif self.store.reseal(staged):
                     self.sealed(version)
@@ -555,8 +562,10 @@ class Versions:
                 self.store.commit(version.staged, parent.fd, name, self._alone)
             if base is not None and not base.filled:
                 self._became_committed(version, base)
-            self._remember_seal(version.node.ident)
             version.numbers.add(version.node.ident[1])
+            self._remember_mappers(version)
+            if not version.known or not version.closed:
+                self.mark_live(version)
             version.node.stands_for = 0
             self.sealed(version)
             if old is not None:
@@ -681,16 +690,30 @@ class Versions:
                 other.fresh = False
         self.sealed(version)
 
-    def _remember_seal(self, ident: Identity) -> None:
+    def _remember_mappers(self, version: Version) -> None:
         with self.lock:
-            self._sealed_here[ident] = None
-            if len(self._sealed_here) > _SEALS_REMEMBERED:
-                self._sealed_here.popitem(last=False)
+            if version.mappers or not version.known:
+                mappers = version.mappers if version.known else ()
+                self._sealed[version.node.ident[:2]] = (
+                    frozenset(mappers),
+                    frozenset(version.numbers),
+                )
+                if len(self._sealed) > _SEALS_REMEMBERED:
+                    self._sealed.popitem(last=False)
 
-    def sealed_here(self, ident: Identity) -> bool:
-        """Sealed by this mount, so a store through an old mapping may have changed it since."""
+    def may_be_mapped(self, inode: Inode) -> bool:
+        """Sealed by this mount, and maybe still mapped for writing by who opened it so: what such
+        a process has stored since is not damage."""
         with self.lock:
-            return ident in self._sealed_here
+            if inode not in self._sealed:
+                return False
+            mappers, numbers = self._sealed[inode]
+        return not mappers or writers.map_for_writing(mappers, numbers)
+
+    def may_be_written(self, inode: Inode) -> bool:
+        """Without a commit: it is open for writing where it stands, or mapped."""
+        live = any(version.node.ident[:2] == inode for version in self.live())
+        return live or self.may_be_mapped(inode)
 
     def _looks_broken(self, version: Version) -> bool:
         return self._judged(version) is Verdict.BROKEN
@@ -771,7 +794,7 @@ class Versions:
         return {
             "handles": self.handles,
             "by folder": self._by_folder,
-            "sealed here": self._sealed_here,
+            "sealed": self._sealed,
             "lingering": self.lingering,
         }
 
@@ -779,7 +802,7 @@ class Versions:
         with self.lock:
             self.handles.update(carried["handles"])
             self._by_folder = carried["by folder"]
-            self._sealed_here = carried["sealed here"]
+            self._sealed = carried["sealed"]
             self.lingering = carried["lingering"]
         self.pause()
         self.go_on()

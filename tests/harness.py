@@ -49,7 +49,7 @@ def touch(path: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
 
 
-def examine(store: Store, path: str, **how: bool) -> Finding:
+def examine(store: Store, path: str, **how: Any) -> Finding:
     with osfs.place(store.fs, store.root, path) as (at, name):
         return verify_module.examine(store.layout, at, name, **how)
 

@@ -20,6 +20,7 @@ from ckptfs.format import Record
 from ckptfs.fsck import Check, Scope
 from ckptfs.layout import Layout
 from ckptfs.lineages import Lineages
+from ckptfs.protocol import Outside
 from ckptfs.store import Store, keeping_all
 from ckptfs.verify import BAD, ROTTEN, Condition, Finding
 from ckptfs.walk import walk
@@ -40,6 +41,12 @@ Mend = Callable[[Finding], Finding]
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, then a summary.")
 @click.option("--jobs", "-j", type=click.IntRange(1), default=None, help="Files read at once.")
 @click.option("--quiet", is_flag=True, help="Only what is wrong.")
+@click.option(
+    "--outside",
+    type=click.Choice([outside.value for outside in Outside]),
+    default=None,
+    help="What a change behind ckptfs is: see `ckptfs mount`, whose choice is the default.",
+)
 def verify(
     directory: str,
     paths: tuple[str, ...],
@@ -51,6 +58,7 @@ def verify(
     as_json: bool,
     jobs: int | None,
     quiet: bool,
+    outside: str | None,
 ) -> None:
     """Check every file of DIRECTORY, or the PATHS in it, against its record, and its history.
 
@@ -72,6 +80,7 @@ def verify(
         direct=direct,
         part=part,
         parts=parts,
+        outside=_policy(below, outside),
         served=below.served is not None,
     )
     report = _Report(directory, as_json, quiet, repair)
@@ -88,6 +97,12 @@ def verify(
             advance(finding.size_bytes)
     report.end(check)
     sys.exit(LEFT if report.left else REPAIRED if report.repaired else 0)
+
+
+def _policy(below: Below, given: str | None) -> Outside:
+    """That of the mount, unless another is asked for."""
+    served = status_of(below.where) if below.served is not None else None
+    return Outside(given or (served or {}).get("outside", Outside.JUDGE.value))
 
 
 def _part(subset: str) -> tuple[int, int]:
@@ -152,8 +167,8 @@ def _ask_the_mount(below: Below, check: Check, finding: Finding) -> Finding:
 
 
 def _unless_written(below: Below, finding: Finding) -> Finding:
-    """A log that is being written is behind its record without being edited outside."""
-    if finding.condition is Condition.MODIFIED and below.served is not None:
+    """What is written where it stands is behind its record without being changed outside."""
+    if finding.touched and below.served is not None:
         now = status_of(below.where)
         if now and finding.path in now["writing"]:
             return replace(finding, condition=Condition.BUSY, detail="is being written")

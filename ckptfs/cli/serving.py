@@ -15,7 +15,7 @@ from ckptfs import osfs
 from ckptfs.cli.base import Below, absolute, commands, say, size, status_of, when
 from ckptfs.digest import ALGORITHMS
 from ckptfs.errors import CannotServe
-from ckptfs.protocol import Mode
+from ckptfs.protocol import Mode, Outside
 from ckptfs.store import Options
 from ckptfs.usage import usage
 
@@ -66,6 +66,13 @@ def _seconds(_context: click.Context, _option: click.Parameter, text: str) -> fl
     default="overwrite",
     show_default=True,
     help="Refuse to replace a sound checkpoint by one that is not whole.",
+)
+@click.option(
+    "--outside",
+    type=click.Choice([outside.value for outside in Outside]),
+    default=Outside.JUDGE.value,
+    show_default=True,
+    help="Files changed behind ckptfs: judge damage by evidence, or accept or refuse them all.",
 )
 @click.option(
     "--in-place",
@@ -126,6 +133,7 @@ def _mount_options(directory: str, mountpoint: str | None, given: dict[str, Any]
     served = absolute(directory)
     options = Options(
         mode=Mode(given["mode"]),
+        outside=Outside(given["outside"]),
         checksum=given["checksum"],
         keep=given["keep"],
         verify_opens=given["verify"] == "open",

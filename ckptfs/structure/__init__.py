@@ -17,11 +17,14 @@ from dataclasses import dataclass
 
 from ckptfs.structure.arrays import NPY_MAGIC, check_npy
 from ckptfs.structure.base import U64, Broken, File, Read, Unjudged, broken_only_if
+from ckptfs.structure.checksums import Proof, Proven, prove
 from ckptfs.structure.pickles import PROTO, check_dcp_metadata
 from ckptfs.structure.tensors import check_safetensors
 from ckptfs.structure.zips import ZIP_END, ZIP_LOCAL, check_zip
 
-__all__ = ["Read", "Structure", "Verdict", "check"]
+__all__ = ["MAGIC", "Proof", "Proven", "Read", "Structure", "Verdict", "check", "prove"]
+
+MAGIC = (ZIP_LOCAL, ZIP_END, NPY_MAGIC)
 
 # No format of these names begins with zeros. Not so .npy, .bin, .ckpt and .distcp: np.memmap and
 # ndarray.tofile put raw arrays under such names.

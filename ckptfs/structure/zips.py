@@ -35,16 +35,17 @@ _ZIP_SUFFIXES = (
 )  # fmt: skip
 ZIP_LOCAL, _ZIP_CENTRAL, ZIP_END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
 _ZIP64_END, _ZIP64_LOCATOR = b"PK\x06\x06", b"PK\x06\x07"
-_CENTRAL = struct.Struct("<4s4xHHH6xLLHHH8xL")
+_CENTRAL = struct.Struct("<4s4xHHH2xLLLHHH8xL")
 _TWO_U16 = struct.Struct("<HH")
 _IN_ZIP64 = 0xFFFFFFFF
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     name: bytes
     encrypted: int
     method: int
     time: int
+    crc: int  # CRC-32 of what it holds
     stored_bytes: int
     size_bytes: int
     at: int  # where its local header is in the file
@@ -73,6 +74,18 @@ def check_zip(file: File, name: str) -> None:
         end = min((entry.at for entry in entries), default=directory.at)
         if end > 0 and (end < 22 or file.bytes(end - 22, 4) != ZIP_END):
             raise Unjudged  # something else comes first
+
+
+def members(file: File) -> Iterator[tuple[Entry, int]]:
+    """The entries of all archives in a file that is sound, each with where its bytes begin. Raises
+    Broken and Unjudged."""
+    end = file.size
+    while end > 0:
+        directory = _find_directory(file, end, lenient=True)
+        entries = _read_directory(file, directory, lenient=True)
+        for entry in entries:
+            yield entry, _data_at(file, entry, named=False)
+        end = min((entry.at for entry in entries), default=0)
 
 
 def _absolute_too(file: File, name: str, directory: _Directory) -> bool:
@@ -131,14 +144,15 @@ def _locate_directory(file: File, end: int, lenient: bool) -> _Directory:
     raise Broken("the zip central directory is not where the end record says")
 
 
-def _read_directory(file: File, found: _Directory, lenient: bool) -> list[_Entry]:
+def _read_directory(file: File, found: _Directory, lenient: bool) -> list[Entry]:
     directory, base = file.bytes(found.at, found.size_bytes), found.base
-    entries: list[_Entry] = []
+    entries: list[Entry] = []
     at, end = 0, len(directory)
     while at + 46 <= end and directory.startswith(_ZIP_CENTRAL, at):
-        _, flags, method, time, stored, size, name_bytes, extra_bytes, comment_bytes, offset = (
-            _CENTRAL.unpack_from(directory, at)
+        _, flags, method, time, crc, stored, size, *lengths, offset = _CENTRAL.unpack_from(
+            directory, at
         )
+        name_bytes, extra_bytes, comment_bytes = lengths
         name_at, extra_at = at + 46, at + 46 + name_bytes
         at = extra_at + extra_bytes + comment_bytes
         if _IN_ZIP64 in (stored, size, offset):
@@ -147,7 +161,7 @@ def _read_directory(file: File, found: _Directory, lenient: bool) -> list[_Entry
         name = directory[name_at:extra_at]
         if len(entries) == ENTRIES_LIMIT:
             raise Unjudged
-        entries.append(_Entry(name, flags & 1, method, time, stored, size, base + offset))
+        entries.append(Entry(name, flags & 1, method, time, crc, stored, size, base + offset))
     if at > end if lenient else at < end and len(entries) == found.entries:
         raise Unjudged  # the lengths in the last entry: zipfile takes less, torch leaves the rest
     if at != end:
@@ -166,7 +180,7 @@ def _zip64_fields(extra: bytes, fields: tuple[int, int, int]) -> list[int]:
     return list(fields)
 
 
-def _members(file: File, name: str, entries: list[_Entry], directory_at: int) -> None:
+def _members(file: File, name: str, entries: list[Entry], directory_at: int) -> None:
     if not entries:
         return
     names = {entry.name.lower() for entry in entries}  # torch does not tell case
@@ -185,7 +199,7 @@ def _members(file: File, name: str, entries: list[_Entry], directory_at: int) ->
                 _whole(file, entry, end)
 
 
-def _in_order(file: File, entries: list[_Entry], directory_at: int) -> Iterator[tuple[_Entry, int]]:
+def _in_order(file: File, entries: list[Entry], directory_at: int) -> Iterator[tuple[Entry, int]]:
     """The entries as they lie in the file, and where the next one or the directory begins."""
     ordered = sorted(entries, key=attrgetter("at"))
     ends = [entry.at for entry in ordered[1:]] + [directory_at]
@@ -193,7 +207,7 @@ def _in_order(file: File, entries: list[_Entry], directory_at: int) -> Iterator[
     yield from zip(ordered[skip:], ends[skip:], strict=True)
 
 
-def _whole(file: File, entry: _Entry, end: int, *, torch: bool = False) -> None:
+def _whole(file: File, entry: Entry, end: int, *, torch: bool = False) -> None:
     """It has a local header, and ends before the next one begins. ``torch``: as far as torch
     looks, which does not compare the names, nor the sizes where there is a time."""
     stored = entry.size_bytes if torch and entry.time and not entry.method else entry.stored_bytes
@@ -203,7 +217,7 @@ def _whole(file: File, entry: _Entry, end: int, *, torch: bool = False) -> None:
         raise Broken(f"zip entry {quoted(entry.name)} is shorter than its size")
 
 
-def _data_at(file: File, entry: _Entry, *, named: bool) -> int:
+def _data_at(file: File, entry: Entry, *, named: bool) -> int:
     """``named``: the reader compares the name in the local header, which torch does not."""
     name, at = entry.name, entry.at
     header = file.bytes(at, 30 + len(name))
@@ -213,7 +227,7 @@ def _data_at(file: File, entry: _Entry, *, named: bool) -> int:
     return at + 30 + int(name_bytes) + int(extra_bytes)
 
 
-def _npz_member(file: File, entry: _Entry, end: int) -> None:
+def _npz_member(file: File, entry: Entry, end: int) -> None:
     """NumPy reads as much as the npy header says, whatever the sizes of the entry; what is more
     than that leaves it unjudged."""
     if entry.encrypted:
@@ -251,14 +265,14 @@ _UNREAD = {b".format_version", b".storage_alignment", _ID}  # by torch.load
 _BOOKKEEPING = {b"version", b"byteorder", b".format_version", b".storage_alignment", _ID}
 
 
-def _is_spare(entry: _Entry, root: bytes, plain: bool) -> bool:
+def _is_spare(entry: Entry, root: bytes, plain: bool) -> bool:
     """Whether torch.load gives the same whatever is there: it does not look at it."""
     name = entry.name.lower()[len(root) + 1 :]
     unread = plain and name not in _READ and not name.startswith((b"data/", b"tensors/"))
     return entry.size_bytes == 0 or name in _UNREAD or unread
 
 
-def _torch_archive(file: File, name: str, entries: list[_Entry], directory_at: int) -> None:
+def _torch_archive(file: File, name: str, entries: list[Entry], directory_at: int) -> None:
     """Broken is only said of what torch.load reads; damage elsewhere leaves it unjudged."""
     root = entries[0].name.lower().split(b"/")[0]
     names = {entry.name.lower() for entry in entries}
@@ -283,7 +297,7 @@ def _torch_archive(file: File, name: str, entries: list[_Entry], directory_at: i
         raise Unjudged
 
 
-def _torch(file: File, root: bytes, by_name: dict[bytes, _Entry]) -> None:
+def _torch(file: File, root: bytes, by_name: dict[bytes, Entry]) -> None:
     """Every storage that data.pkl refers to is there, in full.
 
     An exception within torch.save leaves an archive that has its end record all the same, but
