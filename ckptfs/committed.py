@@ -229,6 +229,26 @@ class Committed(Ordering):
             self.fs.fsync(fd)
         return record
 
+    def bring_in(self, folder: int, entry: str, at: int, name: str, path: str) -> Record:
+        """Let ``path``, ``at/name``, be a file of ours that lies in ``folder``, recorded as it is;
+        what it replaces is kept. Durable on return. The caller holds the path's lock."""
+        self.require_writable()
+        replaced = None
+        with contextlib.suppress(FileNotFoundError):
+            replaced = self.replaced_by(at, name, path)
+        draft = fmt.new_txid()
+        with osfs.opened(self.fs, folder, entry, osfs.O_RDONLY) as fd:
+            record = self.new_record(self.digest_open(path, fd, self.checksum), replaced)
+            self.layout.write_record(fd, record)
+            self.fs.fsync(fd)
+            self.fs.link(folder, entry, self.layout.stage, draft)
+        self.keep_replaced(replaced, at, name, path)
+        self.sync_changed_dirs()
+        self.fs.rename(self.layout.stage, draft, at, name)
+        self.sync_dir(at)
+        self.settle_history(replaced, path)
+        return record
+
     def unlink_history_of(self, fd: int, lineage: str) -> None:
         """The file is, or will be, changed in place: no generation is to change with it."""
         inode = self.fs.stat(fd).st_ino

@@ -5,7 +5,7 @@ A committed file carries one xattr, ``user.ckptfs``, a line of text:
     ckptfs/1 digest=blake3:<hex> size=<bytes> mtime=<ns> lineage=<16 hex> generation=<n> \
 committed=<unix ns> mode=<write mode> structure=<sound|broken|unknown> sums=<sums> check=<16 hex>
 
-``sums`` (of long files) tell where a damage is, see ``sums.py``; ``live=1`` stands behind them while
+``sums`` (of long files) tell where a damage is, see ``sums.py``; ``live=1`` follows while
 somebody may write the file where it is. ``check`` is the BLAKE2b-64 of
 everything before it, so a damaged record is told from a damaged file. A staged file carries a note
 under the same key instead, ``ckptfs/1 staged path=<quoted>``, so that salvage can name it. A

@@ -261,6 +261,11 @@ class Layout:
         self.fs.rename(at, name, folder, aside)
         return aside
 
+    def drop_aside(self, folder: int, entry: str) -> None:
+        for name in (entry, f"{entry}{fmt.NOTE}"):
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.unlink(folder, name)
+
     def set_aside(self, folder: int) -> list[dict[str, object]]:
         """What lies in salvage or quarantine, oldest first: the notes, each with ``id``, ``size``
         and, whatever stands in them, ``time_ns``, ``path`` and ``reason`` of their types."""

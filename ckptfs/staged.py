@@ -86,5 +86,10 @@ class Staged:
         self.state = advance(self.state, event)
 
     @property
+    def may_be_marked(self) -> bool:
+        """Whether it has a record that does not tell yet that the file may change."""
+        return self.state is State.SETTLED and self.record is not None and not self.record.live
+
+    @property
     def has_hole(self) -> bool:
         return self.base is not None and not self.base.filled

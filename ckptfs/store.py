@@ -17,7 +17,7 @@ from typing import Any
 from ckptfs import format as fmt
 from ckptfs import growth, history, orphans, osfs
 from ckptfs.commit import Committer
-from ckptfs.errors import CannotServe, RecordDamaged, Rotten
+from ckptfs.errors import CannotServe, NoSuchGeneration, RecordDamaged, Rotten
 from ckptfs.events import Events, say
 from ckptfs.format import Record
 from ckptfs.growth import Alone, nobody_else
@@ -323,7 +323,8 @@ class Store:
             self.note("rotten", path, str(error))
             raise
         if finding.replaced:
-            self.note("rolled back", path, f"{finding.detail}; {finding.repair}")
+            undo = f"`ckptfs adopt {self.where} {path} --quarantined` takes back what was there"
+            self.note("rolled back", path, f"{finding.detail}; {finding.repair}; {undo}")
         elif finding.repair:
             self.note("mended", path, f"{finding.detail}; {finding.repair}")
         elif finding.condition is Condition.MODIFIED:
@@ -411,6 +412,32 @@ class Store:
             record = self.committer.record(at, name, path)
         self.note("adopted", path)
         return record
+
+    def take_back(self, path: str) -> Record:
+        """Make what was last put into quarantine of ``path`` its version again, whatever it holds;
+        what stands there becomes a generation. Durable on return. Raises NoSuchGeneration."""
+        with self._place(path) as (at, name):
+            return self.take_back_at(path, at, name)
+
+    def take_back_at(self, path: str, at: int, name: str) -> Record:
+        with self.committer.path_lock(at, name):
+            entry = self.quarantined(path)
+            before = self.guard.stamp_at(at, name) and self.fs.lstat(at, name)
+            record = self.committer.bring_in(self.layout.quarantine, entry, at, name, path)
+            self.guard.replaced(path, before)
+            self.layout.drop_aside(self.layout.quarantine, entry)
+        self.note("adopted", path, "what was in quarantine")
+        return record
+
+    def owner_in_quarantine(self, path: str) -> int:
+        return self.fs.lstat(self.layout.quarantine, self.quarantined(path)).st_uid
+
+    def quarantined(self, path: str) -> str:
+        """The last entry of ``path`` in quarantine. Raises NoSuchGeneration."""
+        for story in reversed(self.layout.set_aside(self.layout.quarantine)):
+            if story["path"] == path:
+                return str(story["id"])
+        raise NoSuchGeneration(f"{path}: nothing of it lies in quarantine")
 
     def take(self, finding: Finding, known: dict[str, str]) -> bool:
         """Accept what was found as it is: adopt the file or, where it was deleted outside, let its

@@ -2,7 +2,7 @@
 
 On a file, by whoever may write it: ``user.ckptfs.verify`` (check it now), ``user.ckptfs.adopt``
 (record it as it is); by its owner ``user.ckptfs.rollback`` (a generation, or nothing for the newest
-good one).
+good one), and ``user.ckptfs.adopt`` with ``quarantined`` (what lies there of it).
 On ``.ckptfs``, by the mount's and the directory's owner: ``user.ckptfs.verify`` with the path of a
 generation, ``user.ckptfs.restart`` (go on as another program: ``restart.py``; by the daemon's user
 and root only), ``user.ckptfs.tidy`` (let go of what is unreachable in history),
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PREFIX = f"{fmt.XATTR}."
 VERIFY, ADOPT, ROLLBACK = f"{PREFIX}verify", f"{PREFIX}adopt", f"{PREFIX}rollback"
+QUARANTINED = b"quarantined"  # value of an adoption
 TIDY = f"{PREFIX}tidy"
 RESTART = f"{PREFIX}restart"
 
@@ -62,6 +63,11 @@ def adopt(mountpoint: str, path: str) -> bool:
             return False
         raise
     return True
+
+
+def take_back(mountpoint: str, path: str) -> None:
+    """Make what was last put into quarantine of the file its version again."""
+    _on_file_or_control(mountpoint, path, ADOPT, QUARANTINED)
 
 
 def rollback(mountpoint: str, path: str, to: int | None) -> None:
@@ -113,13 +119,18 @@ def _perform_on_file(ops: Attributes, node: File, key: str, value: bytes, caller
             store.check(path, at, name, direct=True)
         elif ops.in_place(node.parent, name):
             raise OSError(errno.EOPNOTSUPP, "written in place")
-        elif key == ADOPT:
+        elif key == ADOPT and value != QUARANTINED:
             store.adopt_at(path, at, name)
             ops.caches.drop_attributes(node.id)
-        elif key == ROLLBACK:
+        elif key in (ADOPT, ROLLBACK):
             if caller.uid not in (0, status.st_uid):  # an earlier version may have been his alone
                 raise PermissionError(errno.EPERM, "for the owner of the file")
-            store.rollback_at(path, at, name, _generation(value))
+            if key == ROLLBACK:
+                store.rollback_at(path, at, name, _generation(value))
+            elif store.owner_in_quarantine(path) in (caller.uid, status.st_uid) or not caller.uid:
+                store.take_back_at(path, at, name)
+            else:
+                raise PermissionError(errno.EPERM, "it was another user's")
         else:
             raise OSError(errno.EOPNOTSUPP, "no such command")
 
@@ -139,6 +150,8 @@ def _perform_on_control(ops: Attributes, key: str, value: bytes) -> None:
     path = os.fsdecode(name)
     if key == ROLLBACK:
         store.rollback(path, _generation(what))
+    elif key == ADOPT and what == QUARANTINED:
+        store.take_back(path)
     elif key == ADOPT:
         known = history.lineages_by_path(store.layout)
         store.take(Finding(path, Condition.MISSING), known)

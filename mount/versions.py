@@ -89,7 +89,7 @@ class Versions:
 
     def any(self) -> bool:
         """Whether there is anything to look at from time to time."""
-        return bool(self._by_folder or self.lingering)
+        return bool(self._by_folder or self.lingering or self.unmarked())
 
     def all(self) -> list[Version]:
         """The unpublished ones."""
@@ -102,6 +102,10 @@ class Versions:
         with self.lock:
             written = {handle.version for handle in self.handles.values() if handle.version}
             return [version for version in written | self.lingering if version.live]
+
+    def unmarked(self) -> list[Version]:
+        """Those of the live ones whose record does not say so yet."""
+        return [version for version in self.live() if version.staged.may_be_marked]
 
     def visible_to(self, caller: Caller, parent: Directory, name: str) -> Version | None:
         """The version that this caller's lookups of the path give, if not the committed one."""
@@ -400,6 +404,7 @@ class Versions:
             if not version.closed:
                 return
         self._close(version)
+        self.mark_live(version)
 
     def _close(self, version: Version) -> None:
         changed = version.unpublished and self._changed(version)

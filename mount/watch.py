@@ -1,5 +1,6 @@
 """What no request tells of: openers that never came back, text that grows under an open descriptor,
-mappings that are gone. A thread looks from time to time, as long as there is anything to look at.
+closed files that somebody can still write, mappings that are gone. A thread looks from time to
+time, as long as there is anything to look at.
 
 Threading: the thread holds no lock between two looks; who holds ``Versions.lock`` may wake it.
 """
@@ -67,6 +68,12 @@ class Watch:
         for version in self._versions.all():
             if not self._dropped(version):
                 self._look_at_content(version)
+        for version in self._versions.unmarked():  # whoever closed it has a duplicate, or a child
+            if version.staged.lock.acquire(blocking=False):
+                try:
+                    self._versions.mark_live(version)
+                finally:
+                    version.staged.lock.release()
         now = time.monotonic()
         if now - self._mappings_at >= _MAPPINGS_S:
             self._mappings_at = now

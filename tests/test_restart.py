@@ -375,7 +375,7 @@ def test_who_changes_what_is_carried_over_changes_its_format() -> None:
         model.Version: "staged node at members fresh known expected public closing ended lingering "
         "appends is_log is_binary grows_since before overtakers mappers numbers synced held "
         "killed mauled failure handles",
-        Staged: "txid fd path as_opened state touched sealed record digested hasher base "
+        Staged: "txid fd path as_opened state touched continues sealed record digested hasher base "
         "writeback_error lock",
         handover.Header: "options changes root lock device request agreed descriptors version",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 from collections.abc import Callable, Iterator
 
@@ -53,15 +54,24 @@ def rollback(directory: str, path: str, to: int | None) -> None:
 @click.argument("directory")
 @click.argument("paths", nargs=-1)
 @click.option("--from", "sums", metavar="FILE", help="Only what agrees with this list of digests.")
+@click.option("--quarantined", is_flag=True, help="What was put into quarantine of the PATHS.")
 @click.option("--checksum", type=click.Choice(ALGORITHMS), default="blake3", show_default=True)
-def adopt(directory: str, paths: tuple[str, ...], sums: str | None, checksum: str) -> None:
+def adopt(
+    directory: str, paths: tuple[str, ...], sums: str | None, quarantined: bool, checksum: str
+) -> None:
     """Take DIRECTORY, or the PATHS in it, as it is: record the files that have no record or were
     edited outside, and let go of the history of those that were deleted.
+
+    --quarantined makes what was last taken for damage at each PATH its version again; what stands
+    there now is kept as an earlier one.
 
     FILE is what `b3sum` or `sha256sum` printed in DIRECTORY; what differs from it is not adopted.
     The exit code is 4 then.
     """
     below = Below(directory)
+    if quarantined:
+        _take_back(below, directory, paths, checksum)
+        return
     listed = _listed(sums) if sums else {}
     named = {below.relative(path) for path in paths}
     done = wrong = 0
@@ -83,6 +93,30 @@ def adopt(directory: str, paths: tuple[str, ...], sums: str | None, checksum: st
             tidy()
     say(f"{directory}: {done} adopted" + (f", {wrong} not" if wrong else ""))
     sys.exit(LEFT if wrong else 0)
+
+
+def _take_back(below: Below, directory: str, paths: tuple[str, ...], checksum: str) -> None:
+    below.needed_layout()
+    if not paths:
+        raise UsageError("--quarantined needs a PATH; `ckptfs log` lists what is in quarantine")
+    for path in map(below.relative, paths):
+        if below.served is None:
+            with _opened(below, checksum) as store:
+                store.take_back(path)
+        else:
+            _ask_to_take_back(below, directory, path)
+        say(f"{path}: taken back from quarantine")
+
+
+def _ask_to_take_back(below: Below, directory: str, path: str) -> None:
+    from ckptfs.mount import commands as mount_commands
+
+    try:
+        mount_commands.take_back(below.served_at, path)
+    except OSError as error:
+        if error.errno == errno.ENODATA:
+            raise NoSuchGeneration(f"{path}: nothing of it lies in quarantine") from None
+        raise CannotServe(f"{path}: {error.strerror}") from None
 
 
 def _listed(file: str) -> dict[str, str]:
