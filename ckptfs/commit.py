@@ -17,16 +17,17 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 
+from ckptfs import evidence, osfs
 from ckptfs import format as fmt
-from ckptfs import osfs, structure
 from ckptfs.committed import Replaced
 from ckptfs.errors import BrokenStructure
+from ckptfs.evidence import Kind
 from ckptfs.format import Record
 from ckptfs.growth import Alone, nobody_else
 from ckptfs.names import Names
 from ckptfs.protocol import VISIBLE, Event, State, Step
 from ckptfs.staged import Digested, Fingerprint, Staged
-from ckptfs.structure import Proof, Read, Structure, Verdict
+from ckptfs.structure import Read, Structure, Verdict
 
 _SEAL_ATTEMPTS = 2
 DIGESTED_TWICE_BYTES = 1 << 20
@@ -155,12 +156,12 @@ class Committer(Names):
         return size, lambda offset, length: self.growth.read(staged, length, offset)
 
     def _proven(self, staged: Staged, judged: Structure) -> Structure:
-        """Of what was written into the version before it, the whole archive must agree with its
-        checksums: a part that was overwritten shows nowhere else."""
-        if staged.continues and judged.verdict is Verdict.SOUND:
-            proven = structure.prove(*self._content(staged))
-            if proven.proof is Proof.FAILS:
-                return Structure(Verdict.BROKEN, proven.reason)
+        """What was written into a sound version must be whole by all that its format tells: a part
+        that was overwritten shows nowhere else."""
+        if self.validate and staged.continues is Verdict.SOUND:
+            found = evidence.by_format(staged.path, *self._content(staged), Verdict.SOUND)
+            if found is not None and found.kind is Kind.DAMAGED:
+                return Structure(Verdict.BROKEN, found.reason)
         return judged
 
     def seal(self, staged: Staged, replaced: Replaced | None) -> Record:

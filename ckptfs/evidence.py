@@ -57,7 +57,7 @@ def judge(
     if size_bytes == 0:
         return _damaged("emptied") if not _is_text(name) else Evidence(Kind.EDITED)
     return (
-        _by_format(name, size_bytes, read, record)
+        by_format(name, size_bytes, read, Verdict(record.structure))
         or _by_text(name, size_bytes, read, record)
         or _by_blocks(size_bytes, read, record, differing())
     )
@@ -71,9 +71,11 @@ def _is_text(name: str) -> bool:
     return name.endswith(text.SUFFIXES)
 
 
-def _by_format(name: str, size: int, read: Read, record: Record) -> Evidence | None:
-    if record.structure == Verdict.BROKEN.value:
-        return None  # it was not whole before either
+def by_format(name: str, size: int, read: Read, before: Verdict) -> Evidence | None:
+    """What structure and checksums say of a file that was as ``before``; None: nothing. Reads the
+    whole file. ``name`` may be a path."""
+    if before is Verdict.BROKEN:
+        return None  # it was not whole then either
     found = structure.check(name, size, read)
     if found.verdict is Verdict.BROKEN:
         return _damaged(found.reason)
@@ -82,9 +84,11 @@ def _by_format(name: str, size: int, read: Read, record: Record) -> Evidence | N
         return Evidence(Kind.SAVED)
     if proven.proof is Proof.FAILS:
         return _damaged(proven.reason)
-    if record.structure == Verdict.SOUND.value and found.verdict is not Verdict.SOUND:
+    if before is Verdict.SOUND and found.verdict is not Verdict.SOUND:
         head = read(0, _HEAD_BYTES)
-        if not head.startswith((_PICKLE, *structure.MAGIC)):  # torch's format of old is a pickle
+        if head.startswith(structure.ARCHIVE):
+            return _damaged("it is no whole archive any more")
+        if not head.startswith((_PICKLE, structure.ARRAY)):  # torch's format of old is a pickle
             return _damaged("no longer a file of its format")
     return None
 

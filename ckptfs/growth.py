@@ -32,6 +32,7 @@ from ckptfs.layout import Layout
 from ckptfs.osfs import FileSystem
 from ckptfs.protocol import Step
 from ckptfs.staged import Base, Fingerprint, Inode, Staged
+from ckptfs.structure import Verdict
 
 COPIED_AT_ONCE_BYTES = 1 << 20  # a short file is copied when it is opened, a rename commits it
 _STATES_REMEMBERED = 1024  # about 4 KB each
@@ -79,8 +80,14 @@ class Growth:
             elif not shared:
                 self.fs.copy(fd, staged.fd, 0, self.fs.stat(fd).st_size)
             self.fs.copy_times(fd, staged.fd)
+            staged.continues = self._verdict(fd)
         staged.as_opened = self.fingerprint(staged.fd)
-        staged.continues = True
+
+    def _verdict(self, fd: int) -> Verdict | None:
+        with contextlib.suppress(RecordDamaged):
+            record = self.layout.read_record(fd)
+            return Verdict(record.structure) if record else None
+        return None
 
     def _base(self, fd: int) -> tuple[Inode, Fingerprint, Record] | None:
         """None where the bytes are not known to be those of the record: somebody may be storing

@@ -10,7 +10,7 @@ from ckptfs.digest import Hasher
 from ckptfs.format import Record
 from ckptfs.osfs import FileSystem
 from ckptfs.protocol import Event, State, advance
-from ckptfs.structure import Structure
+from ckptfs.structure import Structure, Verdict
 
 Fingerprint = tuple[int, int]  # size in bytes, mtime in ns: moves with every write the kernel sees
 Inode = tuple[int, int]  # st_dev, st_ino
@@ -68,7 +68,7 @@ class Staged:
     as_opened: Fingerprint
     state: State = State.OPEN
     touched: bool = False  # its owner, mode, times or xattrs were changed: commits like a write
-    continues: bool = False  # it began with the bytes of the version before it
+    continues: Verdict | None = None  # of the version with whose bytes it began, if it did
     sealed: Fingerprint | None = None
     record: Record | None = None
     digested: Digested | None = None

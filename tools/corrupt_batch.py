@@ -20,8 +20,16 @@ from blake3 import blake3
 
 from ckptfs.tools import rig
 from ckptfs.tools.corrupt_content import build, shapes
-from ckptfs.tools.corrupt_damage import DONOR, Ranges, Undamageable, damage, kept, record_of
-from ckptfs.tools.corrupt_draw import Kind, Trial
+from ckptfs.tools.corrupt_damage import (
+    DONOR,
+    Ranges,
+    Undamageable,
+    damage,
+    kept,
+    record_of,
+    write_into,
+)
+from ckptfs.tools.corrupt_draw import NEED_OLDER, OUTSIDE, WHILE_SERVED, Kind, Trial
 from ckptfs.tools.corrupt_worker import Loaders
 from ckptfs.tools.rig import Mount, served
 from ckptfs.tools.study import Row
@@ -65,7 +73,9 @@ def run(
         _load(root, states, loaders)
         findings = verify(root)
         with served(root, "--keep", "1", *(["--verify", "off"] if control else [])) as mount:
+            below = mount.below()
             for state in states:
+                _write_into(mount.path, below, state)
                 _read(mount, state)
                 _judge(state, findings)
                 step(1)
@@ -91,7 +101,7 @@ def _write(root: Path, state: _State, scratch: Path) -> None:
             write_file(root / trial.directory / name, data)
             state.sums.setdefault(name, []).append(digest(data))
         state.values = content.values
-        if trial.kind is Kind.STALE and version < trial.versions:
+        if trial.kind in NEED_OLDER and version < trial.versions:
             state.older = content.files[trial.target]
     if trial.kind is Kind.RECORD_FOREIGN:
         draw = trial.draw("donor")
@@ -125,21 +135,45 @@ def _damage(root: Path, state: _State) -> None:
         "size": path.stat().st_size,
         "kept": sum(record_of(root, kept_path) is not None for kept_path in history),
     }
+    if trial.kind in WHILE_SERVED:
+        return
     try:
         state.ranges = damage(root, trial, state.older)
     except Undamageable as why:
         state.row["skipped"] = str(why)
         return
+    _damaged(state, path)
+
+
+def _damaged(state: _State, path: Path) -> None:
+    """Make sure that it is."""
+    trial = state.trial
     state.row["ranges"] = state.ranges
     changed = digest(path.read_bytes()) != state.sums[trial.target][-1]
     if changed is not trial.kind.changes_bytes:
         raise RuntimeError(f"trial {trial.number}: the damage did not do what it is named after")
 
 
+def _write_into(mounted: Path, below: Path, state: _State) -> None:
+    """Below the mount, or through it, where the close has to refuse it."""
+    trial, draw = state.trial, state.trial.draw("damage")
+    if trial.kind is Kind.LIVE:
+        state.ranges = write_into(below / trial.path, draw)
+        _damaged(state, below / trial.path)
+    elif trial.kind is Kind.THROUGH:
+        state.row["refused"] = False
+        try:
+            state.ranges = write_into(mounted / trial.path, draw)
+        except OSError as error:
+            state.row["refused"] = error.errno == errno.EBADMSG
+
+
 def _load(root: Path, states: Sequence[_State], loaders: Loaders) -> None:
     """What the loaders make of the damaged bytes by themselves, without any mount."""
     for state in states:
         if "skipped" in state.row or not state.trial.kind.changes_bytes:
+            continue
+        if state.trial.kind in WHILE_SERVED:
             continue
         folder = root / state.trial.directory
         path = folder if state.trial.format == "dcp" else folder / state.trial.target
@@ -208,10 +242,12 @@ def _judge(state: _State, findings: Mapping[str, list[Row]]) -> None:
         row["located"] = all(
             any(start < to and end > at for at, to in told) for start, end in state.ranges
         )
-    row["by_open"] = row["served"] == "EIO" or bool(row["events"])
+    # that a save was noticed is no alarm
+    quiet = {"modified outside", "modified"} if trial.kind in OUTSIDE else set()
+    row["by_open"] = row["served"] == "EIO" or bool(set(row["events"]) - quiet)
     if trial.kind.changes_bytes:
         row["by_open"] = row["by_open"] or row["served"] == "older"
-    not_ok = any(finding["condition"] != "ok" for finding in own)
+    not_ok = any(finding["condition"] not in quiet | {"ok"} for finding in own)
     row["by_verify"] = not_ok or bool(row["history"])
     for name in state.sums.keys() - {trial.target}:
         for finding in findings.get(f"{trial.directory}/{name}", []):
@@ -232,9 +268,13 @@ def shortcomings(row: Row, *, control: bool = False) -> list[str]:
         return []
     kind = Kind[row["kind"]]
     if control:
-        seen = row["served"] == "wrong" or not kind.changes_bytes
+        seen = row["served"] == "wrong" or not kind.changes_bytes or kind is Kind.THROUGH
         return [] if seen else ["the damage was not seen"]
     short = []
+    if row.get("refused") is False:
+        short.append("the write was not refused")
+    if is_unproven(row):
+        return short
     if row["served"] == "wrong":
         short.append("wrong bytes served")
     elif row["served"] not in ("newest", "older", "EIO"):
@@ -248,14 +288,25 @@ def shortcomings(row: Row, *, control: bool = False) -> list[str]:
     return short
 
 
+def is_unproven(row: Row) -> bool:
+    """Served, since nothing tells it from a save: of what moves the times, in a format without
+    checksums."""
+    has_checksums = row["format"] in ("pt", "npz") or row["file"].endswith(".distcp")
+    return Kind[row["kind"]] in OUTSIDE and row["served"] == "wrong" and not has_checksums
+
+
 def can_be_noticed(row: Row) -> bool:
     """A file without a record and without history is one that was there before ckptfs."""
+    if is_unproven(row):
+        return False
     return Kind[row["kind"]] is not Kind.RECORD_MISSING or row["kept"] > 0
 
 
 def had_good_generation(row: Row) -> bool:
     kind = Kind[row["kind"]]
+    if kind is Kind.THROUGH:
+        return True
     if kind.changes_bytes:
-        return kind is not Kind.BOTH and row["kept"] > 0
+        return kind is not Kind.BOTH and row["kept"] > 0 and not is_unproven(row)
     # Under a damaged record alone the bytes are sound, but nothing proves it.
     return row["kept"] > 0 or kind in (Kind.HISTORY, Kind.RECORD_MISSING)

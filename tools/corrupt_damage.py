@@ -1,4 +1,5 @@
-"""Damage, done to a directory that no daemon serves. Times stay: rot moves none."""
+"""Damage, done to a directory that no daemon serves. Times stay, as rot moves none, but for what
+programs and people do."""
 
 from __future__ import annotations
 
@@ -133,6 +134,40 @@ def replace_content(path: Path, content: bytes) -> Ranges:
         return [(0, max(size, len(content)))]
 
 
+# --- what programs and people do -----------------------------------------------------------------
+
+
+def write_into(path: Path, draw: random.Random) -> Ranges:
+    """As dd with conv=notrunc: up to a tenth of the file. Raises OSError of its close."""
+    size = path.stat().st_size
+    length = min(size, draw.randint(16, max(PAGE_BYTES, size // 10)))
+    at = draw.randrange(size - length + 1)
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        os.pwrite(fd, draw.randbytes(length), at)
+    finally:
+        os.close(fd)
+    return [(at, at + length)]
+
+
+def _cut(path: Path, draw: random.Random) -> Ranges:
+    size = path.stat().st_size
+    left = draw.choice([0, draw.randrange(size), draw.randrange(size)])
+    os.truncate(path, left)
+    return [(left, size)]
+
+
+def _copy_part(path: Path, content: bytes, draw: random.Random) -> Ranges:
+    """As a copy in place that was killed."""
+    length = max(1, int(min(len(content), path.stat().st_size) * draw.uniform(0.05, 0.95)))
+    with open(path, "r+b") as file:
+        if file.read(length) == content[:length]:
+            raise Undamageable(f"{path}: begins in the same way")
+        file.seek(0)
+        file.write(content[:length])
+    return [(0, length)]
+
+
 # --- records -------------------------------------------------------------------------------------
 
 
@@ -185,6 +220,12 @@ def damage(root: Path, trial: Trial, older: bytes) -> Ranges:
         return damage_bytes(path, trial.kind, draw)
     if trial.kind is Kind.STALE:
         return replace_content(path, older)
+    if trial.kind is Kind.WRITTEN:
+        return write_into(path, draw)
+    if trial.kind is Kind.CUT:
+        return _cut(path, draw)
+    if trial.kind is Kind.COPIED:
+        return _copy_part(path, older, draw)
     record = record_of(root, path)
     if record is None:
         raise Undamageable(f"{trial.path}: has no record")

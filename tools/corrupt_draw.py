@@ -40,6 +40,12 @@ class Kind(enum.Enum):
     RECORD_FOREIGN = "record of another file"
     SIDECAR = "sidecar record damaged"
     HISTORY = "history damaged"
+    # by programs and people, so that times move as for an edit:
+    WRITTEN = "overwritten in place"
+    CUT = "cut by a program"
+    COPIED = "partly copied over"
+    LIVE = "overwritten below a live mount"
+    THROUGH = "overwritten through the mount"
 
     @property
     def changes_bytes(self) -> bool:
@@ -54,8 +60,12 @@ OF_BYTES = (
     *(Kind.BIT, Kind.BYTE, Kind.BURST, Kind.ZERO_BLOCK, Kind.ZERO_HALF),
     *(Kind.TRUNCATED, Kind.EXTENDED, Kind.SWAPPED),
 )
+OUTSIDE = frozenset({Kind.WRITTEN, Kind.CUT, Kind.COPIED, Kind.LIVE, Kind.THROUGH})
+WHILE_SERVED = frozenset({Kind.LIVE, Kind.THROUGH})
+_WITH_CHECKSUMS = ("pt", "npz")  # what is written into others through a mount, is a save
 _OF_BLOCKS = frozenset({Kind.ZERO_BLOCK, Kind.SWAPPED})
-_NEED_HISTORY = frozenset({Kind.STALE, Kind.BOTH, Kind.HISTORY})
+_NEED_HISTORY = frozenset({Kind.STALE, Kind.BOTH, Kind.HISTORY, Kind.COPIED})
+NEED_OLDER = frozenset({Kind.STALE, Kind.COPIED})  # the content one version before
 _WRITTEN_IN_PLACE = ("pt", "npz", "json")  # so that a version inherits what fills its xattrs
 
 
@@ -89,7 +99,8 @@ def trial(seed: int, number: int, max_bytes: int) -> Trial:
     kinds = list(Kind)
     turn, place = divmod(number, len(kinds))
     kind = random.Random(f"{seed}/kinds/{turn}").sample(kinds, len(kinds))[place]
-    form = draw.choice(_WRITTEN_IN_PLACE if kind is Kind.SIDECAR else FORMATS)
+    forms = {Kind.SIDECAR: _WRITTEN_IN_PLACE, Kind.THROUGH: _WITH_CHECKSUMS}.get(kind, FORMATS)
+    form = draw.choice(forms)
     size = max_bytes if number % _LARGEST_EVERY == _LARGEST_EVERY // 2 else _size(draw, max_bytes)
     if kind in _OF_BLOCKS:
         size = max(size, _BLOCKS_MIN_BYTES)

@@ -1,4 +1,4 @@
-"""What must raise no alarm: reads of untouched files, and edits made outside of a mount."""
+"""What must raise no alarm: reads of untouched files, saves and edits made outside of a mount."""
 
 from __future__ import annotations
 
@@ -139,17 +139,10 @@ def _bytes_read(pid: int) -> int:
 
 # --- edits made outside --------------------------------------------------------------------------
 
-# $F is the file, $O another with other bytes and an older mtime, $H the generation kept of $F,
-# $R a file that has a record of its own.
+# $F is the file, $O another save of its kind with an older mtime, $H the generation kept of $F, $R a
+# file that has a record of its own.
 EDITS = {
-    "echo >>": 'echo more >> "$F"',
-    "rewrite": 'head -c 3000 /dev/urandom > "$F"',
-    "rewrite, same size": 'head -c "$(stat -c %s "$F")" /dev/urandom > "$F"',
-    "dd in the middle": 'dd if=/dev/urandom of="$F" bs=1 count=16 seek=50 conv=notrunc status=none',
-    "sed -i": "LC_ALL=C sed -i '1s/^/edited /' \"$F\"",
-    "truncate": 'truncate -s -7 "$F"',
-    "truncate to nothing": ': > "$F"',
-    "truncate, longer": 'truncate -s +500 "$F"',
+    "save": 'cat "$O" > "$F"',
     "cp": 'cp "$O" "$F"',
     "cp -p": 'cp -p "$O" "$F"',
     "cp -a of an older generation": 'cp -a "$H" "$F"',
@@ -162,6 +155,11 @@ EDITS = {
     "touch -d": "touch -d '2020-02-02 02:02:02' \"$F\"",
     "touch": 'touch "$F"',
 }
+OF_TEXT = {
+    "echo >>": 'echo >> "$F"',
+    "sed -i": 'sed -i \'s/"step": 2/"step": 20000/\' "$F"',
+    "an editor": 'text="$(cat "$F")"; printf "\\n%s\\n" "$text" > "$F"',
+}
 
 
 @dataclass
@@ -171,12 +169,17 @@ class _Edit:
     path: str
     drawn: Trial
 
+    @property
+    def command(self) -> str:
+        return {**EDITS, **OF_TEXT}[self.name]
+
 
 def edit_outside(
     numbers: Sequence[int], seed: int, on: Path, step: Callable[[int], None] = lambda _: None
 ) -> list[Row]:
     """Write files through a mount, edit them without it, and read them through a mount again."""
     names = [name for name in EDITS if not name.startswith("rsync") or _has_rsync()]
+    of_text = [*names, *OF_TEXT]
     with tempfile.TemporaryDirectory(prefix="ckptfs-corrupt-", dir=on) as scratch:
         root = Path(os.path.realpath(scratch), "served")
         root.mkdir()
@@ -184,12 +187,13 @@ def edit_outside(
         for number in numbers:
             drawn = _single(seed, number, _EDITED_MAX_BYTES)
             path = f"e{number:06}.{drawn.format}"
-            edits.append(_Edit(number, names[number % len(names)], path, drawn))
+            known = of_text if drawn.format == "json" else names
+            edits.append(_Edit(number, known[number % len(known)], path, drawn))
         with served(root):
             for edit in edits:
                 for version in (1, 2):
                     write_file(root / edit.path, _content(edit.drawn, version, Path(scratch)))
-                if "$R" in EDITS[edit.name]:
+                if "$R" in edit.command:
                     write_file(root / f"{edit.path}.new", edit.drawn.draw("new").randbytes(2000))
         after = [_edit(root, Path(scratch), edit) for edit in edits]
         findings = verify(root)
@@ -207,8 +211,7 @@ def _edit(root: Path, scratch: Path, edit: _Edit) -> str:
     """Returns the digest of what the file holds now."""
     path, other = root / edit.path, scratch / "other"
     draw = random.Random(f"{edit.drawn.seed}/{edit.number}/edit")
-    size = path.stat().st_size
-    other.write_bytes(draw.randbytes(size if draw.random() < 0.5 else draw.randint(1, 50_000)))
+    other.write_bytes(_content(edit.drawn, 3, scratch))
     os.utime(other, ns=(10**18, 10**18 + draw.randrange(10**15)))
     record = record_of(root, path)
     history = kept(root, record.lineage) if record else []
@@ -219,7 +222,7 @@ def _edit(root: Path, scratch: Path, edit: _Edit) -> str:
         "R": f"{path}.new",
     }
     done = subprocess.run(
-        ["bash", "-c", EDITS[edit.name]],
+        ["bash", "-c", edit.command],
         env={**os.environ, **names},
         capture_output=True,
         text=True,

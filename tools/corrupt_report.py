@@ -7,7 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ckptfs.tools.corrupt_batch import can_be_noticed, had_good_generation, shortcomings
+from ckptfs.tools.corrupt_batch import (
+    can_be_noticed,
+    had_good_generation,
+    is_unproven,
+    shortcomings,
+)
 from ckptfs.tools.corrupt_draw import Kind
 from ckptfs.tools.corrupt_quiet import held
 from ckptfs.tools.corrupt_worker import LOADERS, noticed
@@ -15,7 +20,16 @@ from ckptfs.tools.study import Row, markdown
 
 PAPER = "arXiv 2511.18323: SHA-256 guard, 1,600 trials, 99.8-100% noticed, 0 false positives"
 NOTHING = "-"
-_HEADS = ("damage", "trials", "at open", "by verify", "noticed", "good one served", "wrong bytes")
+_HEADS = (
+    "damage",
+    "trials",
+    "at open",
+    "by verify",
+    "noticed",
+    "good one served",
+    "wrong bytes",
+    "no proof",
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,11 @@ class Line:
 
     @property
     def wrong(self) -> Share:
-        return self.share(lambda row: row["served"] == "wrong")
+        return self.share(lambda row: row["served"] == "wrong" and not is_unproven(row))
+
+    @property
+    def unproven(self) -> Share:
+        return self.share(is_unproven)
 
     def by_loader(self, name: str) -> Share:
         rows = [row for row in self.rows if name in row.get("loaders", {})]
@@ -74,7 +92,8 @@ class Line:
         by_verify = self.share(lambda row: row["by_verify"])
         counts = [f"{len(self.rows):,}", str(at_open), str(by_verify), str(self.noticed)]
         loaders = [str(self.by_loader(name)) for name in LOADERS]
-        return [self.name, *counts, str(self.good_served), f"{self.wrong.part:,}", *loaders]
+        wrong, unproven = f"{self.wrong.part:,}", f"{self.unproven.part:,}"
+        return [self.name, *counts, str(self.good_served), wrong, unproven, *loaders]
 
 
 def lines(rows: Iterable[Row]) -> list[Line]:
@@ -131,8 +150,9 @@ def table(rows: Sequence[Row], *, seed: int, control: bool) -> str:
         "",
         "*at open*, *by verify*, *noticed* (by either): share of the trials. *Good one served*: "
         "of the trials in which a good generation was left. *Wrong bytes*: opens that handed out "
-        "other bytes than a version had. From `torch.load` on: what the loaders notice by "
-        "themselves in the same damaged bytes (they raised, crashed or hung).",
+        "other bytes than a version had. *No proof*: changed by a program, in a format without "
+        "checksums, and nothing told it from a save: served. From `torch.load` on: what the loaders "
+        "notice by themselves in the same damaged bytes (they raised, crashed or hung).",
         "",
         *_loader_lines(rows),
         *_located_lines(rows),

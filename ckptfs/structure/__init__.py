@@ -22,9 +22,9 @@ from ckptfs.structure.pickles import PROTO, check_dcp_metadata
 from ckptfs.structure.tensors import check_safetensors
 from ckptfs.structure.zips import ZIP_END, ZIP_LOCAL, check_zip
 
-__all__ = ["MAGIC", "Proof", "Proven", "Read", "Structure", "Verdict", "check", "prove"]
+__all__ = ["ARCHIVE", "ARRAY", "Proof", "Proven", "Read", "Structure", "Verdict", "check", "prove"]
 
-MAGIC = (ZIP_LOCAL, ZIP_END, NPY_MAGIC)
+ARCHIVE, ARRAY = (ZIP_LOCAL, ZIP_END), NPY_MAGIC  # what files of these begin with
 
 # No format of these names begins with zeros. Not so .npy, .bin, .ckpt and .distcp: np.memmap and
 # ndarray.tofile put raw arrays under such names.
