@@ -281,7 +281,8 @@ class Check:
     def _generation(self, lineage: str, generation: int) -> Finding:
         path = generation_path(lineage, generation)
         quick, direct = not self.scope.reads(path), self.scope.direct
-        how = {"quick": quick, "direct": direct, "outside": Outside.REFUSE}
+        of = history.noted_path(self.layout, lineage)
+        how = {"quick": quick, "direct": direct, "called": of or ""}
         try:
             with osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder:
                 name = str(generation)
@@ -293,7 +294,6 @@ class Check:
             return Finding(path, Condition.MISSING)
         if lineage in self._orphans and found.condition not in ROTTEN:
             return _unreachable(found, self._orphans[lineage])
-        of = history.noted_path(self.layout, lineage)
         if of is not None and found.condition is not Condition.OK:
             found = replace(found, detail=f"of {of}; {found.detail}".rstrip("; "))
         return found

@@ -100,7 +100,7 @@ class Guard:
         if self.known_good(at, name):
             return
         before = stamp(self.fs.lstat(at, name))
-        finding = examine(self.layout, at, name, outside=Outside.REFUSE)
+        finding = examine(self.layout, at, name, called=path)
         if finding.condition in ROTTEN:
             raise Rotten(f"{path}: {finding.detail}")
         self._remember(before)
@@ -136,11 +136,12 @@ class Guard:
 
     def _is_good(self, lineage: str, generation: int, *, asked: bool = False) -> bool:
         """Proven by its record or, where a user ``asked`` for it, not disproven."""
+        path = history.noted_path(self.layout, lineage)
         with (
             contextlib.suppress(OSError),
             osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder,
         ):
-            found = examine(self.layout, folder, str(generation), outside=Outside.REFUSE)
+            found = examine(self.layout, folder, str(generation), called=path or "")
             if not history.holds(self.layout, folder, lineage, found.record):
                 return False
             return found.condition is Condition.OK or (asked and found.condition not in ROTTEN)

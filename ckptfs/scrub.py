@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from ckptfs import format as fmt
 from ckptfs import history, osfs, parts
 from ckptfs.errors import CkptfsError
-from ckptfs.protocol import Outside
 from ckptfs.store import Store
 from ckptfs.verify import ROTTEN, examine_at
 from ckptfs.walk import walk
@@ -145,7 +144,7 @@ class Scrub:
                 name,
                 folder,
                 name,
-                outside=Outside.REFUSE,
+                called=history.noted_path(layout, lineage) or "",
                 direct=True,
                 before=self._pause,
             )

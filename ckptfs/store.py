@@ -385,11 +385,10 @@ class Store:
         done; nothing, where it is good after all."""
         name = str(generation)
         with osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder:
-            how = {"outside": Outside.REFUSE, "direct": True}
-            finding = examine_at(self.layout, name, folder, name, **how)
+            path = history.noted_path(self.layout, lineage)
+            finding = examine_at(self.layout, name, folder, name, called=path or "", direct=True)
             if finding.condition not in ROTTEN:
                 return ""
-            path = history.noted_path(self.layout, lineage)
             story: dict[str, object] = {
                 "path": path,
                 "reason": f"generation {generation}: {finding.detail}",

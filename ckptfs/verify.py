@@ -85,11 +85,13 @@ def examine(
     name: str,
     *,
     outside: Outside = Outside.JUDGE,
+    called: str = "",
     direct: bool = False,
     quick: bool = False,
     before: Before | None = None,
 ) -> Finding:
-    """Compare ``at/name`` with its record. ``outside``: what other bytes under another time are.
+    """Compare ``at/name`` with its record. ``outside``: what other bytes under another time are;
+    ``called``: the path by whose name they are judged, where that is not ``name``.
     ``direct`` reads past the page cache, ``quick`` no bytes at all; ``before`` is called ahead of
     each chunk.
 
@@ -100,7 +102,7 @@ def examine(
         if not osfs.is_regular(status):  # opening a FIFO would wait for its writer
             raise OSError(errno.EINVAL, "not a regular file")
         was = stamp(status)
-        finding = _examine_once(layout, at, name, outside, direct, quick, before)
+        finding = _examine_once(layout, at, name, outside, called, direct, quick, before)
         if finding.condition in _SETTLED:
             return finding
         unchanged = stamp(layout.fs.lstat(at, name)) == was
@@ -126,6 +128,7 @@ def _examine_once(
     at: int,
     name: str,
     outside: Outside,
+    called: str,
     direct: bool,
     quick: bool,
     before: Before | None,
@@ -154,7 +157,7 @@ def _examine_once(
         if fs.stat(fd).st_mtime_ns != status.st_mtime_ns:
             return _modified(name, size, record)
         if touched and not trouble:
-            told = _judged(layout, fd, name, size, record, found, outside)
+            told = _judged(layout, fd, called or name, size, record, found, outside)
             if told.kind is not Kind.DAMAGED:
                 return _modified(name, size, record, told.kind.value)
             trouble = told.reason
@@ -175,7 +178,7 @@ def _modified(
 def _judged(
     layout: Layout,
     fd: int,
-    name: str,
+    path: str,
     size: int,
     record: Record,
     digest: str,
@@ -197,7 +200,7 @@ def _judged(
             return sums.differing(layout.fs, fd, size, record.size_bytes, record.sums)
         return []
 
-    return evidence.judge(name, size, read, record, differing)
+    return evidence.judge(path, size, read, record, differing)
 
 
 def _kept_as(layout: Layout, record: Record, digest: str) -> int | None:

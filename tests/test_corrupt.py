@@ -203,6 +203,11 @@ def test_what_falls_short_is_told() -> None:
     missing = row(Kind.RECORD_MISSING, by_verify=False, served="newest")
     assert shortcomings(missing) == ["not noticed"]
     assert shortcomings({**missing, "kept": 0}) == []
+    unproven = row(Kind.WRITTEN, served="wrong", by_verify=False, file="model.safetensors")
+    assert shortcomings(unproven) == []
+    assert "wrong bytes served" in shortcomings({**unproven, "file": "model.pt"})
+    assert shortcomings(row(Kind.THROUGH, served="newest", refused=True)) == []
+    assert shortcomings(row(Kind.THROUGH, served="newest", refused=False))
     assert shortcomings(row(Kind.BIT), control=True)
     assert not shortcomings(row(Kind.BIT, served="wrong"), control=True)
 

@@ -291,8 +291,9 @@ def shortcomings(row: Row, *, control: bool = False) -> list[str]:
 def is_unproven(row: Row) -> bool:
     """Served, since nothing tells it from a save: of what moves the times, in a format without
     checksums."""
-    has_checksums = row["format"] in ("pt", "npz") or row["file"].endswith(".distcp")
-    return Kind[row["kind"]] in OUTSIDE and row["served"] == "wrong" and not has_checksums
+    if Kind[row["kind"]] not in OUTSIDE or row["served"] != "wrong":
+        return False
+    return not row["file"].endswith((".pt", ".npz", ".distcp"))
 
 
 def can_be_noticed(row: Row) -> bool:

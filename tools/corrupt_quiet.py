@@ -139,8 +139,8 @@ def _bytes_read(pid: int) -> int:
 
 # --- edits made outside --------------------------------------------------------------------------
 
-# $F is the file, $O another save of its kind with an older mtime, $H the generation kept of $F, $R a
-# file that has a record of its own.
+# $F is the file, $O another save of its kind with an older mtime, $H the generation kept of $F, and
+# $R a file that has a record of its own.
 EDITS = {
     "save": 'cat "$O" > "$F"',
     "cp": 'cp "$O" "$F"',

@@ -151,8 +151,8 @@ def table(rows: Sequence[Row], *, seed: int, control: bool) -> str:
         "*at open*, *by verify*, *noticed* (by either): share of the trials. *Good one served*: "
         "of the trials in which a good generation was left. *Wrong bytes*: opens that handed out "
         "other bytes than a version had. *No proof*: changed by a program, in a format without "
-        "checksums, and nothing told it from a save: served. From `torch.load` on: what the loaders "
-        "notice by themselves in the same damaged bytes (they raised, crashed or hung).",
+        "checksums, and nothing told it from a save: served. From `torch.load` on: what the "
+        "loaders notice by themselves in the same damaged bytes (they raised, crashed or hung).",
         "",
         *_loader_lines(rows),
         *_located_lines(rows),
