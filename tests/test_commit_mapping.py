@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import condition, store_on
+from harness import examine, store_on
 
 from ckptfs import commit
 from ckptfs.osfs import OsFs
+from ckptfs.protocol import Outside
 from ckptfs.tools.faults import Before, Call, Ignoring
 from ckptfs.verify import Condition
 
@@ -56,7 +57,10 @@ def _rots(directory: Path, size: int, wrap: Callable[[Any], Any] = lambda fs: fs
         store.fs.write(staged.fd, bytes(size), 0)
         stores.start(staged.fd, size)
         store.commit(staged, store.root, "f")
-        if condition(store, "f") not in (Condition.OK, Condition.MODIFIED):
+        looked_at = examine(
+            store, "f", outside=Outside.ACCEPT
+        )  # whether its time tells it from rot
+        if looked_at.condition not in (Condition.OK, Condition.MODIFIED):
             found.append(stores.ahead_of)
         stores.stop()
         store.fs.close(staged.fd)

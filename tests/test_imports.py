@@ -17,7 +17,7 @@ LAYERS = {
     **dict.fromkeys(
         ["parts", "layout", "history", "ordering", "staged", "growth", "committed", "commit"], 2
     ),
-    **dict.fromkeys(["lineages", "names"], 2),
+    **dict.fromkeys(["evidence", "lineages", "names"], 2),
     **dict.fromkeys(
         ["verify", "walk", "guard", "sets", "pipeline", "writeback", "sharing", "usage", "events"],
         3,
