@@ -68,10 +68,17 @@ class Caches:
         """They are asked for again once this returns. Never waits for a request."""
 
     def drop_name(
-        self, parent_id: int, name: str, gone: int = 0, then: Callable[[], None] = nothing
+        self,
+        parent_id: int,
+        name: str,
+        gone: int = 0,
+        then: Callable[[], None] = nothing,
+        begun: Callable[[], None] = nothing,
     ) -> None:
-        """The name is looked up again, soon after this returns; then ``then`` is called. Who
-        watches the node ``gone``, if the name stood for that, is told that it is deleted."""
+        """The name is looked up again, soon after this returns: ``begun`` is called ahead of it,
+        ``then`` after it. Who watches the node ``gone``, if the name stood for that, is told that
+        it is deleted."""
+        begun()
         then()
 
 

@@ -14,6 +14,7 @@ import errno
 import functools
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ NO_REPLY = object()  # it comes later
 _AGAIN_S = 1.0  # until then a request by a thread that was sent back is its second try
 _TRIES = 50
 _LOST = (errno.ESTALE, errno.ENOENT)
+_BEGUN_S = 0.1  # at most: other notifications may be ahead
 _NOTIFIED_S = 0.002  # for a notification to get as far as to the lock that its request holds
 _Handler = Callable[[int, Caller, memoryview], Any]
 _RENAMED_S = 0.001  # for a rename to be over
@@ -183,8 +185,9 @@ class Again:
             answer = functools.partial(self._answers.error, asked.unique, -errno.ESTALE)
             drop_name(node.parent.id, node.name, node.id, answer)
             return NO_REPLY
-        drop_name(node.parent.id, node.name, node.id)
-        return Slow(_stale_once_notified)
+        begun = threading.Event()
+        drop_name(node.parent.id, node.name, node.id, begun=begun.set)
+        return Slow(functools.partial(_stale_once_notified, begun))
 
     # --- the second time -------------------------------------------------------------------------
 
@@ -298,7 +301,8 @@ class Again:
         raise stale()
 
 
-def _stale_once_notified() -> NoReturn:
+def _stale_once_notified(begun: threading.Event) -> NoReturn:
+    begun.wait(_BEGUN_S)
     time.sleep(_NOTIFIED_S)
     raise stale()
 

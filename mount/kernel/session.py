@@ -78,7 +78,7 @@ class KernelCaches(Caches):
 
     def __init__(self, device: int) -> None:
         self._device = device
-        self._names: Queue[tuple[int, str, int, Callable[[], None]]] = Queue()
+        self._names: Queue[tuple[int, str, int, Callable[[], None], Callable[[], None]]] = Queue()
         threading.Thread(target=self._drop_names, name="ckptfs-notify", daemon=True).start()
 
     def drop_attributes(self, nodeid: int) -> None:
@@ -86,13 +86,19 @@ class KernelCaches(Caches):
         self._notify(wire.NOTIFY_INVAL_INODE, body)
 
     def drop_name(
-        self, parent_id: int, name: str, gone: int = 0, then: Callable[[], None] = nothing
+        self,
+        parent_id: int,
+        name: str,
+        gone: int = 0,
+        then: Callable[[], None] = nothing,
+        begun: Callable[[], None] = nothing,
     ) -> None:
-        self._names.put((parent_id, name, gone, then))
+        self._names.put((parent_id, name, gone, then, begun))
 
     def _drop_names(self) -> None:
         while True:
-            parent_id, name, gone, then = self._names.get()
+            parent_id, name, gone, then, begun = self._names.get()
+            begun()
             encoded = os.fsencode(name)
             if gone:
                 head = wire.DELETE_OUT.pack(parent_id, gone, len(encoded), 0)
