@@ -25,9 +25,10 @@ from typing import NamedTuple
 from ckptfs import structure, sums
 from ckptfs.format import Record
 from ckptfs.structure import Proof, Read, Verdict, text
+from ckptfs.structure.base import Unjudged, pieces
 
 _PICKLE = b"\x80"
-_HEAD_BYTES, _PIECE_BYTES = 64, 1 << 20
+_HEAD_BYTES = 64
 _ZEROS = "zeros where there was data"
 Ranges = list[tuple[int, int]]
 
@@ -46,11 +47,11 @@ class Evidence(NamedTuple):
 
 
 def judge(
-    path: str, size_bytes: int, read: Read, record: Record, differing: Callable[[], Ranges]
+    path: str, size_bytes: int, read: Read, record: Record, differing: Callable[[], Ranges | None]
 ) -> Evidence:
     """``read`` is as for :func:`ckptfs.structure.check`; ``differing`` gives the ranges of bytes
-    that are not as recorded, as :func:`ckptfs.sums.differing` does. An OSError of them is passed
-    on."""
+    that are not as recorded, as :func:`ckptfs.sums.differing` does, or None where the sums are
+    none. An OSError of them is passed on."""
     if record.live:
         return Evidence(Kind.LIVE)
     name = path.rpartition("/")[2].lower()
@@ -102,13 +103,13 @@ def _by_text(name: str, size: int, read: Read, record: Record) -> Evidence | Non
     return _damaged(trouble) if trouble else Evidence(Kind.EDITED)
 
 
-def _by_blocks(size: int, read: Read, record: Record, differing: Ranges) -> Evidence:
-    common = min(size, record.size_bytes)
+def _by_blocks(size: int, read: Read, record: Record, differing: Ranges | None) -> Evidence:
     block = sums.block_bytes(record.sums)
-    changed = [(start, min(end, common)) for start, end in differing if start < common]
-    if not block:
+    if not block or differing is None:
         all_zero = _is_zero(read, 0, size)
         return _damaged(_ZEROS) if all_zero else Evidence(Kind.UNPROVEN)
+    common = min(size, record.size_bytes)
+    changed = [(start, min(end, common)) for start, end in differing if start < common]
     changed_bytes = sum(end - start for start, end in changed)
     if size > record.size_bytes:
         return Evidence(Kind.SAVED if changed else Kind.EDITED)
@@ -126,9 +127,7 @@ def _are_zeroed(read: Read, changed: Ranges, block: int) -> bool:
 
 
 def _is_zero(read: Read, start: int, end: int) -> bool:
-    while start < end:
-        piece = read(start, min(_PIECE_BYTES, end - start))
-        if not piece or piece.count(0) != len(piece):
-            return False
-        start += len(piece)
-    return True
+    try:
+        return not any(piece.strip(b"\0") for piece in pieces(read, start, end))
+    except Unjudged:
+        return False

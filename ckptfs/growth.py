@@ -65,7 +65,8 @@ class Growth:
         with contextlib.ExitStack() as on_error:
             fd = self.fs.open(at, name, osfs.O_RDONLY)
             on_error.callback(self.fs.close, fd)
-            base = self._base(fd)
+            record = self._record(fd)
+            base = self._base(fd, record)
             try:
                 self.fs.clone(fd, staged.fd)
                 shared = True
@@ -80,22 +81,17 @@ class Growth:
             elif not shared:
                 self.fs.copy(fd, staged.fd, 0, self.fs.stat(fd).st_size)
             self.fs.copy_times(fd, staged.fd)
-            staged.continues = self._verdict(fd)
+            staged.continues = Verdict(record.structure) if record else None
         staged.as_opened = self.fingerprint(staged.fd)
 
-    def _verdict(self, fd: int) -> Verdict | None:
+    def _record(self, fd: int) -> Record | None:
         with contextlib.suppress(RecordDamaged):
-            record = self.layout.read_record(fd)
-            return Verdict(record.structure) if record else None
+            return self.layout.read_record(fd)
         return None
 
-    def _base(self, fd: int) -> tuple[Inode, Fingerprint, Record] | None:
+    def _base(self, fd: int, record: Record | None) -> tuple[Inode, Fingerprint, Record] | None:
         """None where the bytes are not known to be those of the record: somebody may be storing
         to them through a mapping, without a trace."""
-        try:
-            record = self.layout.read_record(fd)
-        except RecordDamaged:
-            return None
         at = self.fingerprint(fd)
         if record is None or record.live or at != (record.size_bytes, record.mtime_ns):
             return None

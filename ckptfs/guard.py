@@ -78,8 +78,10 @@ class Guard:
                 raise Rotten(
                     f"{path}: half extended, and could not be cut back; remount to repair it"
                 )
-            outside = Outside.ACCEPT if self.written_here(before[0]) else self.outside
-            finding = replace(examine(self.layout, at, name, outside=outside, **how), path=path)
+            finding = examine(self.layout, at, name, outside=self.outside, **how)
+            finding = replace(finding, path=path)
+            if finding.touched and self.written_here(before[0]):
+                finding = replace(finding, condition=Condition.MODIFIED)
             if finding.condition not in ROTTEN:
                 if finding.condition is not Condition.BUSY:
                     self._remember(before)
@@ -158,9 +160,7 @@ class Guard:
     def _install(self, lineage: str, generation: int, at: int, name: str, path: str) -> None:
         """Let ``path``, ``at/name``, be that generation. By way of stage: history lets go of the
         good version only once it is settled."""
-        before = None
-        with contextlib.suppress(FileNotFoundError):
-            before = self.fs.lstat(at, name)
+        before = self.status_at(at, name)
         with osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder:
             draft = fmt.new_txid()
             self.fs.link(folder, str(generation), self.layout.stage, draft)
@@ -197,10 +197,14 @@ class Guard:
 
     # --- at the user's wish ----------------------------------------------------------------------
 
-    def stamp_at(self, at: int, name: str) -> Stamp | None:
+    def status_at(self, at: int, name: str) -> osfs.Status | None:
         with contextlib.suppress(FileNotFoundError):
-            return stamp(self.fs.lstat(at, name))
+            return self.fs.lstat(at, name)
         return None
+
+    def stamp_at(self, at: int, name: str) -> Stamp | None:
+        status = self.status_at(at, name)
+        return None if status is None else stamp(status)
 
     def restore(
         self, at: int, name: str, finding: Finding, to: int | None, seen: Stamp | None

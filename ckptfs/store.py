@@ -421,7 +421,7 @@ class Store:
     def take_back_at(self, path: str, at: int, name: str) -> Record:
         with self.committer.path_lock(at, name):
             entry = self.quarantined(path)
-            before = self.guard.stamp_at(at, name) and self.fs.lstat(at, name)
+            before = self.guard.status_at(at, name)
             record = self.committer.bring_in(self.layout.quarantine, entry, at, name, path)
             self.guard.replaced(path, before)
             self.layout.drop_aside(self.layout.quarantine, entry)

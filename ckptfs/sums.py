@@ -85,8 +85,10 @@ class Sums:
 
 
 def block_bytes(text: str) -> int:
-    """How long the blocks are that have a sum each; 0 where there are none. Raises ValueError."""
-    return int(text.partition(":")[0] or 0) * UNIT_BYTES
+    """How long the blocks are that have a sum each; 0 where there are none, or nobody can tell: any
+    owner can write records."""
+    units = text.partition(":")[0]
+    return int(units) * UNIT_BYTES if units.isdecimal() else 0
 
 
 def differing(
@@ -94,11 +96,13 @@ def differing(
 ) -> list[tuple[int, int]]:
     """The byte ranges, from and up to, in which a file of ``size_bytes`` is not what was recorded:
     blocks whose sums differ, and what was cut off or added. Empty where the sums tell nothing.
-    Raises OSError."""
+    Raises OSError, and ValueError for what are no sums."""
     found = []
     if text:
         _, _, encoded = text.partition(":")
         length = block_bytes(text)
+        if not length:
+            raise ValueError("sums without the length of a block")
         packed = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
         for number, (recorded,) in enumerate(struct.iter_unpack("<I", packed)):
             at = number * length

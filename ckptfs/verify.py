@@ -148,8 +148,10 @@ def _examine_once(
         if record is None:
             return Finding(name, Condition.UNRECORDED, size)
         touched = status.st_mtime_ns != record.mtime_ns
-        if quick and (touched or size == record.size_bytes):
-            return _modified(name, size, record) if touched else _unread(name, size, record)
+        if quick and touched:
+            return _modified(name, size, record)
+        if quick and size == record.size_bytes:
+            return Finding(name, Condition.UNREAD, size, record)
         found, trouble = _digest(fs, at, name, fd, record, size, direct, before)
         if found == record.digest and size == record.size_bytes:
             broken = record.structure == Verdict.BROKEN.value
@@ -163,10 +165,6 @@ def _examine_once(
             trouble = told.reason
         damaged = Finding(name, Condition.DAMAGED, size, record, trouble, touched=touched)
         return _damage(layout, fd, damaged, found)
-
-
-def _unread(name: str, size: int, record: Record) -> Finding:
-    return Finding(name, Condition.UNREAD, size, record)
 
 
 def _modified(
@@ -195,10 +193,10 @@ def _judged(
     def read(offset: int, length: int) -> bytes:
         return layout.fs.read(fd, length, offset)
 
-    def differing() -> list[tuple[int, int]]:
+    def differing() -> list[tuple[int, int]] | None:
         with contextlib.suppress(ValueError, struct.error):  # any owner can write records
             return sums.differing(layout.fs, fd, size, record.size_bytes, record.sums)
-        return []
+        return None
 
     return evidence.judge(path, size, read, record, differing)
 

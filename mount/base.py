@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from ckptfs import format as fmt
 from ckptfs import osfs
@@ -60,6 +60,16 @@ def nothing() -> None:
     """What follows where nothing does."""
 
 
+class Dropped(NamedTuple):
+    """A name that the kernel is to look up again: see :meth:`Caches.drop_name`."""
+
+    parent_id: int
+    name: str
+    gone: int
+    then: Callable[[], None]
+    begun: Callable[[], None]
+
+
 class Caches:
     """What a binding remembers of names and attributes, to be told of changes that do not come
     through it. This one remembers nothing."""
@@ -78,8 +88,11 @@ class Caches:
         """The name is looked up again, soon after this returns: ``begun`` is called ahead of it,
         ``then`` after it. Who watches the node ``gone``, if the name stood for that, is told that
         it is deleted."""
-        begun()
-        then()
+        self._drop(Dropped(parent_id, name, gone, then, begun))
+
+    def _drop(self, dropped: Dropped) -> None:
+        dropped.begun()
+        dropped.then()
 
 
 @dataclass(frozen=True)

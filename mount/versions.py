@@ -697,12 +697,9 @@ class Versions:
 
     def _remember_mappers(self, version: Version) -> None:
         with self.lock:
-            if version.mappers or not version.known:
-                mappers = version.mappers if version.known else ()
-                self._sealed[version.node.ident[:2]] = (
-                    frozenset(mappers),
-                    frozenset(version.numbers),
-                )
+            mappers = frozenset(version.mappers if version.known else ())
+            if mappers or not version.known:
+                self._sealed[version.node.ident[:2]] = mappers, frozenset(version.numbers)
                 if len(self._sealed) > _SEALS_REMEMBERED:
                     self._sealed.popitem(last=False)
 

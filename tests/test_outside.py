@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from outside import (
     saved,
 )
 
+from ckptfs import format as fmt
 from ckptfs import osfs, verify
 from ckptfs.errors import Rotten
 from ckptfs.protocol import Outside
@@ -126,4 +128,16 @@ def test_control_the_times_say_nothing(quick_dir: Path) -> None:
         os.utime(quick_dir / name, ns=(5, 5))
         stamps.append(condition(store, name))
     assert stamps == [Condition.DAMAGED, Condition.MODIFIED]
+    store.close()
+
+
+@pytest.mark.parametrize("forged", ["x:AAAA", ":AAAA", "0:AAAA", "1:A", "²:AAAA"])
+def test_sums_that_somebody_has_forged_tell_nothing(forged: str, quick_dir: Path) -> None:
+    """Who owns a file can write its record."""
+    store = store_on(quick_dir)
+    record = store.put("model.bin", content("model.bin", 1))
+    overwrite(quick_dir / "model.bin", b"")
+    value = replace(record, sums=forged.encode("ascii", "replace").decode()).to_bytes()
+    os.setxattr(quick_dir / "model.bin", fmt.XATTR, value)
+    assert condition(store, "model.bin") is Condition.MODIFIED
     store.close()

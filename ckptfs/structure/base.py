@@ -16,7 +16,7 @@ ENTRIES_LIMIT = 100_000
 _READ_LIMIT_BYTES = 512 << 20  # in all: the steps below, of two blocks each
 _STEPS_LIMIT = 1 << 16
 _HEAVY_BYTES, _HEAVY_STEPS = 64 << 10, 1000
-_BLOCK_BYTES = 4096
+_BLOCK_BYTES, _PIECE_BYTES = 4096, 1 << 20
 U16, U32, U64 = struct.Struct("<H"), struct.Struct("<L"), struct.Struct("<Q")
 
 
@@ -83,6 +83,16 @@ class File:
         if length <= _BLOCK_BYTES:  # larger pieces are wanted once
             self._block, self._block_at = block, start
         return block[at - start : at - start + length]
+
+
+def pieces(read: Read, start: int, end: int) -> Iterator[bytes]:
+    """What lies between, one after the other. Raises Unjudged for a file that shrinks meanwhile."""
+    while start < end:
+        piece = read(start, min(_PIECE_BYTES, end - start))
+        if not piece:
+            raise Unjudged
+        yield piece
+        start += len(piece)
 
 
 def quoted(name: bytes | str) -> str:

@@ -14,10 +14,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from ckptfs.structure.base import Broken, File, Read, Unjudged, quoted
+from ckptfs.structure.base import Broken, File, Read, Unjudged, pieces, quoted
 from ckptfs.structure.zips import ZIP_END, ZIP_LOCAL, Entry, members
 
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 20  # that comes out at once
 _UNPACKED_LEAST_BYTES, _UNPACKED_TIMES = 4 << 30, 16  # of a file that was made to keep us busy
 _XZ_MEMORY_BYTES = 256 << 20
 _STORED, _DEFLATED = 0, 8
@@ -48,7 +48,7 @@ def prove(size_bytes: int, read: Read) -> Proven:
         if head[:4] in (ZIP_LOCAL, ZIP_END):
             return _prove_zip(File(size_bytes, read), read)
         if unpack is not None:
-            for _ in _unpacked(unpack, _pieces(read, 0, size_bytes), _Budget(size_bytes)):
+            for _ in _unpacked(unpack, pieces(read, 0, size_bytes), _Budget(size_bytes)):
                 pass
             return Proven(Proof.HOLDS)
     except Unjudged:
@@ -80,21 +80,12 @@ def _prove_zip(file: File, read: Read) -> Proven:
 
 def _crc(entry: Entry, at: int, read: Read, budget: _Budget) -> int:
     crc = 0
-    pieces = _pieces(read, at, at + entry.stored_bytes)
+    content = pieces(read, at, at + entry.stored_bytes)
     if entry.method == _DEFLATED:
-        pieces = _unpacked(lambda: _Zlib(_RAW), pieces, budget)
-    for piece in pieces:
+        content = _unpacked(lambda: _Zlib(_RAW), content, budget)
+    for piece in content:
         crc = zlib.crc32(piece, crc)
     return crc
-
-
-def _pieces(read: Read, start: int, end: int) -> Iterator[bytes]:
-    while start < end:
-        piece = read(start, min(_PIECE_BYTES, end - start))
-        if not piece:
-            raise Unjudged  # it shrinks meanwhile
-        yield piece
-        start += len(piece)
 
 
 # --- compressed streams --------------------------------------------------------------------------
@@ -136,11 +127,11 @@ _PACKED: dict[bytes, Callable[[], Any]] = {
 }
 
 
-def _unpacked(new: Callable[[], Any], pieces: Iterator[bytes], budget: _Budget) -> Iterator[bytes]:
+def _unpacked(new: Callable[[], Any], packed: Iterator[bytes], budget: _Budget) -> Iterator[bytes]:
     """What is in one stream, or in several end to end; readers pass over zeros behind them. Raises
     Broken where a stream ends early or its decompressor finds it wrong."""
     stream = new()
-    for piece in pieces:
+    for piece in packed:
         rest = piece
         while rest or not (stream.needs_input or stream.eof):
             if stream.eof:

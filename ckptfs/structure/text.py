@@ -15,9 +15,8 @@ from collections.abc import Callable
 
 import yaml
 
-from ckptfs.structure.base import Read
+from ckptfs.structure.base import Read, Unjudged, pieces
 
-_PIECE_BYTES = 1 << 20
 LIMIT_BYTES = 16 << 20  # longer files are not looked at
 # Anybody can write a file: a parser in C may take 30 times as much memory, one in Python 3 s a MiB.
 _JSON_CHARACTERS, _PARSED_CHARACTERS = 8 << 20, 256 << 10
@@ -33,15 +32,14 @@ def text_of(size_bytes: int, read: Read) -> str | None:
     if size_bytes > LIMIT_BYTES:
         return None
     decoder, parts = codecs.getincrementaldecoder("utf-8")(), []
-    for at in range(0, size_bytes, _PIECE_BYTES):
-        piece = read(at, min(_PIECE_BYTES, size_bytes - at))
-        if b"\0" in piece:
-            return None
-        try:
-            parts.append(decoder.decode(piece, final=at + len(piece) >= size_bytes))
-        except UnicodeDecodeError:
-            return None
-    return "".join(parts)
+    try:
+        for piece in pieces(read, 0, size_bytes):
+            if b"\0" in piece:
+                return None
+            parts.append(decoder.decode(piece))
+        return "".join([*parts, decoder.decode(b"", final=True)])
+    except (UnicodeDecodeError, Unjudged):
+        return None
 
 
 def trouble_with(name: str, text: str) -> str:

@@ -25,7 +25,7 @@ from ckptfs import osfs
 from ckptfs.errors import CannotServe, CkptfsError
 from ckptfs.mount import acl, commands
 from ckptfs.mount.attributes import Change
-from ckptfs.mount.base import Caches, Entry, New, Slow, nothing, without_names
+from ckptfs.mount.base import Caches, Dropped, Entry, New, Slow, without_names
 from ckptfs.mount.kernel import wire
 from ckptfs.mount.kernel.again import NO_REPLY, Again, Answers
 from ckptfs.mount.kernel.gate import Gate
@@ -78,22 +78,15 @@ class KernelCaches(Caches):
 
     def __init__(self, device: int) -> None:
         self._device = device
-        self._names: Queue[tuple[int, str, int, Callable[[], None], Callable[[], None]]] = Queue()
+        self._names: Queue[Dropped] = Queue()
         threading.Thread(target=self._drop_names, name="ckptfs-notify", daemon=True).start()
 
     def drop_attributes(self, nodeid: int) -> None:
         body = wire.INVAL_INODE_OUT.pack(nodeid, wire.ATTRIBUTES_ONLY, 0)
         self._notify(wire.NOTIFY_INVAL_INODE, body)
 
-    def drop_name(
-        self,
-        parent_id: int,
-        name: str,
-        gone: int = 0,
-        then: Callable[[], None] = nothing,
-        begun: Callable[[], None] = nothing,
-    ) -> None:
-        self._names.put((parent_id, name, gone, then, begun))
+    def _drop(self, dropped: Dropped) -> None:
+        self._names.put(dropped)
 
     def _drop_names(self) -> None:
         while True:
