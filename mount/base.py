@@ -191,14 +191,15 @@ class Base:
 
     def status_lasts(self, node: Node, status: os.stat_result) -> bool:
         """Not of a directory that a publish is going to change, nor of a file that changes behind
-        its node: by another of its names, be it gone, or by a mapping."""
+        its node: by another of its names, be it gone, or by a mapping; nor of an alias, by which
+        another file may be opened next."""
         if isinstance(node, Directory):
             return not self.versions.any_below(node)
         if not isinstance(node, File):
             return False
         if node.is_plain:
             return status.st_nlink == 1 and not self.nodes.changes_elsewhere(node)
-        if node.aliased:
+        if node.aliased or node.of is not None:
             return False
         mappable = any(handle.flags & os.O_ACCMODE == os.O_RDWR for handle in node.handles)
         if node.version is not None and node.version.mappers:
@@ -337,6 +338,7 @@ class Base:
                 self.nodes.stand_in(nodeid, handle.node)
             handle.carrier, handle.relayed = nodeid, shared
         self.caches.drop_attributes(handle.node.id)
+        self.caches.drop_attributes(nodeid)  # the size that a read by it ends at is another now
 
     def recall_guests(self) -> None:
         """Of an earlier program."""
