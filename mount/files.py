@@ -472,6 +472,7 @@ class Files(Relay):
             self.store.committer.require_writable()  # what is on disk is unknown
             with self.lock:
                 below = [v for v in self.versions.all() if v.at and v.at[0] is directory]
+            self.versions.close_empty(below)
             for version in below:
                 self.versions.wait_settled(version)
             self.store.committer.sync_changed_dirs()

@@ -92,6 +92,7 @@ class Version:
     numbers: set[int] = field(default_factory=set)  # the inode numbers that it was shown under
     synced: Fingerprint | None = None  # what its writer has fsynced
     held: bool = False  # some process had a descriptor of it: a FLUSH came
+    is_meant: bool = False  # without a byte written it is whole: who opened it is done with it
     killed: bool = False
     mauled: bool = False  # a process that had it from its parent has crashed, and has written
     failure: OSError | CkptfsError | None = None

@@ -2,7 +2,7 @@
 
 A version commits at the FLUSH with which its last open write handle was closed by the process
 that opened it; at the last RELEASE where no such FLUSH came (descriptors passed to children,
-unknown writers, nothing written); never where one of its writers was killed. After its commit it
+unknown writers); never where one of its writers was killed. After its commit it
 stays *live* while a write handle or a writable mapping remains, and is sealed again when it
 changed; who opens the path for writing without O_TRUNC then writes to that very inode.
 
@@ -29,7 +29,7 @@ from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.errors import CkptfsError, WriterKilled, final
 from ckptfs.events import DISK_FULL
-from ckptfs.mount import content, writers
+from ckptfs.mount import content, holders, writers
 from ckptfs.mount.content import Content
 from ckptfs.mount.model import Before, Caller, Handle, Version
 from ckptfs.mount.nodes import (
@@ -377,9 +377,10 @@ class Versions:
             if fate is Fate.KILLED and not handle.flushed:
                 version.killed = True
             if version.unpublished and not self._changed(version):
-                if handle.flags & os.O_ACCMODE == os.O_RDWR and fate is Fate.ALIVE:
-                    return lambda: self._close_mapped(version, handle, process)
-                return None  # a duplicate, as shells close it before they write: says nothing
+                may_map = handle.flags & os.O_ACCMODE == os.O_RDWR and fate is Fate.ALIVE
+                if not may_map and not version.fresh:
+                    return None
+                return lambda: self._close_untouched(version, handle, process, may_map=may_map)
             handle.flushed = True
             if version.unpublished and not version.closed:
                 return None
@@ -393,22 +394,56 @@ class Versions:
         own = any(each.opener == process for each in self.handles.values())
         return not own and writers.has_written(caller.pid)
 
-    def _close_mapped(self, version: Version, handle: Handle, process: int) -> None:
+    def _close_untouched(
+        self, version: Version, handle: Handle, process: int, *, may_map: bool
+    ) -> None:
         """numpy.memmap("r+") closes the file that it has mapped ahead of the first store, of which
-        nothing tells: the version goes live now, or its flushed stores would end with a kill."""
-        if not writers.map_for_writing({process}, frozenset(version.numbers)):
+        nothing tells: the version goes live now, or its flushed stores would end with a kill. An
+        empty file is whole once its opener has closed it, not where that was a duplicate, as
+        shells close it before they write, nor where a child has it, for which it was opened."""
+        numbers = frozenset(version.numbers)
+        mapped = may_map and writers.map_for_writing({process}, numbers)
+        if not mapped and not self._is_meant(version, process):
             return
         with version.staged.lock, self.lock:
-            version.staged.touched = True
+            version.staged.touched |= mapped
+            version.is_meant |= not mapped
             handle.flushed = True
             if not version.closed:
                 return
         self._close(version)
-        self.mark_live(version)
+        if mapped:
+            self.mark_live(version)
+
+    def _is_meant(self, version: Version, process: int) -> bool:
+        if not version.fresh or version.killed:
+            return False
+        if version.synced is not None and version.synced == version.staged.as_opened:
+            return True
+        return not holders.holds_or_gave(process, frozenset(version.numbers))
+
+    def close_empty(self, versions: Iterable[Version]) -> None:
+        """Commit those that are empty and that their openers have closed, whatever their children
+        have yet."""
+        for version in versions:
+            with self.lock:
+                openers = {handle.opener for handle in version.handles}
+                empty = version.joinable and version.fresh and version.held and not version.killed
+            numbers = frozenset(version.numbers)
+            if not empty or any(each is None or holders.holds(each, numbers) for each in openers):
+                continue
+            with contextlib.suppress(OSError, CkptfsError):  # others hear of it
+                with version.staged.lock, self.lock:
+                    if not self.is_untouched(version):
+                        continue
+                    version.is_meant = True
+                    for handle in version.handles:
+                        handle.flushed = True
+                self._close(version)
 
     def _close(self, version: Version) -> None:
-        changed = version.unpublished and self._changed(version)
-        if changed and not self._close_to_joiners(version):
+        due = version.unpublished and self._is_complete(version)
+        if due and not self._close_to_joiners(version):
             return  # somebody has joined meanwhile: the last close commits
         self._finish(version, released=False)
 
@@ -480,6 +515,9 @@ class Versions:
         with self._looking_at(version):
             return self.store.committer.changed(version.staged)
 
+    def _is_complete(self, version: Version) -> bool:
+        return self._changed(version) or (version.fresh and version.is_meant)
+
     def settle_lingering(self, version: Version) -> None:
         """Seal it once nobody has it mapped any more."""
         with version.staged.lock:
@@ -518,7 +556,7 @@ class Versions:
                     self.store.committer.discard(staged)
             elif staged.state is State.OPEN:
                 try:
-                    complete = self._changed(version) or (released and version.fresh)
+                    complete = self._is_complete(version) or (released and version.fresh)
                     done = version.closing and complete and self._commit_in_turn(version)
                 except OSError as error:
                     self._abort(version, str(error))

@@ -171,7 +171,12 @@ def _with_descendants(openers: Collection[int]) -> Iterator[int]:
     if not all(map(is_running, openers)):
         yield from (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
         return
-    waiting = list(openers)
+    yield from descendants(*openers)
+
+
+def descendants(*processes: int) -> Iterator[int]:
+    """The processes, and what descends from them."""
+    waiting = list(processes)
     while waiting:
         process = waiting.pop()
         yield process
