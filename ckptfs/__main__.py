@@ -1,5 +1,21 @@
-"""``python -m ckptfs``."""
+"""``python -m ckptfs``, and the ``ckptfs`` command."""
 
-from ckptfs.cli import main
+from __future__ import annotations
 
-main()
+import signal
+
+
+def main() -> None:
+    """Ctrl-C while the rest is loaded ends it without a word."""
+    quiet = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if quiet:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from ckptfs import cli
+
+    if quiet:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

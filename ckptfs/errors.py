@@ -63,7 +63,7 @@ class MountBusy(CkptfsError):
     """The mount is in use; the message names who holds it."""
 
     errno = _errno.EBUSY
-    exit_code = 1
+    exit_code = 2
 
 
 class RecordDamaged(CkptfsError):

@@ -430,13 +430,13 @@ class Daemon:
         if not writers.proc_is_ours() or self.session.openers.strangers:
             found.append(
                 "writers unknown, for they live in another pid namespace: killed ones cannot "
-                "be told from finished ones (C6), and all see the committed files; run with "
+                "be told from finished ones, and all see the committed files; run with "
                 "--pid=host"
             )
         if self.options.allow_other and os.geteuid() != 0:
             found.append(
                 "other users' writers unknown, for only root may see how they ended: killed ones "
-                "cannot be told from finished ones (C6)"
+                "cannot be told from finished ones"
             )
         if self.operations.room.is_short():
             total = self.operations.room.total

@@ -166,9 +166,7 @@ class _End:
         """What became of it."""
         server.tell(signal.SIGCONT)
         if server.is_gone(max(_ENDS_S, self.in_use_s)):
-            return (
-                f"process {server.pid} ended, what was being written is in salvage (`ckptfs log`)"
-            )
+            return f"process {server.pid} ended; `ckptfs log` lists what it put into salvage"
         if server.still_serves():
             server.tell(signal.SIGKILL)
         if not server.is_gone(_ENDS_S):

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -572,7 +573,48 @@ def test_no_arguments_show_the_commands() -> None:
     done = ckptfs()
     said = done.stdout + done.stderr
     assert all(command in said for command in COMMANDS) and "Traceback" not in said
-    assert done.returncode == 16
+    assert done.returncode == 0 and "..." not in said.partition("Commands:")[2]
+
+
+_INTERRUPTED_WHILE_LOADED = """
+import os, signal, sys
+import ckptfs.__main__
+class Interrupts:
+    def find_spec(self, name, *rest):
+        if name == "ckptfs.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+ckptfs.__main__.main()
+"""
+
+
+def test_ctrl_c_ends_a_command_that_is_being_loaded_without_a_word() -> None:
+    done = subprocess.run(
+        [PYTHON, "-c", _INTERRUPTED_WHILE_LOADED], capture_output=True, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
+
+
+def test_one_path_names_the_directory_and_the_file(mount: Served) -> None:
+    folder = mount.path / "run"
+    folder.mkdir()
+    file = folder / "a.pt"
+    file.write_bytes(b"one")
+    file.write_bytes(b"two")
+    for _ in ("mounted", "unmounted"):
+        assert "generation" in ckptfs("log", file).stdout
+        done = ckptfs("verify", file)
+        assert done.returncode == 0 and "1 files checked: 1 ok" in done.stdout
+        assert "1 files checked: 1 ok" in ckptfs("verify", folder).stdout
+        assert "0 adopted" in ckptfs("adopt", file).stdout
+        before = file.read_bytes()
+        done = ckptfs("rollback", file)
+        assert done.returncode == 0 and "run/a.pt: rolled back" in done.stdout
+        assert {before, file.read_bytes()} == {b"one", b"two"}
+        if mount.mounted():
+            mount.umount()
+    refused(ckptfs("rollback", mount.path), 16, "which file of")
+    refused(ckptfs("log", mount.path.parent / "missing"), 8, "missing")
 
 
 def test_paths_that_are_not_there(mount: Served) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounts import CHILD_LIMIT_S
+from mounts import CHILD_LIMIT_S, ckptfs
 from users import ALICE, Lab
 
 from ckptfs.mount import writers
@@ -103,6 +103,16 @@ def test_the_exit_status_is_the_commands(runs: Runs) -> None:
     assert runs.shell("exit 37").returncode == 37
     assert runs.shell("kill -TERM $$").returncode == 128 + signal.SIGTERM
     assert runs.shell("kill -KILL $$").returncode == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "given",
+    [["{}", "sh", "-c", "exit 3"], ["--keep", "2", "{}", "--mode=unsafe", "sh", "-c", "exit 3"]],
+    ids=["plain", "options"],
+)
+def test_the_command_needs_no_dashes_ahead(tmp_path: Path, given: list[str]) -> None:
+    done = ckptfs("run", *(each.format(tmp_path) for each in given))
+    assert done.returncode == 3, done.stderr
 
 
 def test_what_cannot_be_run(lab: Lab) -> None:

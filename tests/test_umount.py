@@ -78,7 +78,7 @@ def salvage(directory: Path) -> list[bytes]:
 
 def umount_refused(mount: Served, *words: str, timeout: str = "0") -> None:
     done = ckptfs("umount", mount.path, "--timeout", timeout)
-    assert done.returncode == 1, done
+    assert done.returncode == 2, done
     assert done.stderr.splitlines()[-1].startswith("ckptfs: "), done
     for word in words:
         assert word in done.stderr, done
@@ -211,7 +211,7 @@ def test_by_force_what_is_being_written_goes_to_salvage(mount: Served, stopped: 
         if stopped:
             os.kill(mount.pid, signal.SIGSTOP)
         reason = "stopped by a signal" if stopped else f"pid {process.pid}, open file model.bin"
-        forced(mount, reason, f"process {mount.pid} ended", "in salvage")
+        forced(mount, reason, f"process {mount.pid} ended", "salvage")
         assert salvage(mount.path) == [NEW]
     assert ckptfs("verify", mount.path).returncode == 0
 

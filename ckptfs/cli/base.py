@@ -19,17 +19,61 @@ from ckptfs.osfs import OsFs
 from ckptfs.shown import shown
 
 _USAGE = 16
+_WHOLE = 1000  # characters
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Group(click.Group):
+    """Lists what each command is for without cutting it short."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        listed = [(name, self.commands[name]) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, each.get_short_help_str(_WHOLE))
+                    for name, each in listed
+                    if not each.hidden
+                ]
+            )
+
+
+@click.group(
+    cls=_Group,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="ckptfs")
-def commands() -> None:
+@click.pass_context
+def commands(context: click.Context) -> None:
     """A transactional checkpoint filesystem for AI training."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def absolute(path: str) -> str:
     """The real directory: mountinfo and /proc know no symlinks."""
     return osfs.real_path(path)
+
+
+def top_of(typed: str) -> tuple[str, str]:
+    """The served or known directory that a path lies in, and the path itself, empty for that
+    directory: people type one path where two are asked for. What is no path in such a directory is
+    given back as it is."""
+    from ckptfs.mount.inspect import is_mounted
+
+    path = posixpath.abspath(typed)
+    above = [path]
+    while above[-1] != "/":
+        above.append(posixpath.dirname(above[-1]))
+    # By the table of mounts first: a mount may hang, and this asks it nothing.
+    tops = [top for top in above if is_mounted(top)] or [top for top in above if _is_known(top)]
+    if not tops or tops[0] == path:
+        return typed, ""
+    return tops[0], path
+
+
+def _is_known(directory: str) -> bool:
+    return posixpath.isfile(posixpath.join(directory, CONTROL, FORMAT))
 
 
 def run_or_fail(work: Callable[[], object]) -> None:
@@ -39,7 +83,7 @@ def run_or_fail(work: Callable[[], object]) -> None:
         fail("interrupted", 130)
     except click.UsageError as error:
         hint = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
-        fail(f"{error.format_message()}{hint}", _USAGE)
+        fail(f"{error.format_message().rstrip('.')}{hint}", _USAGE)
     except CkptfsError as error:
         fail(str(error), error.exit_code)
     except OSError as error:

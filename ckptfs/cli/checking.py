@@ -14,7 +14,7 @@ import click
 
 from ckptfs import format as fmt
 from ckptfs import fsck, history, osfs
-from ckptfs.cli.base import Below, Progress, commands, say, size, status_of, when
+from ckptfs.cli.base import Below, Progress, commands, say, size, status_of, top_of, when
 from ckptfs.errors import CannotServe, CkptfsError, UsageError
 from ckptfs.format import Record
 from ckptfs.fsck import Check, Scope
@@ -70,6 +70,8 @@ def verify(
     """
     if repair and only_report:
         raise UsageError("--repair and -n: one or the other")
+    directory, inside = top_of(directory)
+    paths = (inside, *paths) if inside else paths
     below = Below(directory)
     layout = below.needed_layout()
     part, parts = _part(subset)
@@ -291,7 +293,13 @@ def as_row(finding: Finding) -> dict[str, object]:
 @click.argument("directory")
 @click.argument("path", required=False)
 def log(directory: str, path: str | None) -> None:
-    """The generations of PATH, or what lies in salvage and quarantine."""
+    """The generations of PATH, or what lies in salvage and quarantine.
+
+    `log DIRECTORY/PATH` is the same.
+    """
+    if path is None:
+        directory, inside = top_of(directory)
+        path = inside or None
     below = Below(directory)
     layout = below.needed_layout()
     if path is not None:

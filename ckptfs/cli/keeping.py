@@ -12,7 +12,7 @@ import click
 from ckptfs import adoption, history, osfs
 from ckptfs import format as fmt
 from ckptfs.adoption import ADOPTED
-from ckptfs.cli.base import Below, commands, say
+from ckptfs.cli.base import Below, commands, say, top_of
 from ckptfs.cli.checking import LEFT
 from ckptfs.digest import ALGORITHMS
 from ckptfs.errors import CannotServe, NoSuchGeneration, UsageError
@@ -24,14 +24,20 @@ from ckptfs.verify import Condition, Finding
 
 @commands.command()
 @click.argument("directory")
-@click.argument("path")
+@click.argument("path", required=False)
 @click.option("--to", type=int, default=None, metavar="GENERATION", help="Which; see `ckptfs log`.")
-def rollback(directory: str, path: str, to: int | None) -> None:
+def rollback(directory: str, path: str | None, to: int | None) -> None:
     """Bring an earlier version of PATH back: the newest good one that is kept, or GENERATION.
 
     What stands there now is kept as a version itself. Works through a mount while it is served;
-    who has the file open keeps what was opened.
+    who has the file open keeps what was opened. `rollback DIRECTORY/PATH` is the same.
     """
+    if path is None:
+        directory, path = top_of(directory)
+        if not path:
+            raise UsageError(
+                f"which file of {directory}? `ckptfs log {directory} PATH` shows its versions"
+            )
     below = Below(directory)
     below.needed_layout()
     inside = below.relative(path)
@@ -68,6 +74,8 @@ def adopt(
     FILE is what `b3sum` or `sha256sum` printed in DIRECTORY; what differs from it is not adopted.
     The exit code is 4 then.
     """
+    directory, inside = top_of(directory)
+    paths = (inside, *paths) if inside else paths
     below = Below(directory)
     if quarantined:
         _take_back(below, directory, paths, checksum)

@@ -157,7 +157,31 @@ def _mount_options(directory: str, mountpoint: str | None, given: dict[str, Any]
     )
 
 
-@commands.command(options_metavar="[OPTIONS] --")
+class _WithCommand(click.Command):
+    """From its second argument on everything belongs to the command that is run, so that `--`
+    ahead of it is not needed."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        takes_value = {
+            name: not option.is_flag
+            for option in self.params
+            if isinstance(option, click.Option)
+            for name in (*option.opts, *option.secondary_opts)
+        }
+        arguments = at = 0
+        while at < len(args) and args[at] != "--":
+            if args[at].startswith("-"):
+                at += takes_value.get(args[at], False)
+            else:
+                arguments += 1
+            if arguments == 2:
+                args.insert(at, "--")
+                break
+            at += 1
+        return super().parse_args(ctx, args)
+
+
+@commands.command(cls=_WithCommand)
 @click.argument("directory")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(directory: str, command: tuple[str, ...], **given: Any) -> None:
