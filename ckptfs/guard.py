@@ -227,9 +227,10 @@ class Guard:
         """Make the directories that are gone together with ``path``, if there is a generation to
         bring back. They are for its owner alone: nobody knows who else was let in. Durable on
         return. Raises NoSuchGeneration."""
+        folders = osfs.steps(path)[:-1]
         at = self.fs.open(self.layout.root, ".", osfs.DIRECTORY)
         try:
-            for name in path.split("/")[:-1]:
+            for name in folders:
                 try:
                     below = self.fs.open(at, name, osfs.DIRECTORY)
                 except FileNotFoundError:

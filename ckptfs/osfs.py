@@ -521,15 +521,22 @@ def opened(fs: FileSystem, at: int, name: str, flags: int) -> Iterator[int]:
         fs.close(fd)
 
 
+def steps(path: str) -> list[str]:
+    """The names of a path that leads from the root to something below it. Raises OSError (EINVAL)
+    for what may lead elsewhere."""
+    names = path.split("/")
+    if not names[-1] or {".", ".."} & set(names):
+        raise OSError(errno.EINVAL, "not a path within the directory", path)
+    return [name for name in names if name]
+
+
 @contextlib.contextmanager
 def place(fs: FileSystem, root: int, path: str) -> Iterator[tuple[int, str]]:
     """The directory of ``path`` (relative to ``root``) opened, and the name in it."""
-    folder, _, name = path.rpartition("/")
-    if not name or {".", ".."} & {*folder.split("/"), name}:
-        raise OSError(errno.EINVAL, "not a path within the directory", path)
+    *folders, name = steps(path)
     at = fs.open(root, ".", DIRECTORY)
     try:
-        for step in filter(None, folder.split("/")):
+        for step in folders:
             below = fs.open(at, step, DIRECTORY)
             fs.close(at)
             at = below

@@ -98,7 +98,8 @@ def _refusal(mountpoint: str, error: OSError) -> CkptfsError:
     told = {
         errno.EOPNOTSUPP: "this daemon cannot be restarted: it serves through libfuse, or to one "
         "command, or is an older version; umount, then mount",
-        errno.EPERM: "only root, and the user whose daemon it is, may restart it",
+        errno.EPERM: "only the user whose daemon it is, and root, may restart it, and only from the "
+        "user, mount and pid namespace that the daemon lives in (not from a container)",
         errno.ENOTCONN: f"its daemon has ended; serve it with `ckptfs mount {mountpoint}`",
         errno.ECONNABORTED: f"its daemon has ended; serve it with `ckptfs mount {mountpoint}`",
     }

@@ -238,6 +238,22 @@ def test_a_copy_cannot_be_rolled_back_to_its_originals_versions(quick_dir: Path)
     store.close()
 
 
+def test_a_note_that_names_a_place_outside_makes_no_directory_there(
+    quick_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The directory's owner can write notes when it is not mounted; a rollback acts as root."""
+    served = quick_dir / "served"
+    served.mkdir()
+    store = store_on(served)
+    for data in (b"old", b"new"):
+        store.put("a.pt", data)
+    known = {"../outside/a.pt": lineage(store, "a.pt")}
+    monkeypatch.setattr(history, "lineages_by_path", lambda _: known)
+    with pytest.raises(OSError, match="not a path within"):
+        store.rollback("../outside/a.pt")
+    assert not (quick_dir / "outside").exists()
+
+
 def test_a_renamed_directory_takes_its_history_along(quick_dir: Path) -> None:
     store = store_on(quick_dir)
     (quick_dir / "run").mkdir()

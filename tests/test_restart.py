@@ -356,6 +356,40 @@ def test_only_the_users_whose_daemon_it_is_may_restart_it(mount: Served) -> None
     assert "asked to restart" not in mount.log_text()
 
 
+@pytest.mark.parametrize(
+    "apart",
+    [
+        ["unshare", "--mount"],
+        ["unshare", "--pid", "--fork"],
+        ["unshare", "--user", "--map-root-user"],
+        ["chroot", "/proc/1/root"],
+    ],
+    ids=["mounts", "pids", "users", "root"],
+)
+def test_root_of_a_container_does_not_restart_the_daemon(
+    mount: Served, tmp_path: Path, apart: list[str]
+) -> None:
+    """It would be the daemon that runs its program, and writes its log: as root, outside."""
+    made = tmp_path / "made"
+    if apart[0] == "chroot":  # into another place that the same files stand at
+        root = tmp_path / "root"
+        root.mkdir()
+        subprocess.run(["mount", "--rbind", "/", root], check=True)
+        apart = ["chroot", str(root)]
+    try:
+        order = [PYTHON, "-c", _ORDER, str(mount.path), json.dumps(["/bin/touch", str(made)])]
+        for command in (order, [PYTHON, "-m", "ckptfs", "restart", mount.path, "--log", made]):
+            done = subprocess.run([*apart, *command], capture_output=True, text=True, timeout=20)
+            assert done.returncode in (1, 8), done
+            assert "Operation not permitted" in done.stderr or "from a container" in done.stderr
+    finally:
+        if apart[0] == "chroot":
+            subprocess.run(["umount", "-l", apart[1]], check=True)
+    assert not made.exists()
+    assert "asked to restart" not in mount.log_text()
+    restart(mount)
+
+
 def test_what_is_not_mounted_is_not_restarted(disk_dir: Path) -> None:
     done = ckptfs("restart", disk_dir)
     assert done.returncode == 1 and "not mounted" in done.stderr

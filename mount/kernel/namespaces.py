@@ -19,7 +19,9 @@ from collections.abc import Callable
 
 from ckptfs import osfs
 from ckptfs.errors import CannotServe
+from ckptfs.mount import writers
 
+_APART = ("ns/user", "ns/mnt", "ns/pid", "root")
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
 _MS_REC, _MS_SLAVE = 0x4000, 0x80000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -45,6 +47,22 @@ def enter_own(has_groups: Callable[[], bool]) -> bool:
             "or use `ckptfs mount` as root or with fusermount3"
         ) from None
     return stays
+
+
+def is_at_home(pid: int) -> bool:
+    """Whether that thread, which waits for us, is in the namespaces of this process and under its
+    root: so that what it may do and what it calls by a path is what we do by it. False where it
+    cannot be told: of another user's thread without CAP_SYS_PTRACE, too."""
+    if pid <= 0 or not writers.proc_is_ours():
+        return False
+    try:
+        return all(_link(str(pid), what) == _link("self", what) for what in _APART)
+    except OSError:
+        return False
+
+
+def _link(pid: str, what: str) -> str:
+    return os.readlink(f"/proc/{pid}/{what}")  # the root may lie in the mount: it is not asked
 
 
 def _may_unshare_mounts() -> bool:

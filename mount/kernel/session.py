@@ -26,7 +26,7 @@ from ckptfs.errors import CannotServe, CkptfsError
 from ckptfs.mount import acl, commands
 from ckptfs.mount.attributes import Change
 from ckptfs.mount.base import Caches, Dropped, Entry, New, Slow, without_names
-from ckptfs.mount.kernel import wire
+from ckptfs.mount.kernel import namespaces, wire
 from ckptfs.mount.kernel.again import NO_REPLY, Again, Answers
 from ckptfs.mount.kernel.gate import Gate
 from ckptfs.mount.kernel.passthrough import Passthrough
@@ -425,7 +425,8 @@ class Session:
         size, flags = wire.SETXATTR_IN.unpack_from(body)
         key, _, value = bytes(body[wire.SETXATTR_IN.size :]).partition(b"\0")
         if os.fsdecode(key) == commands.RESTART and nodeid == CONTROL_ID and self.restart:
-            if caller.uid not in (0, self._uid):  # it names the program that we become
+            # It names the program that we become: root of a container is not to choose it.
+            if caller.uid not in (0, self._uid) or not namespaces.is_at_home(caller.pid):
                 raise PermissionError(errno.EPERM, "not for everybody")
             self.restart(caller.request, value[:size])
             return NO_REPLY
