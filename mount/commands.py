@@ -5,9 +5,9 @@ On a file, by whoever may write it: ``user.ckptfs.verify`` (check it now), ``use
 good one), and ``user.ckptfs.adopt`` with ``quarantined`` (what lies there of it).
 On ``.ckptfs``, by the mount's and the directory's owner: ``user.ckptfs.verify`` with the path of a
 generation, ``user.ckptfs.restart`` (go on as another program: ``restart.py``; by the daemon's user
-and root only, from its own namespaces), ``user.ckptfs.tidy`` (let go of what is unreachable in history),
-``user.ckptfs.rollback`` and ``user.ckptfs.adopt`` with what to do, ``-`` for nothing, and the path
-of a file that is not there.
+and root only, from its own namespaces), ``user.ckptfs.tidy`` (let go of what is unreachable in
+history), ``user.ckptfs.rollback`` and ``user.ckptfs.adopt`` with what to do, ``-`` for nothing, and
+the path of a file that is not there.
 None can be read. What was asked for is done, and durable, on return; else an errno.
 """
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import heapq
 import logging
-import logging.handlers
 import os
 import resource
 import signal
@@ -20,12 +19,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn
 
 import ckptfs
 from ckptfs.errors import AlreadyServed, CannotServe, CkptfsError, MountBusy
-from ckptfs.mount import holding, inspect, sessions, writers
+from ckptfs.mount import holding, inspect, logfile, sessions, writers
 from ckptfs.mount.handover import Carried
 from ckptfs.mount.kernel import mounting
 from ckptfs.mount.kernel.beneath import covered
@@ -36,12 +34,10 @@ from ckptfs.mount.restart import Restarter
 from ckptfs.orphans import Tidier
 from ckptfs.scrub import Scrub
 from ckptfs.sharing import Sharer
-from ckptfs.shown import OneLine
 from ckptfs.store import Options, Store
 
 log = logging.getLogger("ckptfs.daemon")
 
-_LOG_BYTES, _LOG_FILES = 5 << 20, 3
 _POLL_S = 0.1
 _SWITCH_S = 0.0005
 _WRITING_SHOWN = 1000  # anybody may ask for the status again and again
@@ -73,7 +69,7 @@ def mount(options: MountOptions) -> None:
     replaces = check(options)
     users_below = [] if replaces else _users_below(options)
     if options.foreground:
-        log_to(None)
+        logfile.log_to(None)
         Daemon(options, users_below, replaces).serve(lambda warnings: None)
         return
     read_end, write_end = os.pipe()
@@ -162,7 +158,7 @@ def _detached(daemon: Daemon, pipe: int) -> NoReturn:
     try:
         os.setsid()
         os.chdir("/")
-        log_to(options.log_file or default_log(options.mountpoint))
+        logfile.log_to(options.log_file or logfile.default(options.mountpoint))
         null = os.open(os.devnull, os.O_RDWR)
         for stream in range(3):
             os.dup2(null, stream)
@@ -175,37 +171,6 @@ def _detached(daemon: Daemon, pipe: int) -> NoReturn:
         log.exception("the daemon failed")
         answer(f"8 the daemon failed: {error}")
     os._exit(code)
-
-
-def default_log(mountpoint: str) -> str:
-    """Outside the tree: a log inside the mount would keep it busy."""
-    if os.geteuid() == 0:
-        folder = Path("/var/log/ckptfs")
-    else:
-        home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-        folder = Path(home) / "ckptfs"
-    return str(folder / f"{mountpoint.strip('/').replace('/', '-') or 'root'}.log")
-
-
-def log_to(path: str | None) -> None:
-    handler: logging.Handler
-    if path is None:
-        handler = logging.StreamHandler(sys.stderr)
-    else:
-        try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            handler = logging.handlers.RotatingFileHandler(
-                path,
-                maxBytes=_LOG_BYTES,
-                backupCount=_LOG_FILES,
-                encoding="utf-8",
-                errors="backslashreplace",  # file names need not be UTF-8
-            )
-        except OSError as error:
-            raise CannotServe(f"{path}: cannot log there: {error.strerror}; use --log") from None
-    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger("ckptfs").addHandler(handler)
-    logging.getLogger("ckptfs").setLevel(logging.INFO)
 
 
 class Daemon:
@@ -482,7 +447,7 @@ class Daemon:
             "requests": dict(session.requests),
             "memory_peak_bytes": _peak_memory(),
             "refused": self._restarter.refused if self._restarter else "",
-            "log": options.log_file or default_log(options.mountpoint),
+            "log": options.log_file or logfile.default(options.mountpoint),
         }
 
 

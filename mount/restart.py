@@ -31,7 +31,7 @@ from typing import IO, TYPE_CHECKING, Any
 import ckptfs
 from ckptfs import format as fmt
 from ckptfs.errors import CannotServe, CkptfsError
-from ckptfs.mount import commands, handover, inspect
+from ckptfs.mount import commands, handover, inspect, logfile
 from ckptfs.mount.kernel.session import Session
 from ckptfs.protocol import Mode, Outside
 
@@ -98,8 +98,8 @@ def _refusal(mountpoint: str, error: OSError) -> CkptfsError:
     told = {
         errno.EOPNOTSUPP: "this daemon cannot be restarted: it serves through libfuse, or to one "
         "command, or is an older version; umount, then mount",
-        errno.EPERM: "only the user whose daemon it is, and root, may restart it, and only from the "
-        "user, mount and pid namespace that the daemon lives in (not from a container)",
+        errno.EPERM: "only the user whose daemon it is, and root, may restart it, and only from "
+        "where the daemon lives: its user, mount and pid namespace (not from a container)",
         errno.ENOTCONN: f"its daemon has ended; serve it with `ckptfs mount {mountpoint}`",
         errno.ECONNABORTED: f"its daemon has ended; serve it with `ckptfs mount {mountpoint}`",
     }
@@ -227,12 +227,13 @@ def _try(command: list[str], state: int) -> None:
 
 def resume(state: int, *, only_try: bool) -> None:
     """Go on with the mount that this process serves, until it ends."""
-    from ckptfs.mount.daemon import Daemon, default_log, log_to
+    from ckptfs.mount.daemon import Daemon
 
     with os.fdopen(state, "rb") as file:
         carried = handover.Carried(file)
     options = _changed(carried.header.options, carried.header.changes)
-    log_to(None if options.foreground else options.log_file or default_log(options.mountpoint))
+    log_file = options.log_file or logfile.default(options.mountpoint)
+    logfile.log_to(None if options.foreground else log_file)
     if only_try:
         carried.try_out()
         os._exit(0)  # nothing of it may be closed: the descriptors are not here

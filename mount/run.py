@@ -23,7 +23,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ckptfs.errors import CannotServe, CkptfsError
-from ckptfs.mount.daemon import Daemon, MountOptions, check, default_log, log_to
+from ckptfs.mount import logfile
+from ckptfs.mount.daemon import Daemon, MountOptions, check
 from ckptfs.mount.kernel import mounting, namespaces
 from ckptfs.mount.kernel.own_rights import OwnRightsSession
 from ckptfs.mount.kernel.session import Session
@@ -46,7 +47,7 @@ def run(options: MountOptions, command: Sequence[str]) -> int:
     Raises CannotServe, AlreadyServed and kin, with nothing run.
     """
     check(options)
-    log_to(options.log_file or default_log(options.mountpoint))
+    logfile.log_to(options.log_file or logfile.default(options.mountpoint))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
     child = _Child(options.mountpoint, command, mask)
     runner = _Runner(options, child)

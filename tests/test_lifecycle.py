@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import signal
+import socket
+import stat
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -91,8 +93,8 @@ def test_mount_leaves_the_terminal_and_writes_its_log_outside_the_tree(mount: Se
 
 def test_the_log_rotates(tmp_path: Path) -> None:
     program = (
-        "import logging, sys; from ckptfs.mount import daemon\n"
-        "daemon._LOG_BYTES = 2000; daemon.log_to(sys.argv[1])\n"
+        "import logging, sys; from ckptfs.mount import logfile\n"
+        "logfile.BYTES = 2000; logfile.log_to(sys.argv[1])\n"
         "[logging.getLogger('ckptfs.x').info('line %d \\udcff', n) for n in range(300)]\n"
     )
     python(program, tmp_path / "logs/daemon.log")
@@ -105,6 +107,35 @@ def test_a_log_that_cannot_be_written_is_one_line(disk_dir: Path) -> None:
     done = ckptfs("mount", disk_dir, "--log", "/proc/nowhere/daemon.log")
     assert done.returncode == 8
     assert "cannot log there" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("what", ["FIFO", "FIFO with a reader", "directory", "device", "socket"])
+def test_a_log_that_is_no_file_is_one_line_and_nobody_waits(
+    disk_dir: Path, tmp_path: Path, what: str
+) -> None:
+    place, reader = tmp_path / "log", -1
+    if what == "directory":
+        place.mkdir()
+    elif what == "device":
+        os.mknod(place, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    elif what == "socket":
+        socket.socket(socket.AF_UNIX).bind(str(place))
+    else:
+        os.mkfifo(place)
+    if what == "FIFO with a reader":
+        reader = os.open(place, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        done = ckptfs("mount", disk_dir, "--log", place, limit_s=15)
+        assert done.returncode == 8, done
+        told = f"{place}: cannot log there: there is a {what.split()[0]}; use --log"
+        assert done.stderr == f"ckptfs: {told}\n"
+        with served(disk_dir) as mount:
+            done = ckptfs("restart", disk_dir, "--log", place, limit_s=15)
+            assert done.returncode == 8 and told in done.stderr, done
+            assert mount.status()["log"] == str(mount.log)
+    finally:
+        if reader >= 0:
+            os.close(reader)
 
 
 def test_mount_names_who_works_below_it(disk_dir: Path) -> None:
