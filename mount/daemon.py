@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 import ckptfs
 from ckptfs.errors import AlreadyServed, CannotServe, CkptfsError, MountBusy
-from ckptfs.mount import holding, inspect, logfile, sessions, writers
+from ckptfs.mount import holding, inspect, logfile, program, sessions, writers
 from ckptfs.mount.handover import Carried
 from ckptfs.mount.kernel import mounting
 from ckptfs.mount.kernel.beneath import covered
@@ -66,6 +66,7 @@ class MountOptions:
 def mount(options: MountOptions) -> None:
     """Serve ``options.directory``. Returns once it is served, or in the foreground once it is no
     longer. Raises CannotServe, AlreadyServed and kin, with nothing mounted."""
+    program.require_apart(options.mountpoint)
     replaces = check(options)
     users_below = [] if replaces else _users_below(options)
     if options.foreground:
@@ -157,7 +158,6 @@ def _detached(daemon: Daemon, pipe: int) -> NoReturn:
     code = 0
     try:
         os.setsid()
-        os.chdir("/")
         logfile.log_to(options.log_file or logfile.default(options.mountpoint))
         null = os.open(os.devnull, os.O_RDWR)
         for stream in range(3):
@@ -193,6 +193,7 @@ class Daemon:
 
     def serve(self, ready: Callable[[list[str]], None]) -> None:
         """Until the mount is gone. ``ready`` is told what the user should know once it serves."""
+        program.leave_working_directory(self.options.mountpoint)
         # Every thread inherits it.
         signal.pthread_sigmask(signal.SIG_BLOCK, {*_STOPPED_BY, _LEAVE_IT})
         _raise_descriptor_limit()
@@ -239,10 +240,14 @@ class Daemon:
         self.scrub = Scrub(self.store, self.options.scrub_interval_s, self._being_written)
         self.scrub.start()
 
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
     @contextlib.contextmanager
     def at_rest(self) -> Iterator[None]:
-        """No thread but the caller's changes anything inside, if no request is under way; a signal
-        to stop stays pending. Raises MountBusy once there was one."""
+        """Inside no thread changes anything unless a request asks for it; a signal to stop stays
+        pending. Raises MountBusy once there was one."""
         with self._resting:
             os.kill(os.getpid(), _LEAVE_IT)
             while _LEAVE_IT in signal.sigpending() and not self._stopping.is_set():
@@ -293,6 +298,7 @@ class Daemon:
         if self.can_restart:
             self._restarter = Restarter(self, session)
             session.restart = self._restarter.order
+            session.interrupted = self._restarter.interrupt
         return session
 
     def _serves(self, ready: Callable[[list[str]], None]) -> None:
@@ -447,6 +453,7 @@ class Daemon:
             "requests": dict(session.requests),
             "memory_peak_bytes": _peak_memory(),
             "refused": self._restarter.refused if self._restarter else "",
+            "restart_waits_for": self._restarter.waits_for if self._restarter else "",
             "log": options.log_file or logfile.default(options.mountpoint),
         }
 

@@ -176,8 +176,13 @@ def _is_root(status: dict[str, Any], directory: str) -> bool:
 
 
 def _status_at(mountpoint: str, timeout_s: float) -> dict[str, Any] | None:
-    found = asked(lambda: _read_json(f"{mountpoint}/{fmt.CONTROL}/status.json"), timeout_s)
+    found = asked(lambda: status_unguarded(mountpoint), timeout_s)
     return found if isinstance(found, dict) else None
+
+
+def status_unguarded(mountpoint: str) -> dict[str, Any] | None:
+    """As the daemon of that mount shows it; waits for it however long that takes."""
+    return _read_json(f"{mountpoint}/{fmt.CONTROL}/status.json")
 
 
 def mountpoint_of(directory: str, timeout_s: float = _TIMEOUT_S) -> str | None:

@@ -4,11 +4,14 @@ It is the same process, so the mount, every open file, every lock and the store'
 (``handover.py``): there is no moment in which the directory is not served, and none in which two
 serve it. Requests that come meanwhile wait in the kernel.
 
-The order of things: the new program reads what it would be handed, while the old one serves on; the
-old one reads no more requests and finishes those that are under way; it becomes the new one by
-execve(2), which serves on and answers the request that asked for all this. Up to execve a failure
-leaves the old one as it was. From there on it is a crash: the mount is dead until it is served
-again.
+The order of things: the new program reads what it would be handed, while the old one serves on, and
+says so; the old one reads no more requests and finishes those that are under way; it becomes the
+new one by execve(2), which serves on and answers the request that asked for all this. Up to execve
+a failure leaves the old one as it was. From there on it is a crash: the mount is dead until it is
+served again.
+
+Nobody waits for the commit of somebody else: no request is left unread while long work is under
+way, nor for longer than a short window until what is short is done.
 
 Threading: the daemon's side has a thread of its own.
 """
@@ -16,24 +19,27 @@ Threading: the daemon's side has a thread of its own.
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import json
 import logging
 import os
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import IO, TYPE_CHECKING, Any
 
 import ckptfs
 from ckptfs import format as fmt
+from ckptfs.digest import ALGORITHMS
 from ckptfs.errors import CannotServe, CkptfsError
-from ckptfs.mount import commands, handover, inspect, logfile
+from ckptfs.layout import Layout
+from ckptfs.mount import commands, handover, inspect, logfile, program
 from ckptfs.mount.kernel.session import Session
-from ckptfs.protocol import Mode, Outside
+from ckptfs.osfs import OsFs
+from ckptfs.parts import parse
 
 if TYPE_CHECKING:
     from ckptfs.mount.daemon import Daemon, MountOptions
@@ -41,8 +47,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("ckptfs.restart")
 
 _TRY_S = 60.0  # for a program to start and read
-_FIRST_WINDOW_S, _LONGEST_WINDOW_S = 0.05, 5.0
-_BETWEEN_S = 0.02
+_FIRST_WINDOW_S, _LONGEST_WINDOW_S = 0.05, 0.3
+_BETWEEN = 3  # times as long as a window requests are served between two
+_LOOK_S = 0.2  # whether to wait on
+_TIMEOUT_S = 30.0
 Changes = dict[str, dict[str, Any]]  # fields of MountOptions and of its ``store``
 
 
@@ -56,9 +64,17 @@ class NotRestarted(CkptfsError):
 # --- the asking side -----------------------------------------------------------------------------
 
 
-def restart(path: str, options: MountOptions, given: set[str]) -> list[str]:
+def restart(
+    path: str,
+    options: MountOptions,
+    given: set[str],
+    *,
+    timeout_s: float = _TIMEOUT_S,
+    say: Callable[[str], object] = log.info,
+) -> list[str]:
     """Have the daemon of ``path`` go on as this program, with those fields of ``options`` that are
-    ``given``. Returns what the user should know, once that serves. Raises NotMounted, and
+    ``given``. Waits that long for a moment in which no commit is under way, and tells ``say`` what
+    it waits for. Returns what the user should know, once that serves. Raises NotMounted, and
     CannotServe or NotRestarted, with the daemon as it was."""
     from ckptfs.mount.daemon import check_apart
 
@@ -72,14 +88,28 @@ def restart(path: str, options: MountOptions, given: set[str]) -> list[str]:
         raise inspect.not_mounted(path)
     mountpoint = str(status["mountpoint"])
     check_apart(replace(options, directory=str(status["directory"]), mountpoint=mountpoint))
-    program = [sys.executable, "-m", "ckptfs"]
-    order = json.dumps({"program": program, "changes": _changes(options, given)})
+    order = _Order(program.command(), _changes(options, given), timeout_s)
+    control, done = f"{mountpoint}/{fmt.CONTROL}", threading.Event()
+    threading.Thread(target=_tell, args=(mountpoint, done, say), daemon=True).start()
     try:
-        os.setxattr(f"{mountpoint}/{fmt.CONTROL}", commands.RESTART, order.encode())
+        os.setxattr(control, commands.RESTART, json.dumps(asdict(order)).encode())
     except OSError as error:
         raise _refusal(mountpoint, error) from None
+    finally:
+        done.set()
     after = inspect.status_of(path) or {}
     return [str(trouble) for trouble in after.get("degraded", [])]
+
+
+def _tell(mountpoint: str, done: threading.Event, say: Callable[[str], object]) -> None:
+    """What the daemon waits for, once. Asked in a thread, for the order has no answer yet."""
+    told = ""
+    while not done.wait(_LOOK_S):
+        waits_for = (inspect.status_unguarded(mountpoint) or {}).get("restart_waits_for", "")
+        if waits_for != told and not done.is_set():
+            told = waits_for
+            if told:
+                say(f"waiting: {mountpoint}: {told}")
 
 
 def _changes(options: MountOptions, given: set[str]) -> Changes:
@@ -109,16 +139,44 @@ def _refusal(mountpoint: str, error: OSError) -> CkptfsError:
 # --- the daemon's side ---------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Order:
+    program: list[str]
+    changes: Changes
+    timeout_s: float  # for a moment in which it can be done
+
+    @classmethod
+    def parse(cls, value: bytes) -> _Order:
+        """Raises CannotServe. What may be changed is known to the new program only."""
+        try:
+            told = json.loads(value)
+            words, changes = told["program"], told["changes"]
+            order = cls(words, changes, float(told.get("timeout_s", _TIMEOUT_S)))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise CannotServe("that is no order to restart") from None
+        if not words or not all(isinstance(word, str) for word in words) or words[0][:1] != "/":
+            raise CannotServe("an order to restart names its program by an absolute path")
+        return order
+
+
 class Restarter:
     """Takes orders from the session."""
 
     def __init__(self, daemon: Daemon, session: Session) -> None:
         self._daemon, self._session = daemon, session
         self._one_at_a_time = threading.Lock()
+        self._request = 0
+        self._given_up = threading.Event()  # by who asked
         self.refused = ""  # why the last order was not obeyed
+        self.waits_for = ""
 
     def order(self, request: int, value: bytes) -> None:
         threading.Thread(target=self._obey, args=(request, value), daemon=True).start()
+
+    def interrupt(self, request: int) -> None:
+        """The one who asked is about to end."""
+        if request == self._request:
+            self._given_up.set()
 
     def _obey(self, request: int, value: bytes) -> None:
         """Does not return if all goes well."""
@@ -126,54 +184,72 @@ class Restarter:
             self._session.granting(request)(errno.EALREADY)
             return
         try:
-            order = json.loads(value)
-            self._restart([str(word) for word in order["program"]], order["changes"], request)
+            self._given_up.clear()
+            self._request = request
+            self._restart(_Order.parse(value), request)
         except Exception as error:
             known = isinstance(error, CkptfsError | OSError)
             self.refused = str(error)
             log.error("not restarted: %s", error, exc_info=None if known else error)
             self._session.granting(request)(errno.EBUSY)
         finally:
+            self._request, self.waits_for = 0, ""
             self._one_at_a_time.release()
 
-    def _restart(self, program: list[str], changes: Changes, request: int) -> None:
-        log.info("asked to restart as %s", " ".join(program))
-        options = self._daemon.options
-        command = [*program, "resume", options.directory]
-        with self._when_quiet():
-            state, _ = self._written(changes, request)
+    def _restart(self, order: _Order, request: int) -> None:
+        log.info("asked to restart as %s", " ".join(order.program))
+        command = [*order.program, "resume", self._daemon.options.directory]
+        until_s = time.monotonic() + order.timeout_s
+        with self._when_quiet(until_s):
+            state, _ = self._written(order.changes, request)
         try:
-            _try(command, state.fileno())
+            _try(command, state.fileno(), self._daemon.store.root)
         finally:
             state.close()
-        with self._when_quiet(), self._daemon.at_rest():
+        with self._when_quiet(until_s, self._daemon.at_rest):
             if self._session.at_work():
                 raise NotRestarted("a program waits for the daemon, and it for the program")
-            state, descriptors = self._written(changes, request)
+            state, descriptors = self._written(order.changes, request)
             try:
                 self._become([*command, str(state.fileno())], [*descriptors, state.fileno()])
             finally:
                 state.close()
 
     @contextlib.contextmanager
-    def _when_quiet(self) -> Iterator[None]:
-        """Inside no request is under way. Those that come wait; so they do in turns, for what is
-        under way may itself wait for one. Raises NotRestarted."""
-        options = self._daemon.options
-        window, deadline = _FIRST_WINDOW_S, time.monotonic() + max(options.stop_timeout_s, 1.0)
+    def _when_quiet(
+        self,
+        until_s: float,
+        at_rest: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> Iterator[None]:
+        """Inside no request is under way, and the daemon is ``at_rest``. Those that come wait; so
+        they do in turns, for what is under way may itself wait for one. Raises NotRestarted."""
+        window_s = _FIRST_WINDOW_S
         while True:
-            with self._session.quiet(options.mountpoint, window) as quiet:
+            while long := self._session.long_work(_LOOK_S):
+                self._wait_on(long, until_s)
+            with at_rest(), self._session.quiet(self._daemon.options.mountpoint, window_s) as quiet:
                 if quiet:
+                    self.waits_for = ""
                     yield
                     return
-            if time.monotonic() > deadline:
-                raise NotRestarted(
-                    f"requests were under way for {options.stop_timeout_s:.0f} s without a pause, "
-                    "commits of long files maybe; try again, or give the daemon a longer "
-                    "--stop-timeout"
-                )
-            time.sleep(_BETWEEN_S)
-            window = min(2 * window, _LONGEST_WINDOW_S)
+                busy = self._session.work()
+            self._wait_on(busy, until_s)
+            time.sleep(_BETWEEN * window_s)
+            window_s = min(2 * window_s, _LONGEST_WINDOW_S)
+
+    def _wait_on(self, work: list[str], until_s: float) -> None:
+        """Raises NotRestarted where there is no use in it, or no time."""
+        more = f" and {len(work) - 1} more" if len(work) > 1 else ""
+        told = f"a commit or check of {work[0]}{more}" if work else "requests without a pause"
+        if not self.waits_for:
+            log.info("the restart waits for %s", told)
+        self.waits_for = told
+        if self._given_up.is_set():
+            raise NotRestarted("who asked for it has given up")
+        if self._daemon.stopping:
+            raise NotRestarted("it was asked to stop")
+        if time.monotonic() > until_s:
+            raise NotRestarted(f"{told}: under way all the time; try again, or with --timeout")
 
     def _written(self, changes: Changes, request: int) -> tuple[IO[bytes], list[int]]:
         """A file without a name, at its begin; the descriptors that are carried over."""
@@ -204,12 +280,14 @@ class Restarter:
                 os.set_inheritable(fd, False)
 
 
-def _try(command: list[str], state: int) -> None:
-    """Whether the new program starts and can read what it is handed. Raises NotRestarted."""
+def _try(command: list[str], state: int, root: int) -> None:
+    """Whether the new program starts, can read what it is handed and open the store, and says so.
+    Raises NotRestarted."""
     try:
         done = subprocess.run(
             [*command, str(state), "--try"],
-            pass_fds=[state],
+            pass_fds=[state, root],
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
@@ -220,6 +298,10 @@ def _try(command: list[str], state: int) -> None:
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
         raise NotRestarted(f"the new program cannot go on: {said[-1].removeprefix('ckptfs: ')}")
+    if parse(done.stdout.encode()).get("format") != handover.FORMAT:
+        raise NotRestarted(
+            f"{command[0]}: does not say that it can go on, so it is not ckptfs, or another version"
+        )
 
 
 # --- the new program -----------------------------------------------------------------------------
@@ -235,7 +317,8 @@ def resume(state: int, *, only_try: bool) -> None:
     log_file = options.log_file or logfile.default(options.mountpoint)
     logfile.log_to(None if options.foreground else log_file)
     if only_try:
-        carried.try_out()
+        _try_out(carried, options)
+        print(json.dumps({"ckptfs": ckptfs.__version__, "format": handover.FORMAT}), flush=True)
         os._exit(0)  # nothing of it may be closed: the descriptors are not here
     for fd in carried.header.descriptors:
         os.set_inheritable(fd, False)
@@ -246,12 +329,41 @@ def resume(state: int, *, only_try: bool) -> None:
         raise
 
 
+def _try_out(carried: handover.Carried, options: MountOptions) -> None:
+    """As far as it goes without changing anything. Raises CannotServe and kin."""
+    program.require_apart(options.mountpoint)
+    if Layout.existing(OsFs(), carried.header.root, options.directory) is None:
+        raise CannotServe(f"{options.directory}: there is no {fmt.CONTROL} any more")
+    carried.try_out()
+
+
+_OF_MOUNT = {"passthrough", "log_file", "stop_timeout_s", "release", "scrub_interval_s"}
+
+
 def _changed(options: MountOptions, changes: Changes) -> MountOptions:
-    store = dict(changes["store"])
-    if "mode" in store:
-        store["mode"] = Mode(store["mode"])
-    if "outside" in store:
-        store["outside"] = Outside(store["outside"])
-    if "in_place" in store:
-        store["in_place"] = tuple(store["in_place"])
-    return replace(options, store=replace(options.store, **store), **changes["mount"])
+    """Raises CannotServe for what no restart changes, or not to that."""
+    try:
+        store = {key: _like(vars(options.store)[key], to) for key, to in changes["store"].items()}
+        mount = {key: _like(vars(options)[key], to) for key, to in changes["mount"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CannotServe(f"such options it does not take: {error}") from None
+    unknown = {*mount} - _OF_MOUNT
+    if unknown:
+        raise CannotServe(f"a restart does not change {', '.join(sorted(unknown))}")
+    new = replace(options, store=replace(options.store, **store), **mount)
+    if new.store.checksum not in ALGORITHMS or min(new.store.keep, new.store.salvage_bytes) < 0:
+        raise CannotServe("such options it does not take")
+    return new
+
+
+def _like(before: Any, value: Any) -> Any:
+    """The value as of the option's type. Raises ValueError."""
+    if isinstance(before, enum.Enum):
+        return type(before)(value)
+    if isinstance(before, tuple):
+        value = tuple(value)
+        if all(isinstance(each, str) for each in value):
+            return value
+    elif type(value) is type(before) or (type(before) is float and type(value) is int):
+        return type(before)(value)
+    raise ValueError(f"{value!r}")

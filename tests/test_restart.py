@@ -271,8 +271,16 @@ os.setxattr(sys.argv[1] + "/.ckptfs", "user.ckptfs.restart", json.dumps(order).e
 
 @pytest.mark.parametrize(
     "program",
-    [["/nowhere/python"], ["/bin/false"], [PYTHON, "-c", "import sys; sys.exit('no such thing')"]],
-    ids=["missing", "fails", "explains"],
+    [
+        ["/nowhere/python"],
+        ["python3"],
+        [],
+        ["/bin/false"],
+        ["/bin/true"],
+        ["/bin/echo", '{"format": 1}'],
+        [PYTHON, "-c", "import sys; sys.exit('no such thing')"],
+    ],
+    ids=["missing", "relative", "nothing", "fails", "says nothing", "says another", "explains"],
 )
 def test_a_program_that_cannot_go_on_leaves_the_daemon_as_it_was(
     mount: Served, program: list[str]
@@ -284,9 +292,9 @@ def test_a_program_that_cannot_go_on_leaves_the_daemon_as_it_was(
         assert done.returncode == 2 and "busy" in done.stderr
     assert (mount.path / "model.bin").read_bytes() == OLD
     status = mount.status()
-    assert status["pid"] == mount.pid and program[0] in status["refused"] + program[0]
+    assert status["pid"] == mount.pid and status["refused"]
     assert "not restarted: " in mount.log_text()
-    if len(program) > 1:
+    if program[:1] == [PYTHON]:
         assert "no such thing" in status["refused"]
     restart(mount)
     assert mount.status()["refused"] == ""
@@ -300,6 +308,48 @@ def test_a_state_of_another_version_is_refused(mount: Served) -> None:
     assert "umount, then mount" in mount.status()["refused"]
 
 
+_ANY_ORDER = """
+import json, os, sys
+order = {"program": [sys.executable, "-m", "ckptfs"], "changes": json.loads(sys.argv[2])}
+os.setxattr(sys.argv[1] + "/.ckptfs", "user.ckptfs.restart", json.dumps(order).encode())
+"""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"store": {"checksum": "md5"}, "mount": {}},
+        {"store": {"keep": "2"}, "mount": {}},
+        {"store": {"mode": "none"}, "mount": {}},
+        {"store": {"in_place": [1]}, "mount": {}},
+        {"store": {}, "mount": {"directory": "/etc"}},
+        {"store": {}, "mount": {"no such": 1}},
+        {"store": {}},
+        [],
+    ],
+    ids=lambda changes: json.dumps(changes)[:50],
+)
+def test_options_that_no_command_gives_leave_the_daemon_as_it_was(
+    mount: Served, changes: object
+) -> None:
+    command = [PYTHON, "-c", _ANY_ORDER, mount.path, json.dumps(changes)]
+    assert subprocess.run(command, capture_output=True, timeout=20).returncode == 1
+    assert "option" in mount.status()["refused"] or "directory" in mount.status()["refused"]
+    assert "Traceback" not in mount.log_text()
+
+
+def test_a_store_that_does_not_open_leaves_the_daemon_as_it_was(mount: Served) -> None:
+    with open(mount.path / "model.bin", "wb") as file:
+        below = mount.below / ".ckptfs"
+        (below / "history").rename(below / "away")
+        done = ckptfs("restart", mount.path)
+        assert done.returncode == 8 and "history" in done.stderr
+        (below / "away").rename(below / "history")
+        file.write(OLD)
+    restart(mount)
+    assert (mount.path / "model.bin").read_bytes() == OLD
+
+
 @pytest.mark.parametrize("when", ["before", "in", "after"])
 def test_a_kill_in_a_restart_leaves_what_a_crash_leaves(mount: Served, when: str) -> None:
     """The program that is killed as it begins to serve has read what was handed to it."""
@@ -307,7 +357,7 @@ def test_a_kill_in_a_restart_leaves_what_a_crash_leaves(mount: Served, when: str
     dies = {
         "before": "import os, signal; os.kill(os.getppid(), signal.SIGKILL)",
         "in": "import sys, os, signal\nif '--try' not in sys.argv:"
-        " os.kill(os.getpid(), signal.SIGKILL)",
+        " os.kill(os.getpid(), signal.SIGKILL)\nfrom ckptfs.cli import main; main()",
         "after": "import os, signal; from ckptfs.mount.kernel.session import Session\n"
         "Session.resume = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
         "from ckptfs.cli import main; main()",

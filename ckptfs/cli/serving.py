@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Iterator
@@ -201,8 +202,17 @@ run.params += [option for option in mount.params if option.name not in _NOT_OF_R
 
 @commands.command()
 @click.argument("directory")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    callback=_seconds,
+    default="30s",
+    show_default=True,
+    metavar="TIME",
+    help="Wait at most this long for a moment in which no long commit is under way.",
+)
 @click.pass_context
-def restart(context: click.Context, /, directory: str, **given: Any) -> None:
+def restart(context: click.Context, /, directory: str, timeout_s: float, **given: Any) -> None:
     """Have the daemon of DIRECTORY go on as this version of ckptfs, with new options.
 
     Options that are not given stay. Whatever programs have open stays open; what they ask for
@@ -213,7 +223,8 @@ def restart(context: click.Context, /, directory: str, **given: Any) -> None:
     options = _mount_options(directory, None, given)
     names = {name for name in given if context.get_parameter_source(name) is _BY_USER}
     fields = {_FIELDS.get(name, name) for name in names}
-    for trouble in ask(absolute(directory), options, fields):
+    where, told = absolute(directory), functools.partial(say, err=True)
+    for trouble in ask(where, options, fields, timeout_s=timeout_s, say=told):
         click.echo(f"warning: {trouble}", err=True)
 
 

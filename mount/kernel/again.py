@@ -17,7 +17,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from ckptfs.mount import acl
@@ -59,7 +59,7 @@ class _Request:
 class _Sent:
     """A thread that was sent back, and what the kernel then found for it."""
 
-    since: float = field(default_factory=time.monotonic)
+    since: float  # by the clock of the gate
     flags: int = 0  # of the open that it asked for
     place: tuple[int, str] | None = None
     nodeid: int = 0
@@ -92,7 +92,10 @@ class Again:
         passthrough: Passthrough,
         handlers: dict[int, _Handler],
         answers: Answers,
+        now: Callable[[], float],
     ) -> None:
+        """``now`` counts the seconds in which requests are answered."""
+        self._now = now
         self._ops, self._passthrough = operations, passthrough
         self._handlers, self._answers = handlers, answers
         self.sent: dict[int, _Sent] = {}
@@ -100,13 +103,13 @@ class Again:
     def resume(self, sent: dict[int, _Sent]) -> None:
         """Of an earlier program; the time between the two counts for nobody."""
         for each in sent.values():
-            each.since = time.monotonic()
+            each.since = self._now()
         self.sent = sent
 
     def lookup(self, parent_id: int, name: str, caller: Caller) -> Entry:
         """What a thread finds that was sent back is kept for the request that follows."""
         sent = self.sent.get(caller.pid)
-        if sent is None or time.monotonic() - sent.since > _AGAIN_S:
+        if sent is None or self._now() - sent.since > _AGAIN_S:
             return self._ops.lookup(parent_id, name, caller)
         return self._keep_found(sent, parent_id, name, caller)
 
@@ -158,7 +161,7 @@ class Again:
         if sent is not None and (op == Op.CREATE or sent.nodeid == nodeid):
             if op not in _AHEAD:
                 del self.sent[caller.pid]
-            if time.monotonic() - sent.since < _AGAIN_S:
+            if self._now() - sent.since < _AGAIN_S:
                 return self._second_try(sent, replace(asked, body=memoryview(bytes(body))))
         makes_version = _makes_version(asked)  # the buffer is the next request's by then
 
@@ -173,10 +176,10 @@ class Again:
         """ESTALE. Who watches the file is told ahead of it: when its version is committed the
         kernel may know the old one by no name any more, and by that alone could it be told."""
         for pid, sent in list(self.sent.items()):
-            if time.monotonic() - sent.since > _AGAIN_S:
+            if self._now() - sent.since > _AGAIN_S:
                 self.sent.pop(pid, None)
         if asked.caller.pid:  # of 0 nobody knows who it is
-            self.sent[asked.caller.pid] = _Sent(flags=_flags(asked))
+            self.sent[asked.caller.pid] = _Sent(self._now(), _flags(asked))
         node = self._ops.nodes.get(asked.nodeid)
         if not makes_version or not isinstance(node, File) or node.parent is None:
             raise stale()

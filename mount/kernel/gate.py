@@ -11,46 +11,65 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Iterator
+
+_ASKING_S = 0.002  # between two requests: a mount that is not ours any more answers at once
 
 
 class Gate:
     def __init__(self, readers: int = 1) -> None:
         self.readers = readers
-        self._closed = False
         self._waiting = 0
         self._changed = threading.Condition()
+        self._closed_at: float | None = None
+        self._closed_s = 0.0  # altogether, but for now
 
     def pass_through(self) -> None:
         """A reader is about to ask for a request, and has answered or handed on the last one."""
-        if self._closed:
+        if self._closed_at is not None:
             with self._changed:
                 self._waiting += 1
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: not self._closed)
+                self._changed.wait_for(lambda: self._closed_at is None)
                 self._waiting -= 1
+
+    def now(self) -> float:
+        """Seconds by a clock that stands still while the gate is closed: for what a program is
+        given to ask again."""
+        with self._changed:
+            at = time.monotonic() if self._closed_at is None else self._closed_at
+            return at - self._closed_s
 
     @contextlib.contextmanager
     def closed(self, mountpoint: str, limit_s: float) -> Iterator[bool]:
         """No request is read inside; gives False where some reader did not come in time."""
+        over = threading.Event()
         with self._changed:
-            self._closed = True
+            self._closed_at = time.monotonic()
         try:
-            threading.Thread(target=self._ask, args=(mountpoint,), daemon=True).start()
+            threading.Thread(target=self._ask, args=(mountpoint, over), daemon=True).start()
             with self._changed:
                 stopped = self._changed.wait_for(self._all_wait, limit_s)
             yield stopped
         finally:
             with self._changed:
-                self._closed = False
+                over.set()
+                self._closed_s += time.monotonic() - self._closed_at
+                self._closed_at = None
                 self._changed.notify_all()
 
     def _all_wait(self) -> bool:
         return self._waiting == self.readers
 
-    def _ask(self, mountpoint: str) -> None:
+    def _ask(self, mountpoint: str, over: threading.Event) -> None:
         """A request for each reader that waits for one. The last may be answered by nobody before
         the gate is open again; a thread that waits so can still be killed."""
-        while self._closed and not self._all_wait():
+        stopped = False
+        while not stopped:
             with contextlib.suppress(OSError):  # the mount is gone, and with it the readers
                 os.statvfs(mountpoint)
+            with self._changed:
+                stopped = self._changed.wait_for(
+                    lambda: over.is_set() or self._all_wait(), _ASKING_S
+                )

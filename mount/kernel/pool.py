@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -33,21 +34,53 @@ class Flow(NamedTuple):
     long: bool
 
 
+class Underway(NamedTuple):
+    """Work that runs or waits for its turn."""
+
+    flow: Flow
+    about: int  # whatever the one who submitted it means by that
+    since_s: float  # monotonic
+
+
 class Pool:
     def __init__(self, threads: int = THREADS, long_at_once: int = LONG_AT_ONCE) -> None:
         self._limit, self._long_at_once = threads, long_at_once
-        self._changed = threading.Condition()
-        self._waiting: dict[Flow, deque[Work]] = {}  # in the order of their turns
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)
+        self._eased = threading.Condition(lock)  # some work is done
+        self._waiting: dict[Flow, deque[tuple[Work, Underway]]] = {}  # in the order of their turns
+        self._underway: dict[int, Underway] = {}  # by the thread that does it
         self._running: Counter[Flow] = Counter()
         self._busy = 0
         self._threads: list[threading.Thread] = []
         self._ending = False
 
-    def submit(self, flow: Flow, work: Work) -> None:
+    def submit(self, flow: Flow, work: Work, about: int = 0) -> None:
         """Run ``work`` when its turn comes. It may not raise."""
+        underway = Underway(flow, about, time.monotonic())
         with self._changed:
-            self._waiting.setdefault(flow, deque()).append(work)
+            self._waiting.setdefault(flow, deque()).append((work, underway))
             self._wake()
+
+    def underway(self) -> list[Underway]:
+        """What runs or waits, the oldest first."""
+        with self._changed:
+            return self._all()
+
+    def long_work(self, from_s: float, wait_s: float) -> list[Underway]:
+        """What takes long, as its flow says or because it was asked for ``from_s`` ago; the oldest
+        first. Waits a while for it to be nothing."""
+        with self._changed:
+            self._eased.wait_for(lambda: not self._long(from_s), wait_s)
+            return self._long(from_s)
+
+    def _all(self) -> list[Underway]:
+        waiting = [each for queue in self._waiting.values() for _, each in queue]
+        return sorted([*self._underway.values(), *waiting], key=lambda each: each.since_s)
+
+    def _long(self, from_s: float) -> list[Underway]:
+        old = time.monotonic() - from_s
+        return [each for each in self._all() if each.flow.long or each.since_s < old]
 
     @property
     def busy(self) -> bool:
@@ -94,7 +127,8 @@ class Pool:
                     return None
                 self._changed.wait()
             queue = self._waiting.pop(flow)
-            work = queue.popleft()
+            work, underway = queue.popleft()
+            self._underway[threading.get_ident()] = underway
             if queue:
                 self._waiting[flow] = queue  # behind all others
             self._running[flow] += 1
@@ -112,6 +146,8 @@ class Pool:
     def _done(self, flow: Flow) -> None:
         with self._changed:
             self._busy -= 1
+            del self._underway[threading.get_ident()]
+            self._eased.notify_all()
             self._running[flow] -= 1
             if not self._running[flow]:
                 del self._running[flow]

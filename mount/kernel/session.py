@@ -30,7 +30,7 @@ from ckptfs.mount.kernel import namespaces, wire
 from ckptfs.mount.kernel.again import NO_REPLY, Again, Answers
 from ckptfs.mount.kernel.gate import Gate
 from ckptfs.mount.kernel.passthrough import Passthrough
-from ckptfs.mount.kernel.pool import Flow, Pool
+from ckptfs.mount.kernel.pool import Flow, Pool, Underway
 from ckptfs.mount.kernel.wire import Op
 from ckptfs.mount.listing import parts
 from ckptfs.mount.locks import Lock, Wait
@@ -46,6 +46,7 @@ _MAX_COPY = 1 << 30  # of one copy_file_range; the caller asks again for the res
 _BUFFER_BYTES = _MAX_WRITE + (64 << 10)
 _RELAY_THREADS = 3
 _QUIET_POLL_S = 0.002
+_LONG_S = 1.0  # work that was under way for so long may be so for longer
 _WANTED = (
     wire.ASYNC_READ
     | wire.POSIX_LOCKS
@@ -131,10 +132,11 @@ class Session:
             if hasattr(self, f"_{op.name.lower()}")
         }
         answers = Answers(self._entry, self._opened, self._attr, self._reply)
-        self.again = Again(operations, self.passthrough, self._handlers, answers)
+        self.gate = Gate()
+        self.again = Again(operations, self.passthrough, self._handlers, answers, self.gate.now)
         self._ended = self._resumed = False
         self.restart: Callable[[int, bytes], None] | None = None  # by a request, with an order
-        self.gate = Gate()
+        self.interrupted: Callable[[int], None] = lambda request: None
         self.caches = operations.caches = KernelCaches(device)
 
     # --- the loop --------------------------------------------------------------------------------
@@ -204,6 +206,21 @@ class Session:
         # Work hands notifications over, and what follows those may be work again.
         return self._pool.busy or self.caches.busy or self._pool.busy
 
+    def long_work(self, wait_s: float) -> list[str]:
+        """Work that keeps the daemon from being quiet, the longest under way first; waits a while
+        for it to be nothing."""
+        return list(map(self._told, self._pool.long_work(_LONG_S, wait_s)))
+
+    def work(self) -> list[str]:
+        """What is under way at this moment."""
+        return list(map(self._told, self._pool.underway()))
+
+    def _told(self, work: Underway) -> str:
+        path = "?"
+        with contextlib.suppress(OSError):
+            path = self.ops.nodes.get(work.about).path() or "."
+        return f"{path}, for user {work.flow.user}"
+
     def _serve_one(self, buffer: bytearray) -> None:
         try:
             size = os.readv(self.device, [buffer])
@@ -231,7 +248,7 @@ class Session:
         caller = Caller(uid, gid, pid, unique)
         body = request[wire.IN_HEADER.size :]
         work = self.again.work(opcode, unique, nodeid, caller, body)
-        self._answer(unique, work, lambda: self._flow(opcode, nodeid, caller, body))
+        self._answer(unique, work, nodeid, lambda: self._flow(opcode, nodeid, caller, body))
 
     def _flow(self, opcode: int, nodeid: int, caller: Caller, body: memoryview) -> Flow:
         whole = opcode in _OF_WHOLE_FILES
@@ -239,7 +256,9 @@ class Session:
             whole = bool(wire.SETATTR_IN.unpack_from(body)[0] & wire.FATTR_SIZE)
         return Flow(caller.uid, whole and self.ops.size_of(nodeid) >= _LONG_BYTES)
 
-    def _answer(self, unique: int, work: Callable[[], Any], flow_of: Callable[[], Flow]) -> None:
+    def _answer(
+        self, unique: int, work: Callable[[], Any], nodeid: int, flow_of: Callable[[], Flow]
+    ) -> None:
         """Run ``work`` and reply with what it returns: bytes, an error, or later."""
         try:
             result = work()
@@ -250,7 +269,9 @@ class Session:
                 later, flow = result.run, flow_of()
                 if result.user is not None:
                     flow = flow._replace(user=result.user)
-                self._pool.submit(flow, lambda: self._answer(unique, later, lambda: flow))
+                self._pool.submit(
+                    flow, lambda: self._answer(unique, later, nodeid, lambda: flow), nodeid
+                )
             elif result is not NO_REPLY:
                 self._reply(unique, 0, result or b"")
 
@@ -295,8 +316,10 @@ class Session:
         return b""
 
     def _interrupt(self, nodeid: int, caller: Caller, body: memoryview) -> object:
-        """Ends the wait for a lock; a commit that began is finished."""
-        self.ops.locks.interrupt(wire.FORGET_IN.unpack_from(body)[0])
+        """Ends the wait for a lock or a restart; a commit that began is finished."""
+        request = wire.FORGET_IN.unpack_from(body)[0]
+        self.ops.locks.interrupt(request)
+        self.interrupted(request)
         return NO_REPLY
 
     def _forget(self, nodeid: int, caller: Caller, body: memoryview) -> object:
