@@ -260,6 +260,44 @@ def test_passthrough_is_switched_off_and_on_again(mount: Served) -> None:
     assert (mount.path / "relayed.bin").read_bytes() == OLD + OLD
 
 
+_ENDLESS = """
+import os, sys
+os.chdir(sys.argv[1]); os.setgid(65534); os.setuid(65534)
+fd = os.open("sparse.pt", os.O_RDWR | os.O_CREAT)
+os.pwrite(fd, b"1", 0)
+os.ftruncate(fd, 8 << 40)
+print("closing", flush=True)
+os.close(fd)
+"""
+
+
+def test_a_restart_beside_an_endless_commit_keeps_nobody_waiting(mount: Served) -> None:
+    """It asks no reader to stop, says what it waits for, and ends when it is told to."""
+    (mount.path / "free").mkdir()
+    (mount.path / "free").chmod(0o777)
+    command = [PYTHON, "-c", _ENDLESS, mount.path / "free"]
+    told = f"waiting: {mount.path}: a commit or check of free/sparse.pt, for user 65534\n"
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as closing:
+        assert closing.stdout is not None and closing.stdout.readline() == b"closing\n"
+        mount.wait_until(lambda: mount.status()["requests"].get("FLUSH", 0) > 0)
+        before = mount.status()["requests"].get("STATFS", 0)  # it wakes readers to stop them
+        done = ckptfs("restart", mount.path, "--timeout", "1s")
+        assert done.returncode == 8 and done.stderr.startswith(told)
+        assert "not restarted: a commit or check of free/sparse.pt, for user" in done.stderr
+        waits = [PYTHON, "-m", "ckptfs", "restart", mount.path, "--timeout", "1h"]
+        with subprocess.Popen(waits, stderr=subprocess.PIPE, text=True) as asking:
+            assert asking.stderr is not None and asking.stderr.readline() == told
+            (mount.path / "other.pt").write_bytes(NEW)
+            assert (mount.path / "other.pt").read_bytes() == NEW
+            asking.send_signal(signal.SIGINT)
+            assert asking.wait(20) == 130
+        status = mount.status()
+        assert status["restart_waits_for"] == "" and "given up" in status["refused"]
+        assert status["requests"].get("STATFS", 0) == before
+        mount.abort()
+        os.kill(mount.pid, signal.SIGKILL)
+
+
 # --- what can go wrong ---------------------------------------------------------------------------
 
 _ORDER = """
