@@ -82,9 +82,15 @@ def test_a_module_that_is_looked_for_in_the_working_directory_may_lie_in_the_mou
     """``python -m`` looks there first, and so may PYTHONPATH: the daemon would wait for itself."""
     mount, path = unstarted, str(unstarted.path)
     command = [PYTHON, "-m", "ckptfs"]
-    done = run([*command, "mount", ".", "--log", str(mount.log)], mount.path, PYTHONPATH=":")
-    assert done.returncode == 0, done
-    mount.pid = mount.status()["pid"]
+    with open(mount.log, "ab") as log:
+        mount.process = subprocess.Popen(
+            [*command, "mount", ".", "--foreground"],
+            cwd=mount.path,
+            env={**os.environ, "PYTHONPATH": ":"},
+            stdout=log,
+            stderr=log,
+        )
+    mount.wait_until(lambda: "serving" in mount.log_text(), 30)
     done = run([*command, "restart", path, "--keep", "3"], mount.path, PYTHONPATH=":")
     assert done.returncode == 0, (done, mount.log_text())
     (mount.path / "model.bin").write_bytes(b"bytes")
