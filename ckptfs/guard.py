@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,9 +17,8 @@ from ckptfs import history, osfs
 from ckptfs.commit import Committer
 from ckptfs.errors import NoSuchGeneration, RecordDamaged, Rotten
 from ckptfs.protocol import Outside
+from ckptfs.remembered import Remembered
 from ckptfs.verify import ROTTEN, Condition, Finding, Stamp, examine, stamp
-
-_REMEMBERED = 100_000  # verified versions kept in mind; about 200 bytes each
 
 
 class Guard:
@@ -33,7 +31,7 @@ class Guard:
         self.written_here: Callable[[tuple[int, int]], bool] = lambda inode: False
         # told of a path that was rolled back, and of what stood there, if anything
         self.replaced: Callable[[str, osfs.Status | None], None] = lambda path, before: None
-        self._known: OrderedDict[tuple[int, int], tuple[int, int, int]] = OrderedDict()
+        self._known = Remembered()
         self._guard = threading.Lock()
 
     # --- what is known to be good ----------------------------------------------------------------
@@ -43,24 +41,20 @@ class Guard:
         self._remember(stamp(self.fs.stat(fd)))
 
     def _remember(self, seen: Stamp) -> None:
-        key, state = seen
         with self._guard:
-            self._known[key] = state
-            self._known.move_to_end(key)
-            if len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
+            self._known.add(seen)
 
     def known_good(self, at: int, name: str) -> bool:
-        key, state = stamp(self.fs.lstat(at, name))
+        seen = stamp(self.fs.lstat(at, name))
         with self._guard:
-            return self._known.get(key) == state
+            return seen in self._known
 
-    def known(self) -> list[Stamp]:
+    def known(self) -> bytes:
         """For the program that goes on."""
         with self._guard:
-            return list(self._known.items())
+            return self._known.packed()
 
-    def resume(self, known: list[Stamp]) -> None:
+    def resume(self, known: bytes) -> None:
         with self._guard:
             self._known.update(known)
 

@@ -22,6 +22,7 @@ LAYERS = {
         ["verify", "walk", "guard", "sets", "pipeline", "writeback", "sharing", "usage", "events"],
         3,
     ),
+    "remembered": 3,
     "orphans": 3,
     "store": 4,
     **dict.fromkeys(["fsck", "adoption", "scrub"], 4),
