@@ -17,7 +17,7 @@ log = logging.getLogger("ckptfs.events")
 
 DISK_FULL = "the disk is full, so it may not be whole"
 _RECENT = 100
-_TOLD_LIMIT = 10_000  # paths
+_TOLD_LIMIT = 10_000  # texts
 _LEVELS = {
     "aborted": logging.WARNING,
     "rotten": logging.ERROR,
@@ -36,6 +36,7 @@ class Events:
         self.recent: list[dict[str, object]] = []
         self._now_ns = now_ns
         self._told: dict[str, set[str]] = {}  # by path
+        self._texts = 0  # that are kept there
         self._is_full = False
         self._guard = threading.Lock()
 
@@ -47,7 +48,7 @@ class Events:
         with self._guard:
             self._keep(what, path, detail)
             if what in _GOOD_AGAIN:
-                self._told.pop(path, None)
+                self._texts -= len(self._told.pop(path, ()))
             news = what in _LEVELS and self._is_news(path, text)
             has_room = what == "committed" and self._is_full
             self._is_full = self._is_full and not has_room
@@ -85,12 +86,14 @@ class Events:
         del self.recent[:-_RECENT]
 
     def _is_news(self, path: str, text: str) -> bool:
-        if len(self._told) > _TOLD_LIMIT:
+        if self._texts >= _TOLD_LIMIT:
             self._told.clear()
+            self._texts = 0
         told = self._told.setdefault(path, set())
         if text in told:
             return False
         told.add(text)
+        self._texts += 1
         return True
 
 

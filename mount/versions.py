@@ -21,6 +21,7 @@ import errno
 import os
 import threading
 import time
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -52,7 +53,6 @@ from ckptfs.writeback import Writeback
 _SEALS_REMEMBERED = 10_000
 _EXPECTED_S = 1.0  # how long a close waits for an open that was sent to look again
 _LOG_S = 1.0  # text that is still open so long after its first write is a log
-Mappers = tuple[frozenset[int], frozenset[int]]  # processes, none: unknown; and inode numbers
 
 
 class Versions:
@@ -65,7 +65,7 @@ class Versions:
         self.writeback = Writeback(store.fs)
         self.handles: dict[int, Handle] = {}
         self.extending: set[Inode] = set()  # committed files that are growing: nobody opens them
-        self._sealed: OrderedDict[Inode, Mappers] = OrderedDict()  # what may be mapped since
+        self._sealed: OrderedDict[Inode, bytes] = OrderedDict()  # what may be mapped since
         self._by_folder: dict[int, dict[str, list[Version]]] = {}
         self.sealed: Callable[[Version], None] = lambda version: None  # published or recorded anew
         self.replaced: Callable[[Node], None] = lambda node: None  # by a commit; known until then
@@ -735,9 +735,9 @@ class Versions:
 
     def _remember_mappers(self, version: Version) -> None:
         with self.lock:
-            mappers = frozenset(version.mappers if version.known else ())
+            mappers = version.mappers if version.known else set()
             if mappers or not version.known:
-                self._sealed[version.node.ident[:2]] = mappers, frozenset(version.numbers)
+                self._sealed[version.node.ident[:2]] = _mapping(mappers, version.numbers)
                 if len(self._sealed) > _SEALS_REMEMBERED:
                     self._sealed.popitem(last=False)
 
@@ -747,7 +747,7 @@ class Versions:
         with self.lock:
             if inode not in self._sealed:
                 return False
-            mappers, numbers = self._sealed[inode]
+            mappers, numbers = _mapped(self._sealed[inode])
         return not mappers or writers.map_for_writing(mappers, numbers)
 
     def may_be_written(self, inode: Inode) -> bool:
@@ -869,3 +869,13 @@ class Versions:
                 self._finish(version, released=True)
             self._end(version)
         self.writeback.stop()
+
+
+def _mapping(processes: set[int], inodes: set[int]) -> bytes:
+    """Who may map which inode numbers: sets of each would take 500 bytes."""
+    return array("Q", [len(processes), *processes, *inodes]).tobytes()
+
+
+def _mapped(packed: bytes) -> tuple[list[int], set[int]]:
+    count, *numbers = array("Q", packed)
+    return numbers[:count], set(numbers[count:])

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import time
+import tracemalloc
 from pathlib import Path
 
 import mounts
@@ -124,6 +125,20 @@ def test_what_is_not_over_is_not_told_again(caplog: pytest.LogCaptureFixture) ->
         events.note("committed", "f.pt")
     told = ["f.pt: aborted: the new version is not whole"] * 2
     assert [record.getMessage() for record in caplog.records] == told
+
+
+def test_what_is_kept_of_what_was_told_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each abort names a salvage entry of its own, so no two are the same news."""
+    monkeypatch.setattr("ckptfs.events.say", lambda *_: None)
+    events = Events(time.time_ns)
+    tracemalloc.start()
+    try:
+        for number in range(30_000):
+            events.not_committed("f.pt", "the writer was killed", f"{number:032}")
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 4 << 20
 
 
 def test_a_line_is_one_line_whatever_a_file_is_called() -> None:
