@@ -56,7 +56,8 @@ def judge(
         return Evidence(Kind.LIVE)
     name = path.rpartition("/")[2].lower()
     if size_bytes == 0:
-        return _damaged("emptied") if not _is_text(name) else Evidence(Kind.EDITED)
+        reads = _is_text(name) and not text.trouble_with(name, "")  # no JSON is empty
+        return Evidence(Kind.EDITED) if reads else _damaged("emptied")
     return (
         by_format(name, size_bytes, read, Verdict(record.structure))
         or _by_text(name, size_bytes, read, record)
