@@ -13,7 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from ckptfs import format as fmt
 from ckptfs import osfs
-from ckptfs.mount import acl
+from ckptfs.mount import acl, listing
 from ckptfs.mount.control import Control
 from ckptfs.mount.descriptors import Room
 from ckptfs.mount.locks import Locks, LockSet
@@ -128,6 +128,7 @@ class Base:
         store.guard.written_here = self.versions.may_be_written
         self._guests: dict[int, Handle] = {}  # by nodes that others have open, too
         self.ids = itertools.count(1)
+        self.listing_key = listing.new_key()
         self.control = Control(store, self.nodes, status)
 
     def _sealed(self, version: Version) -> None:

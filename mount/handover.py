@@ -132,6 +132,7 @@ def _rest(ops: Operations, session: Session) -> dict[str, Any]:
         "rare": {node.id: node.rare for node in ops.nodes.every() if _has_rare(node)},
         "homeless": {node.id: int(fd) for node, fd in _homeless(ops)},
         "next": (next(ops.ids), next(ops.nodes.ids)),
+        "listing key": ops.listing_key,
         "versions": ops.versions.carried(),
         "locks": ops.locks.carried(),
         "session": session.carried(),
@@ -261,6 +262,7 @@ class Carried:
         for number, fd in rest["homeless"].items():
             ops.nodes.folders.keep_open(nodes[number], Descriptor(fd))  # type: ignore[arg-type]
         ops.count_from(*rest["next"])
+        ops.listing_key = rest["listing key"]
         ops.versions.resume(rest["versions"])
         ops.recall_guests()
         session.resume(rest["session"], agreed=self.header.agreed)

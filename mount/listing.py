@@ -3,7 +3,9 @@
 The kernel keeps lists of its own and drops them when it likes: midway through a directory it then
 asks from a position that another handle was given, before names came and went. So a position means
 the same in every list of a directory, whatever is in it: it is a hash of the name. A commit changes
-the inode of a name and, on btrfs, its place in the directory below; its position stays.
+the inode of a name and, on btrfs, its place in the directory below; its position stays. The hash
+has a key, which every program of a mount has and nobody else knows: who can make names cannot give
+one the position of somebody else's. Names that share a position all the same are read together.
 
 Threading: a list is filled by one thread, and read by any afterwards.
 """
@@ -16,8 +18,8 @@ import sys
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable
+from hashlib import blake2b
 from itertools import islice
-from zlib import crc32
 
 from ckptfs.mount.nodes import Listed
 
@@ -25,7 +27,7 @@ _DOTS = {".": 1, "..": 2}  # first, as everywhere; 0 is where a list begins
 _NAMED = 4  # a bit that all other positions have
 _LAST = (1 << 63) - 1  # of an off_t; the 62 bits left tell millions of names apart
 _BUCKET_SHIFT = 63 - 10  # so that what is sorted at once stays in the processor's cache
-_KEY_BYTES = 8
+_KEY_BYTES, _SECRET_BYTES = 8, 16
 # A key, which sorts as the position does, and the kernel's struct fuse_dirent.
 _RECORD = struct.Struct(f"<{_KEY_BYTES}sQQII")
 _ENTRY = struct.Struct("<QQII")
@@ -37,9 +39,8 @@ def _key(position: int) -> bytes:
     return position.to_bytes(_KEY_BYTES, "big")
 
 
-def _position(raw: bytes) -> int:
-    """The same in every program: after a restart the kernel goes on from what it knows."""
-    return (crc32(raw) << 32 | crc32(raw[::-1])) & _LAST | _NAMED
+def new_key() -> bytes:
+    return os.urandom(_SECRET_BYTES)
 
 
 def parts(entry: bytes) -> tuple[str, int, int, int]:
@@ -51,26 +52,36 @@ def parts(entry: bytes) -> tuple[str, int, int, int]:
 class Listing:
     """Entries as bytes, which take half of what tuples would; sorted where they are read."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: bytes) -> None:
+        self._secret = key
         self._buckets: defaultdict[int, list[bytes]] = defaultdict(list)
         self._order: list[int] = []
         self._read = 0, 0
 
+    def _position(self, name: str) -> int:
+        hashed = blake2b(self._secret + os.fsencode(name), digest_size=_KEY_BYTES).digest()
+        return _DOTS.get(name) or int.from_bytes(hashed, "big") & _LAST | _NAMED
+
     def add(self, names: Iterable[Listed]) -> None:
-        buckets, pack, padding, crc = self._buckets, _RECORD.pack, _PADDING, crc32
+        buckets, pack, padding = self._buckets, _RECORD.pack, _PADDING
+        hash_of, secret, as_int = blake2b, self._secret, int.from_bytes
         encoding, errors = _ENCODING
         for name, inode, kind in names:  # every name of the directory: calls would be felt
             raw = name.encode(encoding, errors)
-            hashed = crc(raw) << 32 | crc(raw[::-1])  # as in _position, without a call
-            position = _DOTS.get(name) or hashed & _LAST | _NAMED
+            hashed = as_int(hash_of(secret + raw, digest_size=_KEY_BYTES).digest(), "big")
+            position = _DOTS.get(name) or hashed & _LAST | _NAMED  # as in _position
             key, size = position.to_bytes(_KEY_BYTES, "big"), len(raw)
             record = pack(key, inode, position, size, kind >> 12) + raw + padding[size & 7]
             buckets[position >> _BUCKET_SHIFT].append(record)
 
     def discard(self, name: str) -> None:
-        position = _position(os.fsencode(name))
+        position = self._position(name)
         number, key = position >> _BUCKET_SHIFT, _key(position)
-        self._buckets[number] = [r for r in self._buckets[number] if not r.startswith(key)]
+        self._buckets[number] = [
+            record
+            for record in self._buckets[number]
+            if not record.startswith(key) or parts(record[_KEY_BYTES:])[0] != name
+        ]
 
     def replace(self, entry: Listed) -> None:
         self.discard(entry[0])
@@ -93,7 +104,7 @@ class Listing:
             for record in islice(bucket, start, None):
                 room -= len(record) - _KEY_BYTES + more
                 if room < 0:
-                    return entries
+                    return _whole(entries, record)
                 entries.append(record[_KEY_BYTES:])
         return entries
 
@@ -101,3 +112,10 @@ class Listing:
         """Whether what was read last led to ``position``."""
         first, last = self._read
         return first <= position <= last
+
+
+def _whole(entries: list[bytes], after: bytes) -> list[bytes]:
+    """Without those of the position that the next one has: reading goes on behind a position."""
+    position = parts(after[_KEY_BYTES:])[3]
+    together = [entry for entry in entries if parts(entry)[3] != position]
+    return together or entries

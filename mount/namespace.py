@@ -59,7 +59,7 @@ class Namespace(Base):
         return read()
 
     def _list(self, node: Node) -> Listing:
-        listing = Listing()
+        listing = Listing(self.listing_key)
         above = node.above or self.nodes.root if isinstance(node, Virtual) else node.parent or node
         listing.add((name, at.ident[1], stat.S_IFDIR) for name, at in ((".", node), ("..", above)))
         if isinstance(node, Virtual):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from harness import NEW, OLD, store_on
 
 from ckptfs.mount.base import New, Slow
-from ckptfs.mount.listing import Listing, parts
+from ckptfs.mount.listing import Listing, new_key, parts
 from ckptfs.mount.nodes import ROOT_ID
 from ckptfs.mount.operations import Operations
 from ckptfs.mount.versions import Caller, Handle
@@ -153,7 +154,7 @@ def test_a_handle_that_may_have_begun_anew_unseen_gets_a_new_list(operations: Op
 
 def test_positions_are_those_of_the_names() -> None:
     def read(names: list[str], position: int, room: int) -> list[tuple[str, int, int, int]]:
-        listing = Listing()
+        listing = Listing(b"k" * 16)
         listing.add((name, 2**40, 0o100000) for name in names)
         found = []
         while entries := listing.read(position, room):
@@ -171,3 +172,38 @@ def test_positions_are_those_of_the_names() -> None:
     for at, (name, _, _, position) in enumerate(found):
         fewer = [each for each in names if each != name]
         assert read(fewer, position, 300) == found[at + 1 :]
+
+
+def _read(listing: Listing, room: int) -> list[str]:
+    names: list[str] = []
+    position = 0
+    while entries := listing.read(position, room):
+        names += [parts(entry)[0] for entry in entries]
+        position = parts(entries[-1])[3]
+    return names
+
+
+def test_positions_cannot_be_told_without_the_key() -> None:
+    """Else anybody could make a name that stands where another one does."""
+
+    def position(key: bytes) -> int:
+        listing = Listing(key)
+        listing.add([("model.pt", 1, 0o100000)])
+        return parts(listing.read(0, 100)[0])[3]
+
+    assert len({position(key) for key in (b"k" * 16, b"l" * 16, new_key(), new_key())}) == 4
+
+
+@pytest.mark.parametrize("room", [80, 100, 150, 10_000])
+def test_names_of_one_position_are_all_listed(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever comes after them, and where the reader's room ends."""
+    monkeypatch.setattr(
+        "ckptfs.mount.listing.blake2b", lambda raw, **_: blake2b(raw[16:18], digest_size=8)
+    )
+    names = ["aa1", "aa2", "bb1", "bb2", "cc1", "cc2", "dd1"]
+    for gone in (None, *names):
+        listing = Listing(new_key())
+        listing.add((name, number, 0o100000) for number, name in enumerate(names))
+        if gone:
+            listing.discard(gone)
+        assert sorted(_read(listing, room)) == sorted(set(names) - {gone})
