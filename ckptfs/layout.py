@@ -36,6 +36,7 @@ class Layout:
         self._counter_lock = threading.Lock()
         self._next = self._reserved = 0
         self._lock_fd: int | None = None
+        self.added_aside_bytes, self._counting = 0, threading.Lock()
         self.uses_sidecars = bool(fs.listdir(self.sidecar))  # for some file
 
     # --- opening -------------------------------------------------------------------------------
@@ -259,7 +260,18 @@ class Layout:
             with contextlib.suppress(OSError):
                 self.fs.unlink(folder, f"{aside}{fmt.NOTE}")
         self.fs.rename(at, name, folder, aside)
+        with contextlib.suppress(OSError), self._counting:
+            self.added_aside_bytes += _held_bytes(self.fs.lstat(folder, aside))
         return aside
+
+    def bytes_aside(self, folder: int) -> int:
+        """What lies in salvage or quarantine. Reads no note."""
+        total = 0
+        for name in self.fs.listdir(folder):
+            if not name.endswith(fmt.NOTE):
+                with contextlib.suppress(FileNotFoundError):
+                    total += _held_bytes(self.fs.lstat(folder, name))
+        return total
 
     def drop_aside(self, folder: int, entry: str) -> None:
         for name in (entry, f"{entry}{fmt.NOTE}"):
@@ -289,8 +301,7 @@ class Layout:
             story["path"] = None
         if not isinstance(story.get("reason"), str):
             story["reason"] = "no note"
-        size = min(status.st_size, status.st_blocks * 512)  # it may have a hole
-        return {**story, "id": name, "size": size}
+        return {**story, "id": name, "size": _held_bytes(status)}
 
 
 @contextlib.contextmanager
@@ -346,6 +357,11 @@ def _write(fs: FileSystem, fd: int, content: bytes) -> None:
     """All of a small file, or OSError."""
     if fs.write(fd, content, 0) != len(content):
         raise OSError(errno.ENOSPC, "short write")
+
+
+def _held_bytes(status: osfs.Status) -> int:
+    """Of a file that may have a hole; of what is no file nothing."""
+    return min(status.st_size, status.st_blocks * 512) if osfs.is_regular(status) else 0
 
 
 def _inode_name(fs: FileSystem, fd: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -73,6 +74,9 @@ class Store:
         self._events = Events(fs.now_ns)
         self.note = self._events.note
         self.patterns = IN_PLACE + options.in_place
+        # How much may be put aside in all before salvage is looked through: each abort does not.
+        self._salvage_fits_bytes = -1
+        self._bounding = threading.Lock()
 
     @classmethod
     def open(
@@ -175,18 +179,27 @@ class Store:
         return fmt.path_of_note(note)
 
     def bound_salvage(self) -> None:
-        """Let the oldest salvage go while it takes more than ``salvage_bytes``."""
-        entries = self.layout.set_aside(self.layout.salvage)
-        total = sum(int(str(entry["size"])) for entry in entries)
-        for entry in entries:
+        """Let the oldest salvage go while it takes more than ``salvage_bytes``. Takes as long as
+        there is salvage."""
+        with self._bounding:
+            before = self.layout.added_aside_bytes
+            left = self._let_salvage_go(self.layout.bytes_aside(self.layout.salvage))
+            self._salvage_fits_bytes = before + self.options.salvage_bytes - left
+
+    def _let_salvage_go(self, total: int) -> int:
+        """Returns how much is left."""
+        if total <= self.options.salvage_bytes:
+            return total
+        for entry in self.layout.set_aside(self.layout.salvage):
             if total <= self.options.salvage_bytes:
-                return
+                break
             total -= int(str(entry["size"]))
             told = f"salvage {entry['id']} is let go: more than {self.options.salvage_bytes} bytes"
             say(logging.WARNING, str(entry.get("path") or "?"), told)
             for name in (str(entry["id"]), f"{entry['id']}{fmt.NOTE}"):
                 with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                     self.fs.unlink(self.layout.salvage, name)
+        return total
 
     # --- what happened ---------------------------------------------------------------------------
 
@@ -291,7 +304,8 @@ class Store:
         """Never publish: the old version stays, the bytes go to salvage, the log says why."""
         entry = self.committer.abort(staged, reason)
         self._events.not_committed(staged.path, reason, entry)
-        self.bound_salvage()
+        if self.layout.added_aside_bytes > self._salvage_fits_bytes:
+            self.bound_salvage()
 
     def reseal(self, staged: Staged) -> bool:
         """Record a live version anew if it was written since its seal, and say whether it was."""

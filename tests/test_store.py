@@ -434,6 +434,37 @@ def test_salvage_without_room_for_its_note_is_salvage_all_the_same(quick_dir: Pa
     store.close()
 
 
+def _abort(store: Store, size_bytes: int) -> None:
+    staged = store.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
+    store.fs.write(staged.fd, b"x" * size_bytes, 0)
+    store.abort(staged, "its writer was killed")
+    store.fs.close(staged.fd)
+
+
+def test_salvage_is_bounded_after_each_abort(quick_dir: Path) -> None:
+    _abort(store := store_on(quick_dir, salvage_bytes=100_000), 30_000)
+    for size_bytes in (40_000, 50_000, 60_000, 30_000, 5_000):
+        _abort(store, size_bytes)
+        assert size_bytes <= sum(map(len, salvage(quick_dir))) <= 100_000
+    store.close()
+
+
+def test_an_abort_takes_no_longer_the_more_salvage_there_is(
+    quick_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that is killed again and again leaves thousands of entries: to read their notes at
+    each took the daemon tens of megabytes."""
+    _abort(store := store_on(quick_dir), 10)
+    listed: list[int] = []
+    listdir = store.fs.listdir
+    monkeypatch.setattr(store.fs, "listdir", lambda at: listed.append(at) or listdir(at))
+    for _ in range(5):
+        _abort(store, 10)
+    assert store.layout.salvage not in listed
+    assert len(salvage(quick_dir)) == 6
+    store.close()
+
+
 def test_salvage_that_cannot_be_written_leaves_the_bytes_in_stage(quick_dir: Path) -> None:
     store = store_on(quick_dir)
     staged = store.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
