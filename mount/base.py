@@ -424,6 +424,19 @@ def own(inode: str | int, parent: Directory, new: New) -> None:
         os.chmod(inode, mode)
 
 
+@contextlib.contextmanager
+def or_nothing(
+    parent: Directory, name: str, remove: Callable[..., None] = os.unlink
+) -> Iterator[None]:
+    """What was just made there goes again where it cannot be given to its owner (a quota)."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove(name, dir_fd=parent.fd)
+        raise
+
+
 def default_acl(parent: Directory) -> bytes | None:
     try:
         return os.getxattr(parent.fd, acl.DEFAULT)

@@ -16,7 +16,7 @@ from typing import NoReturn
 from ckptfs import osfs
 from ckptfs.errors import CkptfsError
 from ckptfs.mount import content, writers
-from ckptfs.mount.base import Entry, New, Slow, exists, own, stale
+from ckptfs.mount.base import Entry, New, Slow, exists, or_nothing, own, stale
 from ckptfs.mount.content import Content
 from ckptfs.mount.control import StatusFile
 from ckptfs.mount.descriptors import no_room
@@ -412,7 +412,12 @@ class Files(Relay):
             if flags & os.O_EXCL:
                 raise
             raise stale() from None
-        own(fd, parent, new)
+        try:
+            with or_nothing(parent, name):
+                own(fd, parent, new)
+        except BaseException:
+            os.close(fd)
+            raise
         self.store.committer.note_changed_dir(parent.fd)
         status = os.fstat(fd)
         node = self.nodes.committed(parent, name, status)

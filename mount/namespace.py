@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from ckptfs import format as fmt
 from ckptfs import osfs
-from ckptfs.mount.base import Base, Entry, New, Slow, own, owner, stale
+from ckptfs.mount.base import Base, Entry, New, Slow, or_nothing, own, owner, stale
 from ckptfs.mount.descriptors import Descriptor
 from ckptfs.mount.listing import Listing
 from ckptfs.mount.model import Caller, Handle, Version
@@ -119,7 +119,8 @@ class Namespace(Base):
             if self.versions.at(parent, name):
                 raise FileExistsError(errno.EEXIST, "exists")
             os.mkdir(name, new.mode & 0o777, dir_fd=parent.fd)
-            self._own(parent, name, new)
+            with or_nothing(parent, name, os.rmdir):
+                self._own(parent, name, new)
             return self._made(parent, name)
 
     def _own(self, parent: Directory, name: str, new: New) -> None:
@@ -131,8 +132,9 @@ class Namespace(Base):
         with self.lock:
             self._require_free(parent, name)
             os.symlink(target, name, dir_fd=parent.fd)
-            uid, gid = owner(parent, caller)
-            os.chown(name, uid, gid, dir_fd=parent.fd, follow_symlinks=False)
+            with or_nothing(parent, name):
+                uid, gid = owner(parent, caller)
+                os.chown(name, uid, gid, dir_fd=parent.fd, follow_symlinks=False)
             return self._made(parent, name)
 
     def mknod(self, parent_id: int, name: str, new: New, device: int) -> Entry:
@@ -140,7 +142,8 @@ class Namespace(Base):
         with self.lock:
             self._require_free(parent, name)
             os.mknod(name, new.mode, device, dir_fd=parent.fd)
-            self._own(parent, name, new)
+            with or_nothing(parent, name):
+                self._own(parent, name, new)
             return self._made(parent, name)
 
     def link(self, nodeid: int, parent_id: int, name: str, caller: Caller) -> Entry | Slow[Entry]:
