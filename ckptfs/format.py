@@ -50,6 +50,7 @@ _MAGIC = f"ckptfs/{LAYOUT_VERSION}"
 # Bytes of paths kept in a note; ext4 has about 4,000 for all xattrs of a file.
 _STAGED_MAX, _HISTORY_MAX = 1024, 3000
 _NOTES = ("staged", "history", "leaving")
+_COUNT_DIGITS = 20  # more than any size has
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,11 @@ class HistoryNote(NamedTuple):
     of: tuple[str, ...] = ()  # lineages: its own, and others that its generations name
 
 
-def staged_note(path: str) -> bytes:
-    """The note a staged file carries until its seal: the end of its path, for messages."""
-    return f"{_MAGIC} staged path={_quoted(path)[-_STAGED_MAX:]}".encode("ascii")
+def staged_note(path: str, missing_bytes: int = 0) -> bytes:
+    """The note a staged file carries until its seal: the end of its path, for messages, and how
+    much at its start is a hole where the committed bytes belong."""
+    missing = f" missing={missing_bytes}" if missing_bytes else ""
+    return f"{_MAGIC} staged path={_quoted(path)[-_STAGED_MAX:]}{missing}".encode("ascii")
 
 
 def history_note(note: HistoryNote) -> bytes:
@@ -181,8 +184,15 @@ def path_of_note(value: bytes) -> str | None:
     """The path in the note of a staged file."""
     text = value.decode("ascii", "replace")
     if text.startswith(head := f"{_MAGIC} staged path="):
-        return _unquoted(text[len(head) :]) or None
+        return _unquoted(text[len(head) :].partition(" ")[0]) or None
     return None
+
+
+def missing_of_note(value: bytes) -> int:
+    """How many bytes the note of a staged file says are missing at its start."""
+    text, _, missing = value.decode("ascii", "replace").rpartition(" missing=")
+    is_count = missing.isascii() and missing.isdigit() and len(missing) < _COUNT_DIGITS
+    return int(missing) if text.startswith(f"{_MAGIC} staged path=") and is_count else 0
 
 
 def is_note(value: bytes) -> bool:

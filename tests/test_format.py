@@ -87,6 +87,9 @@ def test_control_an_unharmed_record_is_read() -> None:
 def test_C6_a_staged_note_names_its_path(path: str) -> None:
     path = path.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")
     assert fmt.path_of_note(fmt.staged_note(path)) == path
+    assert fmt.missing_of_note(fmt.staged_note(path)) == 0
+    with_hole = fmt.staged_note(path, 1 << 40)
+    assert (fmt.path_of_note(with_hole), fmt.missing_of_note(with_hole)) == (path, 1 << 40)
     assert Record.from_bytes(fmt.staged_note(path)) is None
     assert fmt.path_of_note(RECORD.to_bytes()) is None
 
