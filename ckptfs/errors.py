@@ -100,6 +100,13 @@ class WriterKilled(CkptfsError):
     logged = True
 
 
+class Superseded(CkptfsError):
+    """The mount was taken away from a writer, and its file was changed in the plain directory."""
+
+    errno = _errno.ESTALE
+    logged = True
+
+
 class StoreReadOnly(CkptfsError):
     """A directory fsync failed after publish: what is on disk is unknown, so nothing is written."""
 

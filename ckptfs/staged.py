@@ -16,6 +16,9 @@ Fingerprint = tuple[int, int]  # size in bytes, mtime in ns: moves with every wr
 Inode = tuple[int, int]  # st_dev, st_ino
 
 
+Stood = tuple[int, int, int, int]  # device, inode, size, mtime_ns
+
+
 class Digested(NamedTuple):
     """What was found in the bytes of a version."""
 
@@ -74,6 +77,7 @@ class Staged:
     digested: Digested | None = None
     hasher: Hasher | None = None  # at the end of what was digested
     base: Base | None = None
+    stood: Stood | None = None  # what stood at its path when it was begun
     # the first error that background writeback saw; final, as an fsync's would be
     writeback_error: OSError | None = None
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)

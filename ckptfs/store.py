@@ -18,7 +18,7 @@ from typing import Any
 from ckptfs import format as fmt
 from ckptfs import growth, history, orphans, osfs
 from ckptfs.commit import Committer
-from ckptfs.errors import CannotServe, NoSuchGeneration, RecordDamaged, Rotten
+from ckptfs.errors import CannotServe, NoSuchGeneration, RecordDamaged, Rotten, Superseded
 from ckptfs.events import Events, say
 from ckptfs.format import Record
 from ckptfs.growth import Alone, nobody_else
@@ -28,7 +28,7 @@ from ckptfs.orphans import Orphans
 from ckptfs.osfs import FileSystem, OsFs
 from ckptfs.protocol import Mode, Outside, State
 from ckptfs.sharing import Sharing, never
-from ckptfs.staged import Staged
+from ckptfs.staged import Staged, Stood
 from ckptfs.verify import ROTTEN, Condition, Finding, examine_at
 
 IN_PLACE = (
@@ -74,6 +74,8 @@ class Store:
         self._events = Events(fs.now_ns)
         self.note = self._events.note
         self.patterns = IN_PLACE + options.in_place
+        # Whether others work in the directory by now, while who has a file open goes on.
+        self.released: Callable[[], bool] = lambda: False
         # How much may be put aside in all before salvage is looked through: each abort does not.
         self._salvage_fits_bytes = -1
         self._bounding = threading.Lock()
@@ -277,6 +279,7 @@ class Store:
         staged = self.committer.stage(path)
         try:
             if exists:
+                staged.stood = self._standing(at, name)
                 self.committer.inherit(staged, at, name)
                 if not truncate:
                     self.committer.growth.start(staged, at, name, lazily=lazily)
@@ -318,7 +321,11 @@ class Store:
             staged.base.close()
 
     def commit(self, staged: Staged, at: int, name: str, alone: Alone = nobody_else) -> Record:
-        """See :meth:`Committer.commit`; counted, and remembered as verified."""
+        """See :meth:`Committer.commit`; counted, and remembered as verified. Raises Superseded."""
+        if self._changed_without_us(staged, at, name) and self.released():
+            reason = "the mount was released, and the file was changed in the plain directory since"
+            self.abort(staged, reason)
+            raise Superseded(f"{staged.path}: {reason}")
         try:
             record = self.committer.commit(staged, at, name, alone)
         except BaseException as error:
@@ -328,6 +335,20 @@ class Store:
             self.guard.remember(staged.fd)
         self.note("committed", staged.path)
         return record
+
+    def _changed_without_us(self, staged: Staged, at: int, name: str) -> bool:
+        """Whether there stands what stood there neither when the version was begun nor by a
+        commit."""
+        stands = self._standing(at, name)
+        if stands is None or stands == staged.stood:
+            return False
+        return not self.guard.known_good(at, name)
+
+    def _standing(self, at: int, name: str) -> Stood | None:
+        with contextlib.suppress(OSError):
+            status = self.fs.lstat(at, name)
+            return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        return None
 
     def abort(self, staged: Staged, reason: str) -> None:
         """Never publish: the old version stays, the bytes go to salvage, the log says why."""

@@ -305,6 +305,8 @@ class Daemon:
         options, (passthrough, refusal) = self.options, self.session.passthrough_state()
         how = "the kernel carries the data" if passthrough else f"data is relayed ({refusal})"
         log.info("serving %s at %s: %s", options.directory, options.mountpoint, how)
+        if inspect.is_mounted(options.mountpoint):  # else it is another namespace's
+            self.store.released = lambda: not inspect.is_mounted(options.mountpoint)
         if self._replaces:
             mounting.unmount(options.mountpoint, lazy=True)  # the dead one, which hides this
             self._replaces = False

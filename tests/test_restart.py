@@ -498,7 +498,7 @@ def test_who_changes_what_is_carried_over_changes_its_format() -> None:
         "appends is_log is_binary grows_since before overtakers mappers numbers synced held "
         "is_meant killed mauled failure handles",
         Staged: "txid fd path as_opened state touched continues sealed record digested hasher base "
-        "writeback_error lock",
+        "stood writeback_error lock",
         handover.Header: "options changes root lock device request agreed descriptors version",
     }
     rare = {name for name, value in vars(nodes.File).items() if type(value).__name__ == "Rare"}

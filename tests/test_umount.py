@@ -256,3 +256,37 @@ def test_a_copied_lock_file_leads_to_nobody_elses_mount(disk_dir: Path, tmp_path
         assert ckptfs("umount", disk_dir).returncode == 0
     finally:
         mount.end()
+
+
+@pytest.mark.parametrize("change", ["saved", "added to", "left", "deleted"])
+@pytest.mark.parametrize("flags", ["w", "r+"])
+def test_a_late_close_after_a_release_takes_nothing_from_the_plain_directory(
+    mount: Served, change: str, flags: str
+) -> None:
+    """Who had a file open goes on; what others saved there since stays, and the late version is in
+    salvage."""
+    path = mount.path / "model.bin"
+    late = f"f = open(sys.argv[1], '{flags}b', 0); f.write({NEW!r}); {WAITS}"
+    with child(PYTHON, "-c", f"import sys; {late.replace('import sys; ', '')}", path) as writer:
+        assert ckptfs("umount", mount.path, "--release").returncode == 0
+        assert path.read_bytes() == OLD
+        if change == "saved":
+            path.write_bytes(b"plain")
+        elif change == "added to":
+            path.write_bytes(OLD + b"plain")
+        elif change == "deleted":
+            path.unlink()
+        plain = path.read_bytes() if path.exists() else b""
+        assert writer.stdin is not None
+        writer.stdin.close()
+        writer.wait(10)
+    mount.wait_until(lambda: not writers.is_running(mount.pid))
+    if change in ("left", "deleted"):
+        assert path.read_bytes() == NEW
+        return
+    assert path.read_bytes() == plain
+    salvage = mount.path / ".ckptfs" / "salvage"
+    (kept,) = (each for each in salvage.iterdir() if each.suffix != ".json")
+    assert kept.read_bytes() == NEW
+    assert "WARNING model.bin: aborted: the mount was released" in mount.log_text()
+    assert kept.name in mount.log_text()
