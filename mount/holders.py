@@ -26,7 +26,7 @@ def holds(process: int, inodes: Set[int]) -> bool:
 def holds_or_gave(process: int, inodes: Set[int]) -> bool:
     """The same of what descends from it, too."""
     search = _Search(inodes)
-    return any(search.finds(each) for each in descendants(process))
+    return any(search.finds(each) for each in descendants({process}))
 
 
 class _Search:

@@ -7,7 +7,6 @@ Threading: the thread holds no lock between two looks; who holds ``Versions.lock
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import threading
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ckptfs.errors import CkptfsError
 from ckptfs.mount import writers
+from ckptfs.mount.mappings import Snapshot
 
 if TYPE_CHECKING:
     from ckptfs.mount.model import Version
@@ -37,10 +37,16 @@ class Watch:
         self._mappings_at = 0.0
 
     def wake(self) -> None:
-        """The caller holds ``Versions.lock``."""
+        """The caller holds ``Versions.lock``. Where no thread is to be had it begins with the next
+        call."""
         if self._thread is None and not self._stopped.is_set():
-            self._thread = threading.Thread(target=self._run, name="ckptfs-watch", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="ckptfs-watch", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                log.warning("%s: nobody looks at what is being written for now", error)
+            else:
+                self._thread = thread
 
     def stop(self) -> None:
         """The thread has ended on return."""
@@ -77,10 +83,16 @@ class Watch:
         now = time.monotonic()
         if now - self._mappings_at >= _MAPPINGS_S:
             self._mappings_at = now
-            mapped = functools.cache(writers.mapped_for_writing)  # one process, many files
-            for version in list(self._versions.lingering):
-                if not any((mapped(p) or frozenset()) & version.numbers for p in version.mappers):
-                    self._versions.settle_lingering(version)
+            self._look_at_mappings()
+
+    def _look_at_mappings(self) -> None:
+        """What is not mapped any more is sealed, which asks once more."""
+        seen = Snapshot()  # one process, many files
+        with self._versions.lock:
+            asked = [(v, set(v.mappers), set(v.numbers)) for v in self._versions.lingering]
+        for version, mappers, numbers in asked:
+            if not writers.map_for_writing(mappers, numbers, seen):
+                self._versions.settle_lingering(version)
 
     def _dropped(self, version: Version) -> bool:
         """Whether its opener was sent to look again and never came. No lock is held meanwhile:

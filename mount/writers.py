@@ -20,8 +20,10 @@ import enum
 import functools
 import os
 import signal
-import threading
 from collections.abc import Collection, Iterator, Set
+
+from ckptfs.mount import proc
+from ckptfs.mount.mappings import Snapshot, Unseen
 
 _PF_EXITING = 0x4
 _SIGNAL_MASK = 0x7F
@@ -36,8 +38,6 @@ _CRASHES = frozenset(
         signal.SIGSYS,
     }
 )
-_LOOK_S, _LOOKS = 0.02, 250  # at the mappings of a process
-_EXECVE_S = 0.2
 _DEPTH = 64  # generations of ancestors that are looked at
 
 
@@ -46,19 +46,6 @@ class Fate(enum.Enum):
     EXITING = "exiting"  # by exit or _exit: its descriptors close as they would by close()
     KILLED = "killed"
     UNKNOWN = "unknown"
-
-
-def _read(path: str) -> bytes | None:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        return os.read(fd, 4096)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
 
 
 def own_pid() -> int:
@@ -77,7 +64,7 @@ def proc_is_ours() -> bool:
 
 
 def _status(pid: int) -> bytes | None:
-    return _read(f"/proc/{pid}/status") if pid > 0 and proc_is_ours() else None
+    return proc.read(f"/proc/{pid}/status") if pid > 0 and proc_is_ours() else None
 
 
 def _number(status: bytes, key: bytes) -> int | None:
@@ -117,7 +104,7 @@ def crashed(pid: int) -> bool:
 
 def has_written(pid: int) -> bool:
     """Whether the process has itself written to files since it was forked; pipes do not count."""
-    counts = _read(f"/proc/{pid}/io")
+    counts = proc.read(f"/proc/{pid}/io")
     return counts is not None and bool(_number(b"\n" + counts, b"write_bytes:"))
 
 
@@ -135,7 +122,7 @@ def _shows_exit_code(pid: int) -> bool:
 
 def _stat_fields(pid: int) -> list[bytes] | None:
     """Fields 3 and on of ``/proc/<pid>/stat``; the name before them may hold anything."""
-    stat = _read(f"/proc/{pid}/stat")
+    stat = proc.read(f"/proc/{pid}/stat")
     return None if stat is None else stat[stat.rindex(b")") + 2 :].split()
 
 
@@ -156,72 +143,37 @@ def are_related(one: int | None, other: int | None) -> bool:
     return descends_from(one, {other}) or descends_from(other, {one})
 
 
-def map_for_writing(openers: Collection[int], inodes: Set[int]) -> bool:
+def map_for_writing(
+    openers: Collection[int], inodes: Set[int], seen: Snapshot | None = None
+) -> bool:
     """Whether one of the processes, or what descends from one, has a file of these inode numbers
-    mapped, shared and writable; where one has ended, any process. Where it cannot be seen of an
-    opener, it counts as if it had."""
-    for process in _with_descendants(openers):
-        mapped = mapped_for_writing(process)
-        if mapped & inodes if mapped is not None else process in openers:
-            return True
-    return False
+    mapped, shared and writable; where one has ended, any process. Who cannot be looked at for now
+    counts as if it had, and so does an opener that we may not look at."""
+    seen = seen or Snapshot()
+    if all(map(is_running, openers)):
+        for process in descendants(openers):
+            found = seen.of(process)
+            if found is Unseen.DENIED:
+                if process in openers:
+                    return True
+            elif found is Unseen.BLOCKED or found & inodes:
+                return True
+        if all(map(is_running, openers)):  # else a child may have got another parent meanwhile
+            return False
+    every = seen.everywhere()
+    return every.blocked or bool(every.numbers & inodes or every.denied & set(openers))
 
 
-def _with_descendants(openers: Collection[int]) -> Iterator[int]:
-    if not all(map(is_running, openers)):
-        yield from (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
-        return
-    yield from descendants(*openers)
-
-
-def descendants(*processes: int) -> Iterator[int]:
+def descendants(openers: Collection[int]) -> Iterator[int]:
     """The processes, and what descends from them."""
-    waiting = list(processes)
+    waiting = list(openers)
     while waiting:
         process = waiting.pop()
         yield process
         with contextlib.suppress(OSError):
             for thread in os.listdir(f"/proc/{process}/task"):
-                children = _read(f"/proc/{process}/task/{thread}/children") or b""
+                children = proc.read(f"/proc/{process}/task/{thread}/children") or b""
                 waiting += map(int, children.split())
-
-
-def mapped_for_writing(process: int) -> Set[int] | None:
-    """Inode numbers of the files that a process has mapped, shared and writable; None where that
-    cannot be seen.
-
-    Opening ``maps`` waits for the lock that execve holds, too, and that process may wait for the
-    server: a thread of its own looks. A process that keeps it asleep is in execve, and has no
-    mappings yet; a machine that is slow only keeps it waiting.
-    """
-    found: list[Set[int] | None] = []
-    reader, asleep = threading.Thread(target=lambda: found.append(_maps(process)), daemon=True), 0
-    reader.start()
-    for _ in range(_LOOKS):
-        reader.join(_LOOK_S)
-        if found:
-            return found[0]
-        asleep = asleep + 1 if _is_blocked(reader.native_id) else 0
-        if asleep * _LOOK_S >= _EXECVE_S:
-            return frozenset()
-    return None
-
-
-def _is_blocked(thread: int | None) -> bool:
-    """Whether a thread of ours sleeps in a system call that no signal ends."""
-    stat = _read(f"/proc/self/task/{thread}/stat") or b") ?"
-    return stat[stat.rindex(b")") + 2 :].startswith(b"D")
-
-
-def _maps(process: int) -> Set[int] | None:
-    try:
-        with open(f"/proc/{process}/maps", "rb") as maps:
-            mappings = [line.split(None, 5) for line in maps]
-    except PermissionError:
-        return None
-    except OSError:
-        return frozenset()
-    return {int(m[4]) for m in mappings if m[1][1:2] == b"w" and m[1][3:4] == b"s"}
 
 
 def is_running(pid: int) -> bool:

@@ -23,7 +23,7 @@ from typing import Any
 
 from ckptfs import osfs
 from ckptfs.errors import CannotServe, CkptfsError
-from ckptfs.mount import acl, commands
+from ckptfs.mount import acl, commands, mappings
 from ckptfs.mount.attributes import Change
 from ckptfs.mount.base import Caches, Dropped, Entry, New, Slow, without_names
 from ckptfs.mount.kernel import namespaces, wire
@@ -145,19 +145,30 @@ class Session:
         buffer = bytearray(_BUFFER_BYTES)
         if not self._resumed:
             self._serve_one(buffer)  # INIT: what it negotiates decides about the threads
+        mappings.look_on(self.device)
         self.passthrough.probe(self.ops.store.layout)
         helpers = [
             threading.Thread(target=self._loop, name=f"ckptfs-relay-{i}", daemon=True)
             for i in range(0 if self.passthrough.active else _RELAY_THREADS - 1)
         ]
-        self.gate.readers += len(helpers)
         self.ready()
-        for helper in helpers:
-            helper.start()
+        self._begin(helpers)
         self._loop(buffer)
         for helper in helpers:
             helper.join()
         self._pool.shutdown()
+
+    def _begin(self, helpers: list[threading.Thread]) -> None:
+        """As many of them as there are threads to be had; this one reads anyhow."""
+        self.gate.readers += len(helpers)
+        for index, helper in enumerate(helpers):
+            try:
+                helper.start()
+            except RuntimeError as error:
+                log.warning("%s: %d threads carry the data", error, index + 1)
+                self.gate.readers -= len(helpers) - index
+                del helpers[index:]
+                break
 
     def carried(self) -> dict[str, Any]:
         """For the program that goes on."""
@@ -231,7 +242,12 @@ class Session:
                 log.error("reading requests failed: %s", error)
             self._ended = True
             return
-        self._dispatch(memoryview(buffer)[:size])
+        request = memoryview(buffer)[:size]
+        try:
+            self._dispatch(request)
+        except Exception as error:  # of what takes it apart: it may not end the others
+            unique = wire.IN_HEADER.unpack_from(request)[2]
+            self._reply(unique, -errno_of(error))
 
     def _dispatch(self, request: memoryview) -> None:
         _, opcode, unique, nodeid, uid, gid, pid, _, _ = wire.IN_HEADER.unpack_from(request)

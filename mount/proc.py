@@ -1,0 +1,44 @@
+"""Files of ``/proc``, read whole: as bytes, since names in them may hold anything.
+
+``status`` has a line of all groups of a process, ``children`` is given in parts of a page: one read
+of some size is not all there is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+_PART_BYTES = 1 << 16
+_LIMIT_BYTES = 8 << 20  # far above what the kernel writes, but for ``maps``
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+
+
+def read(path: str) -> bytes | None:
+    """None where it cannot be read. What lies beyond some megabytes is left out."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    found = b""
+    try:
+        while len(found) < _LIMIT_BYTES and (part := os.read(fd, _PART_BYTES)):
+            found = found + part if found else part
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return found
+
+
+def lines(path: str) -> Iterator[bytes]:
+    """Without their ends. Raises OSError."""
+    with open(path, "rb") as file:
+        for line in file:
+            yield line.rstrip(b"\n")
+
+
+def unescaped(field: bytes) -> str:
+    """The kernel writes what would end a field as three octal digits."""
+    return os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8) & 0xFF]), field))
