@@ -46,6 +46,8 @@ class Session(Protocol):
 class Openers:
     """Which threads opened or made something."""
 
+    _most = _REMEMBERED  # until they are looked through again
+
     def __init__(self) -> None:
         self._seen: set[int] = set()
         self.strangers = False  # some were from outside our pid namespace
@@ -56,8 +58,9 @@ class Openers:
                 self.strangers = True
                 if writers.proc_is_ours():  # else the mount began with that
                     log.warning("used from another pid namespace: see `degraded` in the status")
-            if len(self._seen) > _REMEMBERED:
+            if len(self._seen) > self._most:
                 self._seen.intersection_update(self.running())
+                self._most = max(_REMEMBERED, 2 * len(self._seen))
             self._seen.add(pid)
 
     def running(self) -> list[int]:

@@ -160,3 +160,48 @@ def test_what_was_submitted_is_done_when_the_pool_has_ended() -> None:
         pool.submit(Flow(number % 5, number % 2 == 0), lambda number=number: done.append(number))
     pool.shutdown()
     assert sorted(done) == list(range(300))
+
+
+# --- no thread to be had -------------------------------------------------------------------------
+
+
+def refuse_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+
+def test_what_is_given_is_done_by_the_threads_that_there_are(
+    gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was lost, and the pool took the thread that had not started for one of its own."""
+    pool = Pool(THREADS, LONG)
+    with monkeypatch.context() as limited:
+        refuse_threads(limited)
+        stuck = Running(gate)
+        pool.submit(Flow(1, False), stuck)
+        stuck.wait_for(1)
+        waiting = [threading.Event() for _ in range(20)]
+        for done in waiting:
+            pool.submit(Flow(2, False), done.set)
+        gate.set()
+        for done in waiting:
+            assert done.wait(LIMIT_S)
+    assert finishes(pool, Flow(1, False))
+    pool.shutdown()
+
+
+def test_threads_are_tried_for_again(
+    gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, stuck = Pool(THREADS, LONG), Running(gate)
+    with monkeypatch.context() as limited:
+        refuse_threads(limited)
+        for user in range(4):
+            pool.submit(Flow(user, False), stuck)
+        stuck.wait_for(1)
+    pool.submit(Flow(5, False), stuck)
+    stuck.wait_for(5)
+    gate.set()
+    pool.shutdown()

@@ -160,7 +160,7 @@ class Again:
         sent = self.sent.get(caller.pid)
         if sent is not None and (op == Op.CREATE or sent.nodeid == nodeid):
             if op not in _AHEAD:
-                del self.sent[caller.pid]
+                self.sent.pop(caller.pid, None)  # another thread lets go of what is old
             if self._now() - sent.since < _AGAIN_S:
                 return self._second_try(sent, replace(asked, body=memoryview(bytes(body))))
         makes_version = _makes_version(asked)  # the buffer is the next request's by then

@@ -43,6 +43,9 @@ class Underway(NamedTuple):
 
 
 class Pool:
+    """Where no further thread is to be had (RLIMIT_NPROC, pids.max) it goes on with those that it
+    has, so it starts one at once: RuntimeError without."""
+
     def __init__(self, threads: int = THREADS, long_at_once: int = LONG_AT_ONCE) -> None:
         self._limit, self._long_at_once = threads, long_at_once
         lock = threading.Lock()
@@ -53,7 +56,8 @@ class Pool:
         self._running: Counter[Flow] = Counter()
         self._busy = 0
         self._threads: list[threading.Thread] = []
-        self._ending = False
+        self._ending = self._is_short = False
+        self._start()
 
     def submit(self, flow: Flow, work: Work, about: int = 0) -> None:
         """Run ``work`` when its turn comes. It may not raise."""
@@ -101,10 +105,18 @@ class Pool:
         if self._busy < len(self._threads):
             self._changed.notify()
         elif len(self._threads) < self._limit:
-            name = f"ckptfs-slow-{len(self._threads)}"
-            thread = threading.Thread(target=self._serve, name=name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            try:
+                self._start()
+            except RuntimeError as error:
+                if not self._is_short:
+                    log.warning("%s: %d threads do all work", error, len(self._threads))
+                self._is_short = True
+
+    def _start(self) -> None:
+        name = f"ckptfs-slow-{len(self._threads)}"
+        thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def _serve(self) -> None:
         while (taken := self._take()) is not None:
