@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from ckptfs.format import Record
 from ckptfs.osfs import FileSystem
 
 _GENERATIONS_RESERVED = 1024
+_LOOKED_AT_S = 0.2  # at least as long as a command has the lock that only sees who holds it
 _GENERATIONS = 1 << 62  # no counter of ours comes that far
 
 
@@ -110,7 +112,7 @@ class Layout:
         parts.require(self.fs, self.control, fmt.LOCK, where)
         fd = self.fs.open(self.control, fmt.LOCK, osfs.O_RDWR | osfs.O_CREAT)
         with _closed_on_error(self.fs, fd):
-            if not osfs.try_lock(fd):
+            if not _taken(fd):
                 holder = parts.parse(self.fs.read(fd, 4096, 0))
                 raise AlreadyServed(
                     f"{where}: served already, by process {holder.get('pid', '?')} on host "
@@ -311,6 +313,15 @@ def _closed_on_error(fs: FileSystem, fd: int) -> Iterator[None]:
     except BaseException:
         fs.close(fd)
         raise
+
+
+def _taken(fd: int) -> bool:
+    deadline = time.monotonic() + _LOOKED_AT_S
+    while not osfs.try_lock(fd):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOOKED_AT_S / 20)
+    return True
 
 
 def _make_directory(fs: FileSystem, at: int, name: str) -> bool:

@@ -9,6 +9,7 @@ left dead.
 from __future__ import annotations
 
 import contextlib
+import errno
 import heapq
 import logging
 import os
@@ -95,11 +96,15 @@ def mount(options: MountOptions) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _users_below(options: MountOptions) -> list[holding.Holder]:
-    """Who works in the directory that the mount is about to cover."""
+def _users_below(options: MountOptions) -> list[str]:
+    """Warnings of who works in the directory that the mount is about to cover."""
     if options.directory != options.mountpoint:
         return []
-    return holding.holders(options.directory)
+    try:
+        return [f"{holder} {_STAYS_BELOW}" for holder in holding.holders(options.directory)]
+    except OSError as error:
+        why = error.strerror or error
+        return [f"who works in the directory already is not known ({why}): it {_STAYS_BELOW}"]
 
 
 def check(options: MountOptions) -> bool:
@@ -111,13 +116,19 @@ def check(options: MountOptions) -> bool:
             replaces = path == options.mountpoint and _replaces_dead(options)
             if replaces:
                 continue
-            mounting.unmount(path, lazy=True)
+            _clear_dead(path)
         elif inspect.is_mounted(path):
             raise _served_already(path)
         if not os.path.isdir(path):
             raise CannotServe(f"{path}: no such directory; make the {what} first")
     check_apart(options)
     return replaces
+
+
+def _clear_dead(mountpoint: str) -> None:
+    dead = mounting.served(mountpoint, None)
+    if dead is not None:
+        mounting.unmount(dead, lazy=True)
 
 
 def _served_already(path: str) -> CkptfsError:
@@ -179,13 +190,14 @@ class Daemon:
     def __init__(
         self,
         options: MountOptions,
-        users_below: list[holding.Holder],
+        users_below: list[str],
         replaces: bool = False,
         carried: Carried | None = None,
     ) -> None:
         """``replaces`` a dead mount; or goes on with what was ``carried`` over by a restart."""
         self.options, self._users_below, self._replaces = options, users_below, replaces
         self._carried = carried
+        self._dead: mounting.Mount | None = None
         self._restarter: Restarter | None = None
         self._started_s = time.time()
         self.ended = threading.Event()
@@ -271,10 +283,10 @@ class Daemon:
         if self._carried is not None:
             return self._resumed(self._carried)
         if self._replaces:
+            self._dead = mounting.served(options.mountpoint, None)
             device = mounting.mount_in_place_of(options.mountpoint)
             if device is None:
-                mounting.unmount(options.mountpoint, lazy=True)
-                self._replaces = False
+                self._clear_replaced()
         if device is None:
             device = mounting.mount(options.mountpoint, allow_other=options.allow_other)
         return KernelSession(device, self.operations, passthrough=options.passthrough)
@@ -308,8 +320,7 @@ class Daemon:
         if inspect.is_mounted(options.mountpoint):  # else it is another namespace's
             self.store.released = lambda: not inspect.is_mounted(options.mountpoint)
         if self._replaces:
-            mounting.unmount(options.mountpoint, lazy=True)  # the dead one, which hides this
-            self._replaces = False
+            self._clear_replaced()  # which hides this
         ready(self._warnings())
         if self._carried is not None:
             assert isinstance(self.session, KernelSession)
@@ -317,9 +328,22 @@ class Daemon:
             log.info("restarted; version %s before, %s now", was.version, ckptfs.__version__)
             self.session.granting(was.request)(0)
 
+    def _clear_replaced(self) -> None:
+        self._replaces = False
+        if self._dead is not None:
+            with contextlib.suppress(mounting.NotOnTop):
+                mounting.unmount(self._dead, lazy=True)
+
+    def _own_mount(self) -> mounting.Mount:
+        """Raises OSError where the mountpoint shows another one, or none."""
+        device = self.session.device if isinstance(self.session, KernelSession) else None
+        found = mounting.served(self.options.mountpoint, device)
+        if found is None:
+            raise mounting.NotOnTop(errno.EINVAL, "not mounted there")
+        return found
+
     def _warnings(self) -> list[str]:
-        warnings = [f"{holder} {_STAYS_BELOW}" for holder in self._users_below]
-        warnings += self._degraded()
+        warnings = self._users_below + self._degraded()
         for warning in warnings:
             log.warning("%s", warning)
         return warnings
@@ -364,7 +388,7 @@ class Daemon:
         after = self.options.stop_timeout_s
         log.warning("still in use after %.0f s: taking the mount away (--release)", after)
         try:
-            mounting.unmount(self.options.mountpoint, lazy=True)
+            mounting.unmount(self._own_mount(), lazy=True)
         except OSError as error:
             log.error("cannot unmount: %s", error)
         if not self.ended.wait(1.0):  # somebody holds files open: end without them
@@ -389,7 +413,7 @@ class Daemon:
 
     def _unmounted(self) -> bool:
         try:
-            mounting.unmount(self.options.mountpoint)
+            mounting.unmount(self._own_mount())
         except OSError:  # busy, or somebody else is faster; in the end it is taken away by force
             return False
         return True

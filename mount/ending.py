@@ -24,6 +24,7 @@ from ckptfs import parts
 from ckptfs.errors import CannotServe, MountBusy
 from ckptfs.mount import holding, inspect, writers
 from ckptfs.mount.kernel import mounting
+from ckptfs.mount.kernel.mounting import Mount
 
 IN_USE_S = 5.0  # that a mount which is used is waited for, if nobody says how long
 _POLL_S, _ENDING_POLL_S = 0.1, 0.02
@@ -48,7 +49,7 @@ def umount(path: str, timeout_s: float | None = None, *, force: bool, say: Say) 
     here = mounting.topmost(mountpoint) if mountpoint else None
     if mountpoint is None or here is None or here.type != mounting.FS_TYPE:
         raise inspect.not_mounted(path)
-    end = _End(mountpoint, here.device, timeout_s, in_use_s, say)
+    end = _End(here, path, timeout_s, in_use_s, say)
     try:
         end.gently()
     except MountBusy as error:
@@ -62,41 +63,63 @@ def release(path: str) -> None:
     """Detach the mount of ``path`` though somebody uses it. What is open is served until it is
     closed; what is saved later goes to the plain directory. Raises NotMounted."""
     mountpoint = inspect.mountpoint_of(path, _ASKED_S)
-    if mountpoint is None or not inspect.is_mounted(mountpoint):
+    here = mounting.topmost(mountpoint) if mountpoint else None
+    if here is None or here.type != mounting.FS_TYPE:
         raise inspect.not_mounted(path)
-    mounting.unmount(mountpoint, lazy=True)
+    mounting.unmount(here, lazy=True)
 
 
 @dataclass
 class _End:
-    mountpoint: str
-    device: str
+    mount: Mount
+    path: str  # by which it was asked for: the mountpoint, or the directory that is served
     timeout_s: float | None
     in_use_s: float
     say: Say
     began_s: float = field(default_factory=time.monotonic)
     said: bool = False
 
+    @property
+    def mountpoint(self) -> str:
+        return self.mount.point
+
     def gently(self) -> None:
+        server = _Server.of(self.mountpoint)  # by what can be seen without asking it
+        if server is not None:
+            os.close(server.pidfd)
         try:
             if not inspect.responds(self.mountpoint, max(_ASKED_S, self.in_use_s)):
-                mounting.unmount(self.mountpoint, lazy=True)  # its daemon is gone
-                return
-            status = inspect.status_of(self.mountpoint) or {}
+                with contextlib.suppress(mounting.NotOnTop):
+                    mounting.unmount(self.mount, lazy=True)  # its daemon is gone, or about to be
+                status = {}
+            else:
+                status = inspect.status_of(self.mountpoint) or {}
         except TimeoutError:
             raise MountBusy(f"{self.mountpoint}: {_silence(self.mountpoint)}; {_FORCE}") from None
         while not self._unmounted():
             self._wait_while(self._users, self.in_use_s, _IN_USE)
-        if status and not inspect.is_here(status):
-            self._wait_released(str(status["directory"]))
-        elif status:
+        if status and inspect.is_here(status):
             self._wait_for_end(int(status["pid"]))
+        elif server is not None:
+            self._wait_for_end(server.pid)
+        else:
+            self._wait_released(str(status.get("directory", self.path)))
 
     def _unmounted(self) -> bool:
-        if holding.elsewhere(self.mountpoint):
-            return False
+        """Also by somebody else meanwhile."""
         try:
-            mounting.unmount(self.mountpoint)
+            if not mounting.is_there(self.mount):
+                return True
+            if holding.elsewhere(self.mount):
+                return False
+            mounting.unmount(self.mount)
+        except mounting.NotOnTop:
+            if mounting.is_there(self.mount):
+                raise MountBusy(f"{self.mountpoint}: another mount covers it; end that") from None
+        except TimeoutError:
+            raise MountBusy(
+                f"{self.mountpoint}: a process does not let itself be looked at; {_FORCE}"
+            ) from None
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
@@ -104,8 +127,9 @@ class _End:
         return True
 
     def _users(self) -> str:
-        users = holding.elsewhere(self.mountpoint)
+        users: list[str] = []
         with contextlib.suppress(TimeoutError):
+            users = holding.elsewhere(self.mount)
             users += map(str, holding.holders(self.mountpoint))
         return f"in use by {', '.join(users) or 'a process'}"
 
@@ -154,13 +178,12 @@ class _End:
 
     def _take_away(self) -> None:
         try:
-            mounting.abort_connection(self.device)
+            mounting.abort_connection(self.mount.device)
         except CannotServe:
             with contextlib.suppress(OSError):
-                mounting.unmount(self.mountpoint, lazy=True, force=True)
-        here = mounting.topmost(self.mountpoint)
-        if here is not None and here.device == self.device:
-            mounting.unmount(self.mountpoint, lazy=True)
+                mounting.unmount(self.mount, lazy=True, force=True)
+        with contextlib.suppress(mounting.NotOnTop):
+            mounting.unmount(self.mount, lazy=True)
 
     def _ended(self, server: _Server) -> str:
         """What became of it."""

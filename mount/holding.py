@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ckptfs.mount import inspect, writers
+from ckptfs.mount import inspect, proc, writers
 from ckptfs.mount.kernel import mounting
 from ckptfs.mount.kernel.mounting import Mount
 
@@ -44,10 +44,10 @@ def _holders(path: str) -> Iterator[tuple[int, str, str]]:
             yield int(pid), _name(pid), how
 
 
-def _processes() -> list[str]:
+def _processes(*ours: int) -> list[str]:
     """The others, oldest number first."""
-    ours = os.getpid()
-    return sorted((p for p in os.listdir("/proc") if p.isdigit() and int(p) != ours), key=int)
+    ours = *ours, os.getpid()
+    return sorted((p for p in os.listdir("/proc") if p.isdigit() and int(p) not in ours), key=int)
 
 
 def _how_held(pid: str, path: str, device: str) -> str | None:
@@ -86,21 +86,20 @@ def _device_of(path: str, pid: str) -> str:
     where it has not. Raises OSError."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as told:
-            number = next(line.split()[1] for line in told if line.startswith("mnt_id:"))
+        number = mounting.id_of(fd)
     finally:
         os.close(fd)
     return next((mount.device for mount in mounting.mounts(pid) if mount.id == number), "")
 
 
 def _mapped(pid: str, path: str, device: str) -> Iterator[str]:
-    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps:
-        for line in maps:
-            fields = line.rstrip("\n").split(None, 5)  # range mode offset device inode path
-            if len(fields) == 6 and _is_inside(fields[5], path):
-                major, minor = (int(number, 16) for number in fields[3].split(":"))
-                if f"{major}:{minor}" == device:
-                    yield fields[5]
+    for line in proc.lines(f"/proc/{pid}/maps"):
+        fields = line.split(None, 5)  # range mode offset device inode path
+        if len(fields) == 6:
+            file = os.fsdecode(fields[5].replace(b"\\012", b"\n"))  # nothing else is escaped
+            major, minor = (int(number, 16) for number in fields[3].split(b":"))
+            if _is_inside(file, path) and f"{major}:{minor}" == device:
+                yield file
 
 
 def named(threads: list[int]) -> list[str]:
@@ -121,18 +120,20 @@ def _name(pid: str) -> str:
 # --- other mounts of it --------------------------------------------------------------------------
 
 
-def elsewhere(mountpoint: str) -> list[str]:
-    """What keeps the filesystem alive when the mount at ``mountpoint`` is taken away: the other
-    places it is mounted at, in this mount namespace and in those of other processes, but for the
-    copies that go with it because the kernel passes the change on."""
-    here = mounting.topmost(mountpoint)
-    if here is None:
-        return []
+def elsewhere(here: Mount) -> list[str]:
+    """What keeps the filesystem alive when this mount is taken away: the other places it is mounted
+    at, in this mount namespace and in those of other processes, but for the
+    copies that go with it because the kernel passes the change on. Raises TimeoutError."""
+    ours = os.getpid()  # not the child's that asks
+    return list(map(str, inspect.asked(lambda: _elsewhere(here, ours))))
+
+
+def _elsewhere(here: Mount, ours: int) -> list[str]:
     table = list(mounting.mounts())
     passed_on = next((each.peers for each in table if each.id == here.parent), "")
     found = [f"a mount at {each.point}" for each in _kept(table, here, passed_on)]
     seen = {_namespace("self")}
-    for pid in _processes():
+    for pid in _processes(ours):
         with contextlib.suppress(OSError):
             namespace = _namespace(pid)
             if namespace not in seen:

@@ -25,6 +25,7 @@ from ckptfs.mount.kernel.mounting import FS_TYPE, mounted_type
 from ckptfs.osfs import OsFs
 
 _TIMEOUT_S = 5.0
+_DEAD = (errno.ENOTCONN, errno.ECONNABORTED)  # other errors are answers
 _POLL_S = 0.02
 _LOOK_S, _LOOKS = 0.002, 50
 
@@ -92,8 +93,8 @@ def responds(mountpoint: str, timeout_s: float = _TIMEOUT_S) -> bool:
         if _aborted(mountpoint):
             return False
         raise
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno not in _DEAD
     return True
 
 

@@ -57,9 +57,8 @@ def look_on(device: int) -> None:
     """Only files of the filesystem that is served by this descriptor of ``/dev/fuse`` count. Where
     the kernel does not tell which one that is, all do that have one of the inode numbers."""
     global _filesystem
-    for line in (proc.read(f"/proc/self/fdinfo/{device}") or b"").splitlines():
-        if line.startswith(b"fuse_connection:"):
-            _filesystem = b"00:%02x" % int(line.split()[1])
+    number = proc.connection(device)
+    _filesystem = None if number is None else b"00:%02x" % number
 
 
 # --- one look for all who wait -------------------------------------------------------------------

@@ -42,3 +42,12 @@ def lines(path: str) -> Iterator[bytes]:
 def unescaped(field: bytes) -> str:
     """The kernel writes what would end a field as three octal digits."""
     return os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8) & 0xFF]), field))
+
+
+def connection(device: int) -> int | None:
+    """The minor device number of the filesystem that is served by a descriptor of ``/dev/fuse``;
+    None where the kernel does not tell it."""
+    for line in (read(f"/proc/self/fdinfo/{device}") or b"").splitlines():
+        if line.startswith(b"fuse_connection:"):
+            return int(line.split()[1])
+    return None

@@ -8,10 +8,13 @@ asked another directory's daemon, named by a lock file that had been copied alon
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +23,10 @@ from typing import TextIO
 import pytest
 from mounts import PYTHON, Served, ckptfs, served, why_no_mounts
 
-from ckptfs.mount import inspect, writers
+from ckptfs.layout import Layout
+from ckptfs.mount import daemon, holding, inspect, writers
+from ckptfs.mount.kernel import mounting
+from ckptfs.osfs import OsFs
 
 OLD, NEW = b"old " * 2000, b"new " * 3000
 WAITS = "print(1, flush=True); import sys; sys.stdin.read()"
@@ -290,3 +296,124 @@ def test_a_late_close_after_a_release_takes_nothing_from_the_plain_directory(
     assert kept.read_bytes() == NEW
     assert "WARNING model.bin: aborted: the mount was released" in mount.log_text()
     assert kept.name in mount.log_text()
+
+
+# --- what else is mounted there ------------------------------------------------------------------
+
+ODD = "a\rb\u00a0c\u3000d\u2028e\x85f g\\h"
+
+
+@contextlib.contextmanager
+def tmpfs(at: Path, source: str = "none") -> Iterator[Path]:
+    at.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", source, str(at)], check=True)
+    try:
+        yield at
+    finally:
+        while subprocess.run(["umount", "-l", str(at)], stderr=subprocess.DEVNULL).returncode == 0:
+            pass
+
+
+def test_several_at_once_take_away_the_mount_and_not_the_disk_below(tmp_path: Path) -> None:
+    """The second one unmounted what lay below, by its path."""
+    with tmpfs(tmp_path / "disk") as disk:
+        for _ in range(2):
+            mount = Served(disk).start()
+            (disk / "model.bin").write_bytes(OLD)
+            here = mounting.topmost(str(disk))
+            assert here is not None and here.type == mounting.FS_TYPE
+            command = [PYTHON, "-m", "ckptfs", "umount", str(disk)]
+            pipe = subprocess.PIPE
+            together = [subprocess.Popen(command, stderr=pipe, text=True) for _ in range(3)]
+            for each in together:
+                told = each.communicate(timeout=30)[1]
+                assert each.returncode == 0 or "not mounted" in told, told
+            for lazy in (False, True):  # as one does that comes late
+                with pytest.raises(mounting.NotOnTop):
+                    mounting.unmount(here, lazy=lazy)
+            assert os.path.ismount(disk) and (disk / "model.bin").read_bytes() == OLD
+            assert gone(mount)
+
+
+def test_what_was_mounted_over_it_is_left_alone(mount: Served) -> None:
+    here = mounting.topmost(str(mount.path))
+    assert here is not None
+    with tmpfs(mount.path):
+        for lazy in (False, True):
+            with pytest.raises(mounting.NotOnTop):
+                mounting.unmount(here, lazy=lazy)
+        os.kill(mount.pid, signal.SIGTERM)  # asked so, its daemon takes nothing else away either
+        time.sleep(0.5)
+        assert os.path.ismount(mount.path) and not (mount.path / "model.bin").exists()
+    mount.wait_until(lambda: gone(mount))
+
+
+@pytest.mark.parametrize("where", ["source", "path"])
+def test_any_byte_may_be_in_the_mount_table(disk_dir: Path, where: str) -> None:
+    """A carriage return ended the line, and other white space a field, so every command failed."""
+    at, source = disk_dir.parent / "other", ODD
+    if where == "path":
+        at, source = disk_dir.parent / ODD, "none"
+    with tmpfs(at, source), served(disk_dir) as mount:
+        assert mounting.mounted_type(str(at)) == "tmpfs"
+        (disk_dir / "model.bin").write_bytes(OLD)
+        mount.umount()
+        assert gone(mount)
+
+
+def test_a_directory_with_any_name_is_served(tmp_path: Path) -> None:
+    directory = tmp_path / ODD
+    directory.mkdir()
+    assert ckptfs("mount", directory, "--log", tmp_path / "log").returncode == 0
+    assert inspect.is_mounted(str(directory))
+    with child(*program(WAITS), cwd=directory) as process:
+        done = ckptfs("umount", directory, "--timeout", "0")
+        assert done.returncode == 2 and f"pid {process.pid}, working directory" in done.stderr
+    assert ckptfs("umount", directory).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["new\nline", "x (deleted)", "a\rb\u2028c"])
+def test_a_mapping_of_a_file_with_any_name_is_named(mount: Served, name: str) -> None:
+    (mount.path / name).write_bytes(OLD)
+    with child(*program(MAPS, mount.path / name)) as process:
+        umount_refused(mount, f"pid {process.pid}, mapping of ")
+    mount.umount()
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ENOTCONN])
+def test_a_mount_that_refuses_to_be_looked_at_is_not_dead(
+    mount: Served, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def statvfs(path: str) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    assert inspect.is_dead(str(mount.path)) == (code == errno.ENOTCONN)
+
+
+def test_a_mount_waits_for_who_only_looks_at_the_lock(disk_dir: Path) -> None:
+    fs, root = OsFs(), os.open(disk_dir, os.O_RDONLY)
+    layout = Layout.create(fs, root, "here")
+    lock = os.open(disk_dir / ".ckptfs/lock", os.O_RDONLY | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        threading.Timer(0.05, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
+        layout.take_lock("here")
+    finally:
+        layout.close()
+        os.close(lock)
+        os.close(root)
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError("the mount does not answer"), OSError(errno.EMFILE, "too many files")]
+)
+def test_who_cannot_be_looked_for_is_a_warning(
+    disk_dir: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def holders(path: str) -> None:
+        raise error
+
+    monkeypatch.setattr(holding, "holders", holders)
+    (warning,) = daemon._users_below(daemon.MountOptions(str(disk_dir), str(disk_dir)))
+    assert "not known" in warning

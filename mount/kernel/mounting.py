@@ -7,23 +7,28 @@ the descriptor over a socket named in ``_FUSE_COMMFD``. Source: libfuse's ``moun
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ckptfs import osfs
 from ckptfs.errors import CannotServe
+from ckptfs.mount import proc
 from ckptfs.mount.kernel.beneath import mount_beneath
 
 FS_TYPE = "fuse.ckptfs"
 # Not a path: mkfs and others stat the source of every mount, and would hang on a stuck server.
 _SOURCE = "ckptfs"
 _MS_NOSUID, _MS_NODEV = 2, 4
-_MNT_FORCE, _MNT_DETACH = 1, 2
+_MNT_FORCE, _MNT_DETACH, _UMOUNT_NOFOLLOW = 1, 2, 8
+_TURN_S = 1.0
 _CAP_SYS_RESOURCE = 24
 _CONNECTIONS = "/sys/fs/fuse/connections"
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -130,15 +135,78 @@ def _refusal(stderr: str) -> str:
     return said
 
 
-def unmount(mountpoint: str, *, lazy: bool = False, force: bool = False) -> None:
-    """Raises OSError: EBUSY while somebody holds the mount (never if ``lazy``). ``force`` ends the
-    connection first, for root."""
-    if os.geteuid() == 0:
-        flags = (_MNT_DETACH if lazy else 0) | (_MNT_FORCE if force else 0)
-        if _libc.umount2(os.fsencode(mountpoint), flags) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), mountpoint)
-        return
+class NotOnTop(OSError):
+    """The mount is not there any more, or another one covers it."""
+
+
+def unmount(mount: Mount, *, lazy: bool = False, force: bool = False) -> None:
+    """Take away this mount, and no other that its path may lead to by now. ``force`` ends the
+    connection first, for root. Raises NotOnTop; OSError: EBUSY while somebody holds the mount
+    (never if ``lazy``)."""
+    with _one_at_a_time():
+        if os.geteuid() != 0:
+            _require_on_top(mount)
+            _unmount_by_helper(mount.point, lazy=lazy)
+        elif lazy:
+            _detach(mount, _MNT_FORCE if force else 0)
+        else:  # a descriptor of it would keep it busy
+            _require_on_top(mount)
+            _umount2(mount.point, (_MNT_FORCE if force else 0) | _UMOUNT_NOFOLLOW)
+
+
+def _detach(mount: Mount, flags: int) -> None:
+    fd = os.open(mount.point, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if id_of(fd) != mount.id:
+            raise _not_on_top(mount)
+        _require_on_top(mount)
+        _umount2(f"/proc/self/fd/{fd}", flags | _MNT_DETACH)
+    finally:
+        os.close(fd)
+
+
+def id_of(fd: int) -> str:
+    """Of the mount that a descriptor lies in; empty where there is none."""
+    told = proc.lines(f"/proc/self/fdinfo/{fd}")
+    return next((line.split()[1].decode() for line in told if line.startswith(b"mnt_id:")), "")
+
+
+def _require_on_top(mount: Mount) -> None:
+    here = topmost(mount.point)
+    if here is None or (here.id, here.device) != (mount.id, mount.device):
+        raise _not_on_top(mount)
+
+
+def _not_on_top(mount: Mount) -> NotOnTop:
+    return NotOnTop(errno.EINVAL, "another mount is there, or none", mount.point)
+
+
+def is_there(mount: Mount) -> bool:
+    """Whether it is in our mount table, covered or not."""
+    return any((each.id, each.device) == (mount.id, mount.device) for each in mounts())
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Between the look at a path and its unmounting no other of us, in this mount namespace, takes
+    away what was seen there. Whoever keeps the lock is not waited for longer than a moment."""
+    namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + _TURN_S
+        while not osfs.try_lock(namespace) and time.monotonic() < deadline:
+            time.sleep(_TURN_S / 100)
+        yield
+    finally:
+        os.close(namespace)
+
+
+def _umount2(path: str, flags: int) -> None:
+    if _libc.umount2(os.fsencode(path), flags) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
+
+
+def _unmount_by_helper(mountpoint: str, *, lazy: bool) -> None:
     helper = shutil.which("fusermount3") or "fusermount3"
     command = [helper, "-u", *(["-z"] if lazy else []), "--", mountpoint]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -180,39 +248,45 @@ class Mount(NamedTuple):
 
 
 def mounts(pid: str = "self") -> Iterator[Mount]:
-    """The mount table of a process. Raises OSError."""
-    table = f"/proc/{pid}/mountinfo"
-    with open(table, encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            fields = line.split()
-            end = fields.index("-", 6)
-            tags = [tag.partition(":") for tag in fields[6:end]]
-            peers = next((number for key, _, number in tags if key == "shared"), "")
-            groups = frozenset(number for _, _, number in tags if number)
-            id, parent, device, _, point = fields[:5]
-            yield Mount(id, parent, device, _unescaped(point), groups, peers, fields[end + 1])
+    """The mount table of a process, but for lines that are none. Raises OSError.
+
+    A path or a source holds any bytes but for space, tab, newline and backslash, which are
+    escaped: what else counts as white space or as the end of a line belongs to it."""
+    for line in proc.lines(f"/proc/{pid}/mountinfo"):
+        with contextlib.suppress(ValueError, IndexError):
+            yield _mount(line.split(b" "))
+
+
+def _mount(fields: list[bytes]) -> Mount:
+    end = fields.index(b"-", 6)
+    tags = [os.fsdecode(tag).partition(":") for tag in fields[6:end]]
+    peers = next((number for key, _, number in tags if key == "shared"), "")
+    groups = frozenset(number for _, _, number in tags if number)
+    id, parent, device, _, point = map(proc.unescaped, fields[:5])
+    return Mount(id, parent, device, point, groups, peers, proc.unescaped(fields[end + 1]))
 
 
 def topmost(mountpoint: str) -> Mount | None:
     """What is mounted at exactly this path, on top; never touches the mount."""
-    found = None
-    for each in mounts():
-        if each.point == mountpoint:
-            found = each
-    return found
+    here = [each for each in mounts() if each.point == mountpoint]
+    below = {each.parent for each in here}
+    return next((each for each in reversed(here) if each.id not in below), None)
+
+
+def served(mountpoint: str, device: int | None) -> Mount | None:
+    """The mount there that is served by this descriptor of ``/dev/fuse``, if it is on top; where
+    that is not known, any that is of our type."""
+    number = None if device is None else proc.connection(device)
+    found = topmost(mountpoint)
+    if found is None or found.type != FS_TYPE:
+        return None
+    return found if number is None or found.device == f"0:{number}" else None
 
 
 def mounted_type(mountpoint: str) -> str | None:
     """The filesystem type of the topmost mount at exactly this path."""
     found = topmost(mountpoint)
     return found.type if found else None
-
-
-def _unescaped(field: str) -> str:
-    """mountinfo writes space, tab, newline and backslash as octal."""
-    for octal, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        field = field.replace(octal, character)
-    return field
 
 
 def drop_reserve_rights() -> None:
