@@ -25,7 +25,8 @@ from ckptfs.mount.kernel.mounting import FS_TYPE, mounted_type
 from ckptfs.osfs import OsFs
 
 _TIMEOUT_S = 5.0
-_DEAD = (errno.ENOTCONN, errno.ECONNABORTED)  # other errors are answers
+# The last is said of a daemon that ended before it had begun. Other errors are answers.
+_DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNREFUSED)
 _POLL_S = 0.02
 _LOOK_S, _LOOKS = 0.002, 50
 
