@@ -1,5 +1,6 @@
 """Every file below a directory, however deep it lies: without recursion, with few descriptors, and
-never through a symlink. What comes or goes meanwhile may be seen or not."""
+never through a symlink, nor into another ckptfs directory. What comes or goes meanwhile may be seen
+or not."""
 
 from __future__ import annotations
 
@@ -77,13 +78,25 @@ def _look(fs: FileSystem, levels: list[_Level], here: _Level, name: str) -> Iter
 def _enter(fs: FileSystem, levels: list[_Level], at: int, name: str, prefix: str) -> None:
     fd = fs.open(at, name, osfs.DIRECTORY)
     try:
-        names = iter(sorted(fs.listdir(fd)))
-        levels.append(_Level(prefix, fd, _inode(fs, fd), names))
+        names = sorted(fs.listdir(fd))
+        if levels and fmt.CONTROL in names and _is_served_by_itself(fs, fd):
+            fs.close(fd)
+            return
+        levels.append(_Level(prefix, fd, _inode(fs, fd), iter(names)))
     except BaseException:
         fs.close(fd)
         raise
     if len(levels) > _LEVELS_OPEN + 1:  # the first stays: a mount may hide it from below
         _close(fs, levels[-1 - _LEVELS_OPEN])
+
+
+def _is_served_by_itself(fs: FileSystem, fd: int) -> bool:
+    """Whether it is another ckptfs directory, whose files have records and history of its own."""
+    try:
+        with osfs.opened(fs, fd, fmt.CONTROL, osfs.DIRECTORY) as control:
+            return osfs.is_regular(fs.lstat(control, fmt.FORMAT))
+    except OSError:
+        return False
 
 
 def _leave(fs: FileSystem, levels: list[_Level]) -> None:

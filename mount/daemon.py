@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 import ckptfs
 from ckptfs.errors import AlreadyServed, CannotServe, CkptfsError, MountBusy
-from ckptfs.mount import holding, inspect, logfile, program, sessions, writers
+from ckptfs.mount import apart, holding, inspect, logfile, program, sessions, writers
 from ckptfs.mount.handover import Carried
 from ckptfs.mount.kernel import mounting
 from ckptfs.mount.kernel.beneath import covered
@@ -46,6 +46,7 @@ _QUIET_S = 5.0  # for the requests that are under way
 _TIDY_S = 0.3  # that a mount waits for it; in a large store it goes on behind
 _STOPPED_BY = {signal.SIGTERM, signal.SIGINT}
 _LEAVE_IT = signal.SIGUSR1  # to ourselves: no more of these is taken
+_AWAITED = {*_STOPPED_BY, _LEAVE_IT, signal.SIGHUP}
 _STAYS_BELOW = "keeps working below the mount, unprotected; restart it"
 
 
@@ -69,16 +70,16 @@ def mount(options: MountOptions) -> None:
     longer. Raises CannotServe, AlreadyServed and kin, with nothing mounted."""
     program.require_apart(options.mountpoint)
     replaces = check(options)
-    users_below = [] if replaces else _users_below(options)
+    found = [] if replaces else _found_below(options)
     if options.foreground:
         logfile.log_to(None)
-        Daemon(options, users_below, replaces).serve(lambda warnings: None)
+        Daemon(options, found, replaces).serve(lambda warnings: None)
         return
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read_end)
-        _detached(Daemon(options, users_below, replaces), write_end)
+        _detached(Daemon(options, found, replaces), write_end)
     os.close(write_end)
     try:
         with os.fdopen(read_end, "rb") as pipe:
@@ -94,6 +95,12 @@ def mount(options: MountOptions) -> None:
         raise error
     for warning in warnings.splitlines():
         print(f"warning: {warning}", file=sys.stderr)
+
+
+def _found_below(options: MountOptions) -> list[str]:
+    """Warnings of what the mount is about to cover. Raises CannotServe where it may not."""
+    nested = apart.require_alone(options.directory, options.mountpoint)
+    return nested + _users_below(options)
 
 
 def _users_below(options: MountOptions) -> list[str]:
@@ -121,7 +128,7 @@ def check(options: MountOptions) -> bool:
             raise _served_already(path)
         if not os.path.isdir(path):
             raise CannotServe(f"{path}: no such directory; make the {what} first")
-    check_apart(options)
+    apart.require_apart(options.directory, options.mountpoint, options.log_file)
     return replaces
 
 
@@ -143,15 +150,6 @@ def _served_already(path: str) -> CkptfsError:
 
 def _replaces_dead(options: MountOptions) -> bool:
     return os.geteuid() == 0 and options.binding == sessions.KERNEL
-
-
-def check_apart(options: MountOptions) -> None:
-    """The daemon must never meet its own mount: a request to itself is answered by nobody."""
-    directory, mountpoint, log_file = options.directory, options.mountpoint, options.log_file
-    if mountpoint.startswith(directory.rstrip("/") + "/"):
-        raise CannotServe(f"{mountpoint}: lies in {directory}; mount over the directory or outside")
-    if log_file.startswith(mountpoint.rstrip("/") + "/"):
-        raise CannotServe(f"{log_file}: lies in the mount; log outside of {mountpoint}")
 
 
 def _detached(daemon: Daemon, pipe: int) -> NoReturn:
@@ -190,12 +188,13 @@ class Daemon:
     def __init__(
         self,
         options: MountOptions,
-        users_below: list[str],
+        found_below: list[str],
         replaces: bool = False,
         carried: Carried | None = None,
     ) -> None:
         """``replaces`` a dead mount; or goes on with what was ``carried`` over by a restart."""
-        self.options, self._users_below, self._replaces = options, users_below, replaces
+        self.options, self._found_below, self._replaces = options, found_below, replaces
+        self._has_terminal = options.foreground and sys.stderr.isatty()
         self._carried = carried
         self._dead: mounting.Mount | None = None
         self._restarter: Restarter | None = None
@@ -207,7 +206,7 @@ class Daemon:
         """Until the mount is gone. ``ready`` is told what the user should know once it serves."""
         program.leave_working_directory(self.options.mountpoint)
         # Every thread inherits it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {*_STOPPED_BY, _LEAVE_IT})
+        signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
         _raise_descriptor_limit()
         _share_interpreter()
         mounting.drop_reserve_rights()
@@ -343,7 +342,7 @@ class Daemon:
         return found
 
     def _warnings(self) -> list[str]:
-        warnings = self._users_below + self._degraded()
+        warnings = self._found_below + self._degraded()
         for warning in warnings:
             log.warning("%s", warning)
         return warnings
@@ -378,10 +377,16 @@ class Daemon:
             self._leave_dead()
 
     def _await_signal(self) -> None:
-        """One that comes at a restart is left to the program that follows."""
-        while signal.sigwait({*_STOPPED_BY, _LEAVE_IT}) == _LEAVE_IT:
-            with self._resting:
-                pass
+        """One that comes at a restart is left to the program that follows. SIGHUP is for the log,
+        as from logrotate(8), unless it is the end of the terminal that we log to."""
+        while (number := signal.sigwait(_AWAITED)) not in _STOPPED_BY:
+            if number == _LEAVE_IT:
+                with self._resting:
+                    pass
+            elif self._has_terminal:
+                break
+            else:
+                logfile.reopen()
         self._stopping.set()
 
     def _take_away(self) -> None:

@@ -21,6 +21,8 @@ from ckptfs import osfs, parts
 from ckptfs.errors import CannotServe
 from ckptfs.shown import OneLine
 
+log = logging.getLogger("ckptfs.daemon")
+
 BYTES, FILES = 5 << 20, 3
 
 
@@ -57,7 +59,29 @@ def log_to(path: str | None) -> None:
     logging.getLogger("ckptfs").setLevel(logging.INFO)
 
 
+def reopen() -> None:
+    """By its name, which another program may have moved to another file."""
+    for handler in logging.getLogger("ckptfs").handlers:
+        if isinstance(handler, _Handler):
+            handler.reopen()
+    log.info("the log is opened anew")
+
+
 class _Handler(logging.handlers.RotatingFileHandler):
+    def reopen(self) -> None:
+        try:
+            opened = self._open()
+        except OSError as error:
+            log.error("%s cannot be opened anew: %s", self.baseFilename, error.strerror)
+            return
+        self.acquire()
+        try:
+            left, self.stream = self.stream, opened
+        finally:
+            self.release()
+        if left is not None:
+            left.close()
+
     def _open(self) -> TextIOWrapper:
         return open(  # type: ignore[return-value]
             self.baseFilename,

@@ -76,7 +76,7 @@ def restart(
     ``given``. Waits that long for a moment in which no commit is under way, and tells ``say`` what
     it waits for. Returns what the user should know, once that serves. Raises NotMounted, and
     CannotServe or NotRestarted, with the daemon as it was."""
-    from ckptfs.mount.daemon import check_apart
+    from ckptfs.mount.apart import require_apart
 
     try:
         status = inspect.status_of(path)
@@ -87,7 +87,7 @@ def restart(
     if status is None:
         raise inspect.not_mounted(path)
     mountpoint = str(status["mountpoint"])
-    check_apart(replace(options, directory=str(status["directory"]), mountpoint=mountpoint))
+    require_apart(str(status["directory"]), mountpoint, options.log_file)
     order = _Order(program.command(), _changes(options, given), timeout_s)
     control, done = f"{mountpoint}/{fmt.CONTROL}", threading.Event()
     threading.Thread(target=_tell, args=(mountpoint, done, say), daemon=True).start()

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ckptfs.errors import CannotServe, CkptfsError
-from ckptfs.mount import logfile
+from ckptfs.mount import apart, logfile
 from ckptfs.mount.daemon import Daemon, MountOptions, check
 from ckptfs.mount.kernel import mounting, namespaces
 from ckptfs.mount.kernel.own_rights import OwnRightsSession
@@ -47,10 +47,11 @@ def run(options: MountOptions, command: Sequence[str]) -> int:
     Raises CannotServe, AlreadyServed and kin, with nothing run.
     """
     check(options)
+    found_below = apart.require_alone(options.directory, options.mountpoint)
     logfile.log_to(options.log_file or logfile.default(options.mountpoint))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
     child = _Child(options.mountpoint, command, mask)
-    runner = _Runner(options, child)
+    runner = _Runner(options, child, found_below)
     try:
         runner.serve(child.go)
     except BaseException:
@@ -149,8 +150,8 @@ class _Runner(Daemon):
 
     can_restart = False
 
-    def __init__(self, options: MountOptions, child: _Child) -> None:
-        super().__init__(options, [])
+    def __init__(self, options: MountOptions, child: _Child, found_below: list[str]) -> None:
+        super().__init__(options, found_below)
         self._child = child
         self.command_ended = threading.Event()
         self.exit_status = CannotServe.exit_code

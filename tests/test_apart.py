@@ -1,0 +1,107 @@
+"""Ckptfs directories in each other, and a daemon's log and terminal that go."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mounts import PYTHON, Served, ckptfs, ending, served, shell
+
+
+@contextlib.contextmanager
+def once(directory: Path) -> Iterator[None]:
+    """Served meanwhile; what is saved stays."""
+    mount = Served(directory).start()
+    try:
+        yield
+    finally:
+        if ckptfs("umount", directory).returncode != 0:
+            mount.end()
+
+
+@pytest.fixture
+def inner(disk_dir: Path) -> Iterator[Path]:
+    """A ckptfs directory in a plain one, with one file."""
+    inner = disk_dir / "runs" / "one"
+    inner.mkdir(parents=True)
+    with once(inner):
+        (inner / "a.pt").write_bytes(b"saved")
+    yield inner
+
+
+def mount_refused(directory: Path, tmp_path: Path, names: Path) -> None:
+    done = ckptfs("mount", directory, "--log", tmp_path / "log")
+    assert done.returncode == 8 and f"{names} " in done.stderr.replace(",", " "), done
+    ran = ckptfs("run", directory, "true")
+    assert ran.returncode == 8 and ran.stderr == done.stderr
+
+
+def test_one_in_another_is_refused_by_its_name(inner: Path, tmp_path: Path) -> None:
+    outer = inner.parent.parent
+    mount_refused(outer, tmp_path, inner)
+    with once(inner):
+        mount_refused(outer, tmp_path, inner)
+    assert ckptfs("strip", "--yes", inner).returncode == 0
+    with once(outer):
+        mount_refused(inner, tmp_path, outer)
+        assert (inner / "a.pt").read_bytes() == b"saved"
+    mount_refused(inner, tmp_path, outer)
+
+
+def test_a_copy_that_was_put_into_one_keeps_its_records_and_stops_no_mount(
+    inner: Path, tmp_path: Path
+) -> None:
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    with once(outer):
+        (outer / "b.pt").write_bytes(b"saved")
+    shutil.copytree(inner, outer / "copy")
+    mount = Served(outer)
+    with ending(mount):
+        done = ckptfs("mount", outer, "--log", mount.log)
+        mount.pid = mount.status()["pid"]
+        assert done.returncode == 0 and f"{outer}/copy is a ckptfs directory" in done.stderr
+        assert "1 files checked: 1 ok" in ckptfs("verify", outer).stdout
+        mount.umount()
+        assert ckptfs("strip", "--yes", outer).returncode == 0
+        records_stayed(outer / "copy")
+
+
+def records_stayed(copy: Path) -> None:
+    assert "user.ckptfs" in os.listxattr(copy / "a.pt")
+    assert "1 files checked: 1 ok" in ckptfs("verify", copy).stdout
+
+
+def test_a_rotated_log_is_gone_on_with_under_its_name(disk_dir: Path) -> None:
+    with served(disk_dir) as mount:
+        rotated = mount.log.with_suffix(".1")
+        mount.log.rename(rotated)
+        os.kill(mount.pid, signal.SIGHUP)
+        mount.wait_until(mount.log.exists)
+        (disk_dir / "a").write_bytes(b"saved")
+        mount.umount()
+        mount.wait_until(lambda: "ended;" in mount.log_text())
+        assert "serving" in rotated.read_text() and "ended;" not in rotated.read_text()
+
+
+def test_a_mount_ends_in_order_when_its_terminal_is_closed(disk_dir: Path) -> None:
+    """It was killed, and left a dead mount."""
+    mount = Served(disk_dir)
+    with ending(mount):
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.execv(PYTHON, [PYTHON, "-m", "ckptfs", "mount", str(disk_dir), "--foreground"])
+        mount.wait_until(mount.mounted)
+        mount.wait_until(lambda: ckptfs("status", disk_dir).returncode == 0)
+        shell("echo saved > a", disk_dir)
+        os.close(terminal)
+        mount.wait_until(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid)
+        assert not mount.mounted() and (disk_dir / "a").read_text() == "saved\n"
+        assert subprocess.run(["umount", disk_dir], stderr=subprocess.DEVNULL).returncode != 0
