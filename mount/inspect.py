@@ -72,6 +72,11 @@ def _leave_behind(child: int) -> None:
         time.sleep(_LOOK_S)
 
 
+def mountpoints() -> list[str]:
+    """Of all mounts of ckptfs in this mount namespace."""
+    return sorted({each.point for each in mounting.mounts() if each.type == FS_TYPE})
+
+
 def is_mounted(path: str) -> bool:
     return mounted_type(path) == FS_TYPE
 

@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from harness import rot
 from mounts import PYTHON, Served, ckptfs, ending, python, served, shell
 
 from ckptfs.mount import writers
@@ -298,7 +299,7 @@ def test_umount_is_refused_while_busy_and_names_the_holder(mount: Served, how: s
         code, options = HOLD, {}
     with child(code, mount.path / "model.bin", "bytes", **options) as process:
         refused = ckptfs("umount", mount.path, "--timeout", "0")
-        assert refused.returncode == 1
+        assert refused.returncode == 2
         assert f"pid {process.pid}, {how}" in refused.stderr
         assert refused.stderr.count("\n") == 1
         assert mount.status()["pid"] == mount.pid
@@ -394,7 +395,7 @@ def test_umount_release_serves_what_is_open_until_it_is_closed(mount: Served) ->
     (mount.path / "model.bin").write_bytes(OLD)
     with child(HOLD, mount.path / "model.bin", NEW.decode()):
         refused = ckptfs("umount", mount.path)
-        assert refused.returncode == 1 and "--release" in refused.stderr
+        assert refused.returncode == 2 and "--release" in refused.stderr
         assert ckptfs("umount", mount.path, "--release").returncode == 0
         assert not mount.mounted()
         assert (mount.path / "model.bin").read_bytes() == OLD
@@ -547,3 +548,35 @@ def test_doctor_says_what_carries_a_mount(disk_dir: Path) -> None:
     assert os.listdir(disk_dir) == []  # nothing is left behind
     with served(disk_dir):
         assert "served now" in ckptfs("doctor", disk_dir).stdout
+
+
+def test_status_without_a_directory_lists_the_mounts(mount: Served) -> None:
+    done = ckptfs("status")
+    line = f"{mount.path}: {mount.path}, process {mount.pid}"
+    assert line in done.stdout.splitlines()
+    listed = json.loads(ckptfs("status", "--json").stdout)
+    assert mount.pid in [each.get("pid") for each in listed]
+    mount.umount()
+    assert line not in ckptfs("status").stdout.splitlines()
+
+
+def test_status_as_json_tells_of_a_directory_that_is_not_served(mount: Served) -> None:
+    (mount.path / "a").write_bytes(b"saved")
+    assert json.loads(ckptfs("status", mount.path, "--json").stdout)["served"] is True
+    mount.umount()
+    done = ckptfs("status", mount.path, "--json")
+    told = json.loads(done.stdout)
+    assert done.returncode == 1 and told["served"] is False and told["space"]["live"]["files"] == 1
+
+
+def test_log_as_json(mount: Served) -> None:
+    file = mount.path / "a"
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+    rows = [json.loads(line) for line in ckptfs("log", file, "--json").stdout.splitlines()]
+    assert [row["kind"] for row in rows] == ["current", "kept"]
+    assert rows[0]["generation"] == rows[1]["generation"] + 1 and rows[1]["size"] == 3
+    rot(mount.below / "a")
+    assert file.read_bytes() == b"one"
+    (aside,) = map(json.loads, ckptfs("log", mount.path, "--json").stdout.splitlines())
+    assert aside["kind"] == "quarantine" and aside["path"] == "a"

@@ -292,7 +292,8 @@ def as_row(finding: Finding) -> dict[str, object]:
 @commands.command()
 @click.argument("directory")
 @click.argument("path", required=False)
-def log(directory: str, path: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def log(directory: str, path: str | None, as_json: bool) -> None:
     """The generations of PATH, or what lies in salvage and quarantine.
 
     `log DIRECTORY/PATH` is the same.
@@ -303,23 +304,39 @@ def log(directory: str, path: str | None) -> None:
     below = Below(directory)
     layout = below.needed_layout()
     if path is not None:
-        _log_path(below, layout, below.relative(path))
-        return
+        rows = _generations(below, layout, below.relative(path))
+    else:
+        rows = _set_aside(layout)
+    for row, line in rows:
+        if as_json:
+            click.echo(json.dumps(row))
+        else:
+            say(line)
+
+
+_Rows = Iterator[tuple[dict[str, object], str]]  # what JSON tells, and what people are told
+
+
+def _set_aside(layout: Layout) -> _Rows:
     for folder, what in ((layout.quarantine, "quarantine"), (layout.salvage, "salvage")):
         for entry in layout.set_aside(folder):
             time, where = when(int(str(entry["time_ns"]))), f"{what}/{entry['id']}"
             why = f"{entry.get('path') or '?'}: {entry.get('reason', '')}"
-            say(f"{time}  {where}  {entry['size']} bytes  {why}")
+            row = {"kind": what, **entry}
+            yield row, f"{time}  {where}  {entry['size']} bytes  {why}"
 
 
-def _log_path(below: Below, layout: Layout, path: str) -> None:
+def _generations(below: Below, layout: Layout, path: str) -> _Rows:
+    """The file as it is, then its earlier versions."""
+    record: Record | None = None
     try:
         with osfs.place(below.fs, below.root, path) as (at, name):
             status = below.fs.lstat(at, name)
             lineage = Lineages(layout).readable(at, name, path)
             if osfs.is_regular(status):
                 with osfs.opened(below.fs, at, name, osfs.O_RDONLY) as fd:
-                    told = _told_of(path, layout.read_record(fd))
+                    record = layout.read_record(fd)
+                told = _told_of(path, record)
             elif lineage:
                 told = f"{path}: something else than a file by now"
             else:
@@ -328,12 +345,26 @@ def _log_path(below: Below, layout: Layout, path: str) -> None:
         lineage = history.lineages_by_path(layout).get(path, "")
         if not lineage:
             raise
-        told = ""
-    say(told or f"{path}: not there any more")
+        told = f"{path}: not there any more"
+    yield {"kind": "current", "path": path, **_row(record)}, told
     for generation in history.generations(layout, lineage):
         old = history.record_of(layout, lineage, generation)
         line = _log_line(old) if old else f"generation {generation}  unrecorded"
-        say(f"{line}{_space_of(layout, lineage, generation)}")
+        row = {"kind": "kept", "path": path, "generation": generation, **_row(old)}
+        yield row, f"{line}{_space_of(layout, lineage, generation)}"
+
+
+def _row(record: Record | None) -> dict[str, object]:
+    if record is None:
+        return {"digest": None}
+    return {
+        "generation": record.generation,
+        "time_ns": record.committed_ns,
+        "size": record.size_bytes,
+        "digest": record.digest,
+        "mode": record.mode.value,
+        "structure": record.structure,
+    }
 
 
 def _told_of(path: str, record: Record | None) -> str:

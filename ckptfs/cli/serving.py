@@ -15,13 +15,15 @@ from click.core import ParameterSource
 from ckptfs import osfs
 from ckptfs.cli.base import Below, absolute, commands, say, size, status_of, when
 from ckptfs.digest import ALGORITHMS
-from ckptfs.errors import CannotServe
+from ckptfs.errors import CannotServe, NotMounted
 from ckptfs.protocol import Mode, Outside
 from ckptfs.store import Options
 from ckptfs.usage import usage
 
 if TYPE_CHECKING:
     from ckptfs.mount.daemon import MountOptions
+
+_DEGRADED = 2  # exit code
 
 
 def _seconds(_context: click.Context, _option: click.Parameter, text: str) -> float:
@@ -282,28 +284,63 @@ def umount(directory: str, timeout_s: float | None, force: bool, release: bool) 
 
 
 @commands.command()
-@click.argument("directory", default=".")
+@click.argument("directory", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
 @click.option("--check", is_flag=True, help="Exit 0 serving, 1 not mounted, 2 degraded.")
-def status(directory: str, as_json: bool, check: bool) -> None:
-    """What serves DIRECTORY, how, and what happened."""
+def status(directory: str | None, as_json: bool, check: bool) -> None:
+    """What serves DIRECTORY, how, and what happened; without DIRECTORY, a line for each mount."""
+    if directory is None:
+        sys.exit(_status_of_all(as_json))
     found = status_of(absolute(directory))
     if found is None:
-        from ckptfs.mount import inspect
-
-        why = inspect.not_mounted(absolute(directory))
-        if check:
-            say(str(why))
-            sys.exit(why.exit_code)
-        raise why
+        _status_of_unserved(directory, as_json, check)
+        return
     space = None if check else _space(directory)
     if as_json:
-        click.echo(json.dumps(found if space is None else {**found, "space": space}, indent=1))
+        told = {"served": True, **found}
+        click.echo(json.dumps(told if space is None else {**told, "space": space}, indent=1))
     else:
         for line in (*_status_lines(found), *_space_lines(space or {})):
             say(line)
     if check and found["degraded"]:
-        sys.exit(2)
+        sys.exit(_DEGRADED)
+
+
+def _status_of_unserved(directory: str, as_json: bool, check: bool) -> None:
+    from ckptfs.mount import inspect
+
+    why = inspect.not_mounted(absolute(directory))
+    if as_json:
+        told = {"served": False, "directory": absolute(directory), "why": str(why)}
+        click.echo(json.dumps({**told, "space": _space(directory)}, indent=1))
+    elif check:
+        say(str(why))
+    else:
+        raise why
+    sys.exit(why.exit_code)
+
+
+def _status_of_all(as_json: bool) -> int:
+    """The exit code: the worst there is."""
+    from ckptfs.mount import inspect
+
+    code, all_of_them = 0, []
+    for mountpoint in inspect.mountpoints():
+        try:
+            found = inspect.status_of(mountpoint) or {"degraded": ["its daemon is gone"]}
+        except (TimeoutError, OSError) as error:
+            found = {"degraded": [str(error.strerror or error)]}
+        all_of_them.append({"mountpoint": mountpoint, **found})
+        code = _DEGRADED if found["degraded"] else code
+        served = f"{found['directory']}, process {found['pid']}" if "pid" in found else ""
+        line = "; ".join(filter(None, (served, *found["degraded"])))
+        if not as_json:
+            say(f"{mountpoint}: {line}")
+    if as_json:
+        click.echo(json.dumps(all_of_them, indent=1))
+    elif not all_of_them:
+        say("nothing is mounted here")
+    return code if all_of_them else NotMounted.exit_code
 
 
 def _status_lines(found: dict[str, Any]) -> Iterator[str]:
