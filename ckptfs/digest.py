@@ -24,6 +24,7 @@ from blake3 import blake3
 from ckptfs.errors import UsageError
 from ckptfs.osfs import FileSystem, cpu_count
 from ckptfs.sums import Sums
+from ckptfs.threads import started
 from ckptfs.zeros import FROM_BYTES, Zeros, next_kept
 
 ALGORITHMS = ("blake3", "sha256")
@@ -249,8 +250,10 @@ def _hash_overlapped(
         except BaseException as error:  # handed to the caller's thread
             full.put(error)
 
-    thread = threading.Thread(target=reader, name="ckptfs-digest", daemon=True)
-    thread.start()
+    thread = started(reader, "digest")
+    if thread is None:
+        _hash_serial(fs, fd, start, end, hasher, before)
+        return
     try:
         while (item := full.get()) is not None:
             if isinstance(item, BaseException):

@@ -58,6 +58,7 @@ class Check:
     def __init__(self, layout: Layout, scope: Scope) -> None:
         self.layout, self.fs, self.scope = layout, layout.fs, scope
         self.files = self.generations = 0
+        self.others: list[str] = []  # ckptfs directories below, which are not looked at
         self._asked = frozenset(scope.paths)
         self.whole = not scope.paths or "" in scope.paths
         self._known = history.lineages_by_path(layout)
@@ -114,7 +115,7 @@ class Check:
     def _found(self) -> Iterator[tuple[str, osfs.Status | None]]:
         """The files that stand where was asked for."""
         if self.whole:
-            yield from walk(self.fs, self.layout.root)
+            yield from walk(self.fs, self.layout.root, others=self.others)
             return
         for path in dict.fromkeys(self.scope.paths):
             if not self._lies_in_one_asked_for(path):
@@ -128,7 +129,7 @@ class Check:
                     yield path, status
                     return
                 with osfs.opened(self.fs, at, name, osfs.DIRECTORY) as folder:
-                    yield from walk(self.fs, folder, f"{path}/")
+                    yield from walk(self.fs, folder, f"{path}/", self.others)
         except _NOT_THERE:
             return
         except OSError:

@@ -29,6 +29,7 @@ from ckptfs.format import HistoryNote
 from ckptfs.layout import Layout
 from ckptfs.lineages import Lineages
 from ckptfs.names import Names
+from ckptfs.threads import started
 from ckptfs.walk import walk
 
 log = logging.getLogger("ckptfs.orphans")
@@ -256,18 +257,20 @@ class Tidier:
     def __init__(self, settle: Callable[[Callable[[], None]], object]) -> None:
         self._settle = settle
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ckptfs-orphans", daemon=True)
+        self._thread: threading.Thread | None = None
         self._turn_s = 0.0
 
     def start(self, wait_s: float) -> None:
         """Returns once it is done, or after ``wait_s``: in a small store it is done at once."""
-        self._thread.start()
-        self._thread.join(wait_s)
+        self._thread = started(self._run, "orphans")
+        if self._thread is not None:
+            self._thread.join(wait_s)
 
     def stop(self) -> None:
         """No thread of it is left on return."""
         self._stopping.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         osfs.yield_disk()

@@ -19,6 +19,7 @@ from ckptfs import format as fmt
 from ckptfs import history, osfs, parts
 from ckptfs.errors import CkptfsError
 from ckptfs.store import Store
+from ckptfs.threads import started
 from ckptfs.verify import ROTTEN, examine_at
 from ckptfs.walk import walk
 
@@ -44,8 +45,7 @@ class Scrub:
 
     def start(self) -> None:
         if self.interval_s > 0:
-            self._thread = threading.Thread(target=self._run, name="ckptfs-scrub", daemon=True)
-            self._thread.start()
+            self._thread = started(self._run, "scrub")
 
     def stop(self) -> None:
         """Returns once it has let go of the store: between two chunks."""

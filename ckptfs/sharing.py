@@ -29,6 +29,7 @@ from ckptfs import format as fmt
 from ckptfs import history, osfs
 from ckptfs.errors import RecordDamaged
 from ckptfs.layout import Layout
+from ckptfs.threads import started
 
 MIN_BYTES = 1 << 20  # of a file: less is not worth it
 # Compared, shared and let go at a time: the kernel finds in the cache what it compares, so both
@@ -247,10 +248,7 @@ class Sharer:
                 self._first_s = self._added_s
             self._queue[path] = None
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="ckptfs-sharing", daemon=True
-                )
-                self._thread.start()
+                self._thread = started(self._run, "sharing")
             self._changed.notify()
 
     def stop(self, limit_s: float = 1.0) -> None:

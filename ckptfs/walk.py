@@ -35,13 +35,18 @@ class _Level:
     names: Iterator[str]
 
 
-def walk(fs: FileSystem, root: int, prefix: str = "") -> Iterator[tuple[str, Status | None]]:
-    """The files below ``root``, by their paths and in order. The control directory is not."""
-    for found in files(fs, root, prefix, but="" if prefix else fmt.CONTROL):
+def walk(
+    fs: FileSystem, root: int, prefix: str = "", others: list[str] | None = None
+) -> Iterator[tuple[str, Status | None]]:
+    """The files below ``root``, by their paths and in order. The control directory is not. Gives
+    ``others`` the ckptfs directories that were left out."""
+    for found in files(fs, root, prefix, but="" if prefix else fmt.CONTROL, others=others):
         yield found.path, found.status
 
 
-def files(fs: FileSystem, root: int, prefix: str = "", but: str = "") -> Iterator[Found]:
+def files(
+    fs: FileSystem, root: int, prefix: str = "", but: str = "", others: list[str] | None = None
+) -> Iterator[Found]:
     """The files below ``root``, in order; ``but`` is left out at the top."""
     levels: list[_Level] = []
     try:
@@ -56,45 +61,53 @@ def files(fs: FileSystem, root: int, prefix: str = "", but: str = "") -> Iterato
                 _leave(fs, levels)
             elif name != but or len(levels) > 1:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # gone meanwhile
-                    yield from _look(fs, levels, here, name)
+                    yield from _look(fs, levels, here, name, others)
     finally:
         for level in levels:
             _close(fs, level)
 
 
-def _look(fs: FileSystem, levels: list[_Level], here: _Level, name: str) -> Iterator[Found]:
+def _look(
+    fs: FileSystem, levels: list[_Level], here: _Level, name: str, others: list[str] | None
+) -> Iterator[Found]:
     status, path = fs.lstat(here.fd, name), here.prefix + name
     if osfs.is_regular(status):
         yield Found(path, status, here.fd, name)
     elif osfs.is_directory(status):
         try:
-            _enter(fs, levels, here.fd, name, f"{path}/")
+            if not _enter(fs, levels, here.fd, name, f"{path}/") and others is not None:
+                others.append(path)
         except (FileNotFoundError, NotADirectoryError):
             raise
         except OSError:
             yield Found(path, None)
 
 
-def _enter(fs: FileSystem, levels: list[_Level], at: int, name: str, prefix: str) -> None:
+def _enter(fs: FileSystem, levels: list[_Level], at: int, name: str, prefix: str) -> bool:
+    """False where it is not of this tree."""
     fd = fs.open(at, name, osfs.DIRECTORY)
     try:
         names = sorted(fs.listdir(fd))
-        if levels and fmt.CONTROL in names and _is_served_by_itself(fs, fd):
+        if levels and fmt.CONTROL in names and is_another(fs, fd):
             fs.close(fd)
-            return
+            return False
         levels.append(_Level(prefix, fd, _inode(fs, fd), iter(names)))
     except BaseException:
         fs.close(fd)
         raise
     if len(levels) > _LEVELS_OPEN + 1:  # the first stays: a mount may hide it from below
         _close(fs, levels[-1 - _LEVELS_OPEN])
+    return True
 
 
-def _is_served_by_itself(fs: FileSystem, fd: int) -> bool:
-    """Whether it is another ckptfs directory, whose files have records and history of its own."""
+def is_another(fs: FileSystem, fd: int) -> bool:
+    """Whether it is another ckptfs directory, whose files have records and history of its own. Of
+    root or of its owner: anybody else's ``.ckptfs`` would hide the files of others."""
     try:
         with osfs.opened(fs, fd, fmt.CONTROL, osfs.DIRECTORY) as control:
-            return osfs.is_regular(fs.lstat(control, fmt.FORMAT))
+            owner, theirs = fs.stat(control), fs.stat(fd)
+            known = osfs.is_regular(fs.lstat(control, fmt.FORMAT))
+            return known and owner.st_uid in (0, theirs.st_uid)
     except OSError:
         return False
 

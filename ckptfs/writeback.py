@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ckptfs import osfs
 from ckptfs.osfs import FileSystem
 from ckptfs.staged import Staged
+from ckptfs.threads import started
 
 _STEP_BYTES = 8 << 20
 # A short write is left to the close: there is little to hide of it, and submitting it slowed the
@@ -36,8 +37,7 @@ class Writeback:
         self._guard = threading.Lock()
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ckptfs-writeback", daemon=True)
-        self._thread.start()
+        self._thread = started(self._run, "writeback")
 
     def add(self, staged: Staged) -> None:
         with self._guard:
@@ -52,7 +52,8 @@ class Writeback:
     def stop(self) -> None:
         self._stopping.set()
         self._wake.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -3,10 +3,12 @@ whose files would have two records and two histories."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 
 from ckptfs import format as fmt
+from ckptfs import osfs, walk
 from ckptfs.errors import CannotServe
 from ckptfs.mount.kernel.mounting import FS_TYPE, mounts
 
@@ -47,25 +49,52 @@ def require_alone(directory: str, mountpoint: str) -> list[str]:
 
 
 def is_known(directory: str) -> bool:
-    return os.path.isfile(f"{directory}/{fmt.CONTROL}/{fmt.FORMAT}")
+    """Whether it is a ckptfs directory by its parts, see ``walk.is_another``."""
+    try:
+        fd = osfs.open_directory(directory)
+    except OSError:
+        return False
+    try:
+        return walk.is_another(osfs.OsFs(), fd)
+    finally:
+        os.close(fd)
+
+
+def unrecorded(directory: str) -> list[str]:
+    """A warning of the files of a directory that is about to be served for the first time."""
+    if is_known(directory):
+        return []
+    count = sum(1 for entry in _entries(directory) if entry.is_file(follow_symlinks=False))
+    if count == 0:
+        return []
+    files = "1 file has" if count == 1 else f"{count} files have"
+    return [
+        f"{files} no record yet and cannot be verified: `ckptfs adopt {directory}` takes what is "
+        "there as it is"
+    ]
 
 
 def nested(directory: str) -> Iterator[str]:
     """Ckptfs directories below, as far as they are found soon; no mount is entered."""
+    for entry in _entries(directory):
+        if entry.name == fmt.CONTROL and is_known(os.path.dirname(entry.path)):
+            yield os.path.dirname(entry.path)
+
+
+def _entries(directory: str) -> Iterator[os.DirEntry[str]]:
+    """Those below, but its own ``.ckptfs``; the first of a large tree."""
     left, waiting = _ENTRIES, [directory]
     points = {each.point for each in mounts()}
     while waiting and left > 0:
         here = waiting.pop()
-        try:
-            with os.scandir(here) as entries:
-                for entry in entries:
-                    left -= 1
-                    if entry.is_dir(follow_symlinks=False) and entry.path not in points:
-                        waiting.append(entry.path)
-        except OSError:
-            continue
-        if here != directory and is_known(here):
-            yield here
+        with contextlib.suppress(OSError), os.scandir(here) as entries:
+            for entry in entries:
+                if here == directory and entry.name == fmt.CONTROL:
+                    continue
+                left -= 1
+                yield entry
+                if entry.is_dir(follow_symlinks=False) and entry.path not in points:
+                    waiting.append(entry.path)
 
 
 def _above(path: str) -> Iterator[str]:

@@ -100,7 +100,7 @@ def mount(options: MountOptions) -> None:
 def _found_below(options: MountOptions) -> list[str]:
     """Warnings of what the mount is about to cover. Raises CannotServe where it may not."""
     nested = apart.require_alone(options.directory, options.mountpoint)
-    return nested + _users_below(options)
+    return [*nested, *apart.unrecorded(options.directory), *_users_below(options)]
 
 
 def _users_below(options: MountOptions) -> list[str]:

@@ -469,15 +469,16 @@ class Files(Relay):
 
         return Slow(sync)
 
-    def fsync_dir(self, nodeid: int) -> Slow[None]:
-        """Every file of the directory that was closed before is committed on return."""
+    def fsync_dir(self, nodeid: int, caller: Caller) -> Slow[None]:
+        """Every file of the directory that was closed before is committed on return; an empty one
+        that a child of its opener has open is where its opener asks."""
         directory = self.nodes.directory(nodeid)
 
         def sync() -> None:
             self.store.committer.require_writable()  # what is on disk is unknown
             with self.lock:
                 below = [v for v in self.versions.all() if v.at and v.at[0] is directory]
-            self.versions.close_empty(below)
+            self.versions.close_empty(below, caller.process)
             for version in below:
                 self.versions.wait_settled(version)
             self.store.committer.sync_changed_dirs()

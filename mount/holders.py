@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Set
 
-from ckptfs.mount.writers import descendants
+from ckptfs.mount.writers import CannotSee, descendants
 
 _INO = b"\nino:\t"
 _LOOKS = 4096  # at descriptors, about 10 us each
@@ -19,14 +19,20 @@ _LOOKS = 4096  # at descriptors, about 10 us each
 
 def holds(process: int, inodes: Set[int]) -> bool:
     """Whether the process has a descriptor of a file of one of these inode numbers; True where that
-    cannot be seen. Of one that has thousands of descriptors not all are looked at."""
-    return _Search(inodes).finds(process)
+    cannot be seen, or there are thousands of them to be looked at."""
+    try:
+        return _Search(inodes).finds(process)
+    except CannotSee:
+        return True
 
 
 def holds_or_gave(process: int, inodes: Set[int]) -> bool:
     """The same of what descends from it, too."""
     search = _Search(inodes)
-    return any(search.finds(each) for each in descendants({process}))
+    try:
+        return any(search.finds(each) for each in descendants({process}))
+    except CannotSee:
+        return True
 
 
 class _Search:
@@ -34,31 +40,47 @@ class _Search:
         self._inodes, self._left = inodes, _LOOKS
 
     def finds(self, process: int) -> bool:
-        try:
-            descriptors = os.listdir(f"/proc/{process}/fdinfo")
-        except PermissionError:
+        """Raises CannotSee."""
+        here = f"/proc/{process}"
+        if self._finds_in(here):
             return True
-        except OSError:  # it has ended, or is ending
-            return False
-        for descriptor in descriptors[: self._left]:
+        # Its first thread may have ended, and shows no descriptors then.
+        threads = [each for each in _listed(f"{here}/task") if each != str(process)]
+        return not _listed(f"{here}/fdinfo") and any(
+            self._finds_in(f"{here}/task/{thread}") for thread in threads[:1]
+        )
+
+    def _finds_in(self, folder: str) -> bool:
+        for descriptor in _listed(f"{folder}/fdinfo"):
             self._left -= 1
-            inode = _inode(f"/proc/{process}/fdinfo/{descriptor}")
-            if inode is None or inode in self._inodes:
+            if self._left < 0:
+                raise CannotSee
+            if _inode(f"{folder}/fdinfo/{descriptor}") in self._inodes:
                 return True
         return False
 
 
-def _inode(path: str) -> int | None:
-    """None where the kernel does not tell it (before Linux 5.14); 0 for one that is closed."""
+def _listed(folder: str) -> list[str]:
+    """Nothing of what has ended."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.listdir(folder)
+    except (FileNotFoundError, ProcessLookupError):
+        return []
     except OSError:
-        return 0
+        raise CannotSee from None
+
+
+def _inode(path: str) -> int:
+    """0 of a descriptor that is closed by now. Raises CannotSee, also before Linux 5.14, which does
+    not tell it."""
     try:
-        shown = os.read(fd, 4096)
-    except OSError:
+        with open(path, "rb", buffering=0) as file:
+            shown = file.read()
+    except (FileNotFoundError, ProcessLookupError):
         return 0
-    finally:
-        os.close(fd)
+    except OSError:
+        raise CannotSee from None
     at = shown.find(_INO)
-    return int(shown[at + len(_INO) :].split(None, 1)[0]) if at >= 0 else None
+    if at < 0:
+        raise CannotSee
+    return int(shown[at + len(_INO) :].split(None, 1)[0])

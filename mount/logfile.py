@@ -80,7 +80,8 @@ class _Handler(logging.handlers.RotatingFileHandler):
         finally:
             self.release()
         if left is not None:
-            left.close()
+            with contextlib.suppress(OSError):  # what the full disk had no room for
+                left.close()
 
     def _open(self) -> TextIOWrapper:
         return open(  # type: ignore[return-value]

@@ -439,7 +439,7 @@ class PortableSession:
         self.ops.forget(node.id, 1)
 
     def fsyncdir(self, _path: str | None, _data_only: int, handle_id: int) -> None:
-        self.ops.fsync_dir(self.ops.handle(handle_id).node.id).run()
+        self.ops.fsync_dir(self.ops.handle(handle_id).node.id, self._caller()).run()
 
 
 @overload

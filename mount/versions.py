@@ -23,7 +23,7 @@ import threading
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Any
 
 from ckptfs import format as fmt
@@ -240,6 +240,7 @@ class Versions:
         that began it while nothing was written nobody can tell which is going to be used, so none
         is waited for."""
         handle.opener = caller.process
+        version.is_meant = False
         with contextlib.suppress(OSError, CkptfsError):  # its close hears of it
             if version.handles and version.unpublished and self.is_untouched(version):
                 for each in (*version.handles, handle):
@@ -380,7 +381,12 @@ class Versions:
                 may_map = handle.flags & os.O_ACCMODE == os.O_RDWR and fate is Fate.ALIVE
                 if not may_map and not version.fresh:
                     return None
-                return lambda: self._close_untouched(version, handle, process, may_map=may_map)
+
+                def close() -> None:
+                    if not (may_map and self._close_mapped(version, handle, process)):
+                        self._close_empty(version, handle, process)
+
+                return close
             handle.flushed = True
             if version.unpublished and not version.closed:
                 return None
@@ -394,52 +400,52 @@ class Versions:
         own = any(each.opener == process for each in self.handles.values())
         return not own and writers.has_written(caller.pid)
 
-    def _close_untouched(
-        self, version: Version, handle: Handle, process: int, *, may_map: bool
-    ) -> None:
+    def _close_mapped(self, version: Version, handle: Handle, process: int) -> bool:
         """numpy.memmap("r+") closes the file that it has mapped ahead of the first store, of which
-        nothing tells: the version goes live now, or its flushed stores would end with a kill. An
-        empty file is whole once its opener has closed it, not where that was a duplicate, as
-        shells close it before they write, nor where a child has it, for which it was opened."""
-        numbers = frozenset(version.numbers)
-        mapped = may_map and writers.map_for_writing({process}, numbers)
-        if not mapped and not self._is_meant(version, process):
-            return
+        nothing tells: the version goes live now, or its flushed stores would end with a kill."""
+        if not writers.map_for_writing({process}, frozenset(version.numbers)):
+            return False
         with version.staged.lock, self.lock:
-            version.staged.touched |= mapped
-            version.is_meant |= not mapped
+            version.staged.touched = True
             handle.flushed = True
             if not version.closed:
-                return
+                return True
         self._close(version)
-        if mapped:
-            self.mark_live(version)
+        self.mark_live(version)
+        return True
 
-    def _is_meant(self, version: Version, process: int) -> bool:
-        if not version.fresh or version.killed:
-            return False
-        if version.synced is not None and version.synced == version.staged.as_opened:
-            return True
-        return not holders.holds_or_gave(process, frozenset(version.numbers))
+    def _close_empty(self, version: Version, handle: Handle, process: int) -> None:
+        """It is whole once its openers have closed it, not where that was a duplicate, as shells
+        close it before they write, nor where a child has it, for which it was opened."""
+        synced = version.synced is not None and version.synced == version.staged.as_opened
+        if synced or not holders.holds_or_gave(process, frozenset(version.numbers)):
+            self._finish_empty(version, {handle})
 
-    def close_empty(self, versions: Iterable[Version]) -> None:
-        """Commit those that are empty and that their openers have closed, whatever their children
-        have yet."""
+    def close_empty(self, versions: Iterable[Version], process: int | None) -> None:
+        """Commit those that are empty and that their opener, which asks, has closed, whatever its
+        children have yet."""
         for version in versions:
             with self.lock:
-                openers = {handle.opener for handle in version.handles}
-                empty = version.joinable and version.fresh and version.held and not version.killed
-            numbers = frozenset(version.numbers)
-            if not empty or any(each is None or holders.holds(each, numbers) for each in openers):
+                handles = set(version.handles)
+                asked = version.joinable and version.fresh and version.held and not version.killed
+            if not asked or process is None or {each.opener for each in handles} != {process}:
                 continue
-            with contextlib.suppress(OSError, CkptfsError):  # others hear of it
-                with version.staged.lock, self.lock:
-                    if not self.is_untouched(version):
-                        continue
-                    version.is_meant = True
-                    for handle in version.handles:
-                        handle.flushed = True
-                self._close(version)
+            if not holders.holds(process, frozenset(version.numbers)):
+                with contextlib.suppress(OSError, CkptfsError):  # others hear of it
+                    self._finish_empty(version, handles)
+
+    def _finish_empty(self, version: Version, closed: Set[Handle]) -> None:
+        """Commit it where these are all that have it open: nobody may be about to write it who
+        would write in place then, be it a bystander."""
+        with version.staged.lock, self.lock:
+            if not version.fresh or version.killed or not self.is_untouched(version):
+                return
+            for handle in closed:
+                handle.flushed = True
+            if not all(handle.flushed for handle in version.handles):
+                return
+            version.is_meant = True
+        self._close(version)
 
     def _close(self, version: Version) -> None:
         due = version.unpublished and self._is_complete(version)

@@ -150,30 +150,45 @@ def map_for_writing(
     mapped, shared and writable; where one has ended, any process. Who cannot be looked at for now
     counts as if it had, and so does an opener that we may not look at."""
     seen = seen or Snapshot()
-    if all(map(is_running, openers)):
-        for process in descendants(openers):
-            found = seen.of(process)
-            if found is Unseen.DENIED:
-                if process in openers:
+    with contextlib.suppress(CannotSee):
+        if all(map(is_running, openers)):
+            for process in descendants(openers):
+                found = seen.of(process)
+                if found is Unseen.DENIED:
+                    if process in openers:
+                        return True
+                elif found is Unseen.BLOCKED or found & inodes:
                     return True
-            elif found is Unseen.BLOCKED or found & inodes:
-                return True
-        if all(map(is_running, openers)):  # else a child may have got another parent meanwhile
-            return False
+            if all(map(is_running, openers)):  # else a child may have got another parent meanwhile
+                return False
     every = seen.everywhere()
     return every.blocked or bool(every.numbers & inodes or every.denied & set(openers))
 
 
+class CannotSee(Exception):
+    """The kernel does not tell of children (CONFIG_PROC_CHILDREN), or no descriptor is left."""
+
+
 def descendants(openers: Collection[int]) -> Iterator[int]:
-    """The processes, and what descends from them."""
+    """The processes, and what descends from them. Raises CannotSee where that is not known."""
     waiting = list(openers)
     while waiting:
         process = waiting.pop()
         yield process
-        with contextlib.suppress(OSError):
-            for thread in os.listdir(f"/proc/{process}/task"):
-                children = proc.read(f"/proc/{process}/task/{thread}/children") or b""
-                waiting += map(int, children.split())
+        for thread in _threads(process):
+            children = proc.read(f"/proc/{process}/task/{thread}/children")
+            if children is None and is_running(process) and thread in _threads(process):
+                raise CannotSee
+            waiting += map(int, (children or b"").split())
+
+
+def _threads(process: int) -> list[str]:
+    try:
+        return os.listdir(f"/proc/{process}/task")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    except OSError:
+        raise CannotSee from None
 
 
 def is_running(pid: int) -> bool:

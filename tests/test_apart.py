@@ -79,6 +79,23 @@ def records_stayed(copy: Path) -> None:
     assert "1 files checked: 1 ok" in ckptfs("verify", copy).stdout
 
 
+def test_nobody_hides_or_refuses_what_is_others(disk_dir: Path, tmp_path: Path) -> None:
+    """By a ``.ckptfs`` of his own in a directory that is not his."""
+    folder = disk_dir / "runs"
+    folder.mkdir()
+    with once(disk_dir):
+        (folder / "a.pt").write_bytes(b"saved")
+    for place in (folder, disk_dir.parent):
+        (place / ".ckptfs").mkdir()
+        (place / ".ckptfs/format").write_text("anything")
+        os.chown(place / ".ckptfs", 65534, 65534)
+    assert "2 files checked: 1 ok" in ckptfs("verify", disk_dir).stdout
+    with once(disk_dir):
+        assert (folder / "a.pt").read_bytes() == b"saved"
+    os.chown(folder / ".ckptfs", 0, 0)
+    assert "runs: a ckptfs directory itself, not looked at" in ckptfs("verify", disk_dir).stdout
+
+
 def test_a_rotated_log_is_gone_on_with_under_its_name(disk_dir: Path) -> None:
     with served(disk_dir) as mount:
         rotated = mount.log.with_suffix(".1")

@@ -15,6 +15,8 @@ import mounts
 import pytest
 from actors import Actor, actors
 
+from ckptfs.mount import holders
+
 _KILLED_AFTER = """
 import os, sys, time
 directory, daemon = sys.argv[1], int(sys.argv[2])
@@ -104,3 +106,71 @@ def test_an_idle_descriptor_does_not_empty_what_was_saved_by_its_name(
     (name,) = (path for path in served.path.iterdir() if path.name.startswith("tmp"))
     assert name.read_bytes() == (served.below / name.name).read_bytes() == b"saved"
     assert os.stat(name).st_nlink == 1
+
+
+def test_c6_who_opens_and_closes_beside_a_writer_does_not_commit_for_it(
+    served: mounts.Served,
+) -> None:
+    """The bystander's empty version would be committed, and torn in place by the writer."""
+    file = served.path / "last.pt"
+    file.write_bytes(b"old")
+    with actors(served.path, 2) as (writer, other):
+        writer.do("f = os.open('last.pt', os.O_WRONLY | os.O_TRUNC)")
+        for mode in ("a", "r+"):
+            other.do(f"open('last.pt', '{mode}').close()")
+        other.do("f = open('last.pt', 'a'); os.fsync(f.fileno()); f.close()")
+        other.do("d = os.open('.', os.O_RDONLY); os.fsync(d)")
+        assert (served.below / "last.pt").read_bytes() == b"old"
+        writer.do("os.write(f, b'HALF')")
+        writer.kill()
+    served.wait_until(lambda: served.events("aborted"))
+    assert (served.below / "last.pt").read_bytes() == b"old"
+
+
+def test_what_a_child_is_to_write_is_not_committed_by_others(served: mounts.Served) -> None:
+    (served.path / "f").write_text("old")
+    with actors(served.path, 2) as (parent, other):
+        parent.do("import subprocess; f = open('f', 'wb')")
+        parent.do("p = subprocess.Popen(['cat'], stdin=subprocess.PIPE, stdout=f); f.close()")
+        other.do("d = os.open('.', os.O_RDONLY); os.fsync(d)")
+        assert (served.below / "f").read_text() == "old"
+        parent.do("p.stdin.write(b'new'); p.stdin.close(); p.wait()")
+    served.wait_until(lambda: (served.path / "f").read_text() == "new")
+
+
+_HELD = """
+import os, sys, threading
+{code}
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "held"),
+    [
+        ("f = open(sys.argv[1])", True),
+        ("f = open(sys.argv[1]); g = os.dup(f.fileno()); f.close()", True),
+        ("", False),
+        ("f = [os.open(sys.argv[1], 0)] + [os.dup(0) for _ in range(5000)]", True),
+        ("f = open(sys.argv[1]); t = threading.Thread(target=sys.stdin.read); t.start()", True),
+    ],
+    ids=["open", "duplicate", "closed", "among thousands", "threads"],
+)
+def test_who_holds_a_file(tmp_path: Path, code: str, held: bool) -> None:
+    path = tmp_path / "f"
+    path.touch()
+    raise_limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (9000, 9000))\n"
+    child = subprocess.Popen(
+        [sys.executable, "-c", _HELD.format(code=raise_limit + code), path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+        assert holders.holds(child.pid, {path.stat().st_ino}) == held
+        assert holders.holds_or_gave(os.getpid(), {path.stat().st_ino}) == held
+    finally:
+        child.kill()
+        child.wait()
+    assert not holders.holds(child.pid, {path.stat().st_ino})

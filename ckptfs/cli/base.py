@@ -6,7 +6,7 @@ import errno
 import posixpath
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -62,14 +62,21 @@ def top_of(typed: str) -> tuple[str, str]:
     from ckptfs.mount.inspect import is_mounted
 
     path = posixpath.abspath(typed)
-    above = [path]
-    while above[-1] != "/":
-        above.append(posixpath.dirname(above[-1]))
     # By the table of mounts first: a mount may hang, and this asks it nothing.
-    tops = [top for top in above if is_mounted(top)] or [top for top in above if _is_known(top)]
-    if not tops or tops[0] == path:
-        return typed, ""
-    return tops[0], path
+    for top in _upwards(path):
+        if is_mounted(top):
+            return (top, path) if top != path else (typed, "")
+    path = osfs.real_path(path)
+    for top in _upwards(path):
+        if is_mounted(top) or _is_known(top):
+            return (top, path) if top != path else (typed, "")
+    return typed, ""
+
+
+def _upwards(path: str) -> Iterator[str]:
+    while path != "/":
+        yield path
+        path = posixpath.dirname(path)
 
 
 def _is_known(directory: str) -> bool:

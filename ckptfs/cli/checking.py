@@ -219,6 +219,7 @@ class _Report:
                 "bytes": self.size_bytes,
                 "repaired": self.repaired,
                 "left": self.left,
+                "others": check.others,
             }
             click.echo(json.dumps(row))
         elif not self.quiet or self.left:
@@ -226,6 +227,8 @@ class _Report:
             if check.generations:
                 line += f"; {check.generations} earlier versions: {_told(self.kept)}"
             say(line)
+            for other in check.others:
+                say(f"{other}: a ckptfs directory itself, not looked at: verify it by itself")
             for line in self._advice():
                 say(line)
 

@@ -14,6 +14,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+from ckptfs.threads import started
+
 _ASKING_S = 0.002  # between two requests: a mount that is not ours any more answers at once
 
 
@@ -48,9 +50,9 @@ class Gate:
         with self._changed:
             self._closed_at = time.monotonic()
         try:
-            threading.Thread(target=self._ask, args=(mountpoint, over), daemon=True).start()
+            asking = started(lambda: self._ask(mountpoint, over), "gate")
             with self._changed:
-                stopped = self._changed.wait_for(self._all_wait, limit_s)
+                stopped = self._changed.wait_for(self._all_wait, limit_s if asking else 0)
             yield stopped
         finally:
             with self._changed:

@@ -91,17 +91,25 @@ class KernelCaches(Caches):
 
     def _drop_names(self) -> None:
         while True:
-            parent_id, name, gone, then, begun = self._names.get()
-            begun()
-            encoded = os.fsencode(name)
-            if gone:
-                head = wire.DELETE_OUT.pack(parent_id, gone, len(encoded), 0)
-                self._notify(wire.NOTIFY_DELETE, head + encoded + b"\0")
-            else:
-                head = wire.INVAL_ENTRY_OUT.pack(parent_id, len(encoded), 0)
-                self._notify(wire.NOTIFY_INVAL_ENTRY, head + encoded + b"\0")
-            then()
-            self._names.task_done()
+            dropped = self._names.get()
+            try:
+                self._drop_name(dropped)
+            except Exception:  # others wait for what follows
+                log.exception("a notification failed")
+            finally:
+                self._names.task_done()
+
+    def _drop_name(self, dropped: Dropped) -> None:
+        parent_id, name, gone, then, begun = dropped
+        begun()
+        encoded = os.fsencode(name)
+        if gone:
+            head = wire.DELETE_OUT.pack(parent_id, gone, len(encoded), 0)
+            self._notify(wire.NOTIFY_DELETE, head + encoded + b"\0")
+        else:
+            head = wire.INVAL_ENTRY_OUT.pack(parent_id, len(encoded), 0)
+            self._notify(wire.NOTIFY_INVAL_ENTRY, head + encoded + b"\0")
+        then()
 
     @property
     def busy(self) -> bool:
@@ -623,7 +631,7 @@ class Session:
         self.ops.releasedir(wire.RELEASE_IN.unpack_from(body)[0])
 
     def _fsyncdir(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None]:
-        return self.ops.fsync_dir(nodeid)
+        return self.ops.fsync_dir(nodeid, caller)
 
 
 def _lock(body: memoryview) -> tuple[int, Lock, int]:
