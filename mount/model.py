@@ -47,6 +47,7 @@ class Handle:
     relayed: bool = False  # on another node than its version's: only the daemon can carry it
     flushed: bool = False  # closed by the process that opened it
     bystander: bool = False  # may never write: another joined while nothing was written
+    killed: bool = False  # the last process that closed it was killed
     listing: Listing | None = None  # of a directory, while it is read
     cached: bool = False  # so that the kernel may list it without asking
     locks: LockSet = field(default_factory=LockSet)  # of the path it was opened by
@@ -75,6 +76,7 @@ class Version:
     members: set[int]  # processes that opened it for writing: they see it under its name
     fresh: bool  # created or truncated: commits even if nothing was written
     known: bool  # whether its writers can be told apart
+    user: int | None = None  # who began it
     # threads that were answered ESTALE and will open it next, since when
     expected: dict[int, float] = field(default_factory=dict)
     public: bool = False  # finished: shown to everybody though its disk work goes on

@@ -206,6 +206,7 @@ class Versions:
                 members={process} if process else set(),
                 fresh=truncate or not exists,
                 known=process is not None,
+                user=caller.uid,
             )
             version.numbers = {node.ident[1], node.stands_for} - {0}
             if truncate:
@@ -239,8 +240,10 @@ class Versions:
         """Add a write handle; the version is finished once every handle of it is closed. Of those
         that began it while nothing was written nobody can tell which is going to be used, so none
         is waited for."""
-        handle.opener = caller.process
+        handle.opener, handle.user = caller.process, caller.uid
         version.is_meant = False
+        # Another user may hold it open for ever, and end as he likes.
+        handle.bystander = version.user not in (None, caller.uid)
         with contextlib.suppress(OSError, CkptfsError):  # its close hears of it
             if version.handles and version.unpublished and self.is_untouched(version):
                 for each in (*version.handles, handle):
@@ -369,6 +372,7 @@ class Versions:
         process, fate = writers.fate(caller.pid)
         with self.lock:
             version.held = True
+            handle.killed = fate is Fate.KILLED
             if fate is Fate.UNKNOWN:
                 version.known = False
             if process is None or process != handle.opener:
@@ -376,7 +380,7 @@ class Versions:
                     version.mauled |= self._may_have_written(process, caller, handle)
                 return None  # a forked child, or unknown: its RELEASE decides
             if fate is Fate.KILLED and not handle.flushed:
-                version.killed = True
+                version.killed |= version.user in (None, handle.user)
             if version.unpublished and not self._changed(version):
                 may_map = handle.flags & os.O_ACCMODE == os.O_RDWR and fate is Fate.ALIVE
                 if not may_map and not version.fresh:
@@ -469,6 +473,9 @@ class Versions:
             return None
         with self.lock:
             version.handles.discard(handle)
+            # The last that had it from its opener, so nobody has said that it is whole.
+            theirs = version.user in (None, handle.user)
+            version.killed |= theirs and handle.killed and not handle.flushed
             if version.handles:
                 return (lambda: self._close(version)) if version.closed else None
             if not version.expected:

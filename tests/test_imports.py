@@ -10,7 +10,7 @@ import pytest
 PROJECT = Path(__file__).parent.parent
 FOLDERS = {"ckptfs": "ckptfs", "mount": "ckptfs.mount", "tools": "ckptfs.tools"}
 LAYERS = {
-    **dict.fromkeys(["errors", "shown"], 0),
+    **dict.fromkeys(["errors", "shown", "threads"], 0),
     **dict.fromkeys(
         ["protocol", "osfs", "structure", "format", "digest", "sums", "keyed", "zeros"], 1
     ),

@@ -7,6 +7,7 @@ the program meant. Each test is one way in which real programs end a file.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -628,3 +629,20 @@ def test_validate_off_lets_a_cut_file_replace_a_sound_one(
         good = (disk_dir / "model.pt").read_bytes()
         torch_process.do(f"{_CUT}; f.close(); os.chdir('/')")
         assert (disk_dir / "model.pt").read_bytes() == good[:900]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSEGV])
+@pytest.mark.parametrize("written", [b"", b"half" * 1000], ids=["before", "within"])
+def test_c6_a_killed_child_that_was_given_the_file_publishes_nothing(
+    tree: Tree, number: int, written: bytes
+) -> None:
+    """Popen(…, stdout=file), the file closed by the parent: nobody has said that it is whole."""
+    tree.seed("model.bin", "old")
+    with tree.actors(1) as (parent,):
+        parent.do("import subprocess, sys; f = open('model.bin', 'wb')")
+        code = f"import os, time; os.write(1, {written!r}); os.write(2, b'.'); time.sleep(60)"
+        parent.do(f"command = [sys.executable, '-c', {code!r}]")
+        parent.do("p = subprocess.Popen(command, stdout=f, stderr=subprocess.PIPE); f.close()")
+        parent.do(f"p.stderr.read(1); p.send_signal({int(number)}); p.wait()")
+        tree.settle()
+        assert parent.content("model.bin") == "old"

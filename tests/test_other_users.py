@@ -295,3 +295,19 @@ def test_what_is_swapped_below_the_mount_leads_nowhere_else(place: Place, lab: L
     assert (trap / "f").read_text() == "secret"
     status = (trap / "f").stat()
     assert (status.st_uid, status.st_mode & 0o777) == (0, 0o644)
+
+
+@pytest.mark.parametrize("how", ["kill", "stay"])
+def test_c2_another_user_does_not_keep_a_save_from_its_commit(place: Place, how: str) -> None:
+    """By a descriptor that he may write by, and by his end."""
+    place.shell(ALICE, "printf old > f; chmod 666 f")
+    with place.lab.actors(place.path, ALICE, BOB) as (alice, bob):
+        alice.do("f = open('f', 'wb', 0); f.write(b'new')")
+        bob.do("g = os.open('f', os.O_RDWR)")
+        if how == "kill":
+            alice.do("f.close()")
+            bob.kill()
+        else:
+            alice.do("os.fsync(f.fileno()); f.close(); os.rename('f', 'f')")
+        assert (place.below / "f").read_bytes() == b"new"
+    assert (place.below / "f").read_bytes() == b"new"
