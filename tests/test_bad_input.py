@@ -579,7 +579,6 @@ def test_no_arguments_show_the_commands() -> None:
 _INTERRUPTED_WHILE_LOADED = """
 import os, signal, sys
 import ckptfs.__main__
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 class Interrupts:
     def find_spec(self, name, *rest):
         if name == "ckptfs.cli":
