@@ -130,15 +130,14 @@ def test_c1_c2_every_call_of_the_daemon_fails_in_turn(
     assert len(rows) > (20 if fault.startswith("E") else 1)
 
 
-def test_c2_what_is_truncated_and_closed_is_committed_or_the_log_says_why_not(
+def test_c2_what_is_truncated_and_closed_is_committed_or_its_close_fails(
     disk_dir: Path, quick_dir: Path
 ) -> None:
-    """Its commit follows the close: nobody waits for it."""
+    """Its commit followed the close, and only the log said why not."""
     rows = list(faults_trial.trials(quick_dir, "truncate", "EIO", itertools.count(1)))
     assert [row for row in rows if row["wrong"]] == []
-    untold = [row for row in rows if row["outcome"] == "untold"]
-    assert untold
-    assert all(row["settled"]["aborted"] for row in untold)
+    outcomes = {row["outcome"] for row in rows}
+    assert "told" in outcomes and "untold" not in outcomes
 
 
 def test_control_a_daemon_that_swallows_errors_is_seen(disk_dir: Path, quick_dir: Path) -> None:
