@@ -120,9 +120,8 @@ def test_doctor_says_what_a_user_can_do(lab: Lab) -> None:
 
 
 def test_without_fusermount3_the_message_names_run(lab: Lab) -> None:
-    done = lab.run(
-        ALICE, "env", f"PATH={lab.base}/src", lab.python, "-m", "ckptfs", "mount", "/tmp"
-    )
+    path, home = f"PATH={lab.base}/src", lab.home(ALICE)
+    done = lab.run(ALICE, "env", path, lab.python, "-m", "ckptfs", "mount", home)
     assert done.returncode == 8
     assert "fuse3" in done.stderr and "ckptfs run" in done.stderr and done.stderr.count("\n") == 1
 
