@@ -161,8 +161,6 @@ class Store:
         """Whether what was being written as ``name`` went to salvage."""
         with osfs.opened(self.fs, self.layout.stage, name, osfs.O_RDONLY) as fd:
             note = self.fs.getxattr(fd, fmt.XATTR) or b""
-        with contextlib.suppress(OSError, RecordDamaged):
-            self._drop_needless_link(Record.from_bytes(note))
         missing = fmt.missing_of_note(note)
         # A version with a second name was published, or is on its way to quarantine.
         if "." in name or status.st_size == missing or status.st_nlink > 1:
@@ -179,25 +177,6 @@ class Store:
             told = f"{story['reason']}; salvage {entry}"
             say(logging.WARNING, str(story["path"] or "?"), told)
             return True
-        return False
-
-    def _drop_needless_link(self, staged: Record | None) -> None:
-        """A commit that was cut off between keep and publish has left in history what stands at
-        its path to this day."""
-        lineage = staged.lineage if staged is not None else ""
-        note = history.note(self.layout, lineage) if lineage else None
-        if note is None:
-            return
-        with osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder:
-            for generation in history.generations(self.layout, lineage)[:1]:
-                kept = self.fs.lstat(folder, str(generation))
-                if any(self._is_at(path, kept) for path in note.paths):
-                    self.fs.unlink(folder, str(generation))
-
-    def _is_at(self, path: str, status: osfs.Status) -> bool:
-        with contextlib.suppress(OSError), self._place(path) as (at, name):
-            found = self.fs.lstat(at, name)
-            return (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino)
         return False
 
     def _path_of_staged(self, note: bytes) -> str | None:

@@ -356,50 +356,6 @@ def test_C6_recovery_salvages_what_was_in_flight(quick_dir: Path) -> None:
     again.close()
 
 
-def test_C6_recovery_tells_what_is_missing_as_an_abort_does(quick_dir: Path) -> None:
-    """Of a long file that was gone on with the staged one has a hole; without more it is empty."""
-    store = store_on(quick_dir)
-    store.committer.growth.copied_at_once_bytes = 0
-    old, how = OLD * 50, {"exists": True, "truncate": False, "lazily": True}
-    added = {"a.pt": NEW, "b.pt": b"", "filled.pt": NEW}
-    for name, data in added.items():
-        store.put(name, old)
-        staged = store.stage(name, store.root, name, **how)
-        store.fs.write(staged.fd, data, len(old))
-        if not staged.has_hole:
-            pytest.skip("a clone, which has no hole")
-        if name == "filled.pt":
-            store.committer.growth.fill(staged)
-        store.fs.close(staged.fd)
-    store.close()
-    again = Store.open(str(quick_dir))
-    found = again.layout.set_aside(again.layout.salvage)
-    told = {str(note["path"]): note.get("bytes_missing_at_start") for note in found}
-    assert told == {"a.pt": len(old), "filled.pt": None}
-    again.close()
-
-
-def test_C6_a_kill_between_keep_and_publish_leaves_no_second_name(quick_dir: Path) -> None:
-    """History would hold what stands at the path, which had two links for ever."""
-    store = store_on(quick_dir)
-    two_versions(store)
-    staged = store.stage("a.pt", store.root, "a.pt", exists=True, truncate=True)
-    store.fs.write(staged.fd, NEWER, 0)
-    staged.advance(Event.SEAL)
-    replaced = store.committer.replaced_by(store.root, "a.pt", "a.pt")
-    store.committer.seal(staged, replaced)
-    store.committer.keep_replaced(replaced, store.root, "a.pt", "a.pt")
-    store.fs.close(staged.fd)
-    store.close()
-    assert (quick_dir / "a.pt").stat().st_nlink == 2
-    again = Store.open(str(quick_dir))
-    assert (quick_dir / "a.pt").stat().st_nlink == 1
-    assert again.get("a.pt") == NEW
-    (kept,) = (control(quick_dir) / "history" / lineage(again, "a.pt")).iterdir()
-    assert kept.read_bytes() == OLD
-    again.close()
-
-
 def test_C6_a_version_caught_between_seal_and_publish_keeps_its_name(quick_dir: Path) -> None:
     """Its record has taken the place of the note with its path; the lineage tells it."""
     store = store_on(quick_dir)
