@@ -560,3 +560,26 @@ def test_after_remove_the_thread_leaves_the_descriptor_alone(quick_dir: Path) ->
             store.fs.close(staged.fd)
             assert staged.writeback_error is None
     store.close()
+
+
+def test_C6_recovery_tells_what_is_missing_as_an_abort_does(quick_dir: Path) -> None:
+    """Of a long file that was gone on with the staged one has a hole; without more it is empty."""
+    store = store_on(quick_dir)
+    store.committer.growth.copied_at_once_bytes = 0
+    old, how = OLD * 50, {"exists": True, "truncate": False, "lazily": True}
+    added = {"a.pt": NEW, "b.pt": b"", "filled.pt": NEW}
+    for name, data in added.items():
+        store.put(name, old)
+        staged = store.stage(name, store.root, name, **how)
+        store.fs.write(staged.fd, data, len(old))
+        if not staged.has_hole:
+            pytest.skip("a clone, which has no hole")
+        if name == "filled.pt":
+            store.committer.growth.fill(staged)
+        store.fs.close(staged.fd)
+    store.close()
+    again = Store.open(str(quick_dir))
+    found = again.layout.set_aside(again.layout.salvage)
+    told = {str(note["path"]): note.get("bytes_missing_at_start") for note in found}
+    assert told == {"a.pt": len(old), "filled.pt": None}
+    again.close()
