@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from ckptfs import format as fmt
 from ckptfs import osfs, walk
@@ -23,21 +24,49 @@ def require_apart(directory: str, mountpoint: str, log_file: str) -> None:
         raise CannotServe(f"{log_file}: lies in the mount; log outside of {mountpoint}")
 
 
-def require_alone(directory: str, mountpoint: str) -> list[str]:
+@dataclass(frozen=True)
+class Below:
+    """What lies in a directory, as far as it is found soon; no mount is entered."""
+
+    nested: str  # a ckptfs directory, if there is one
+    files: int
+
+    @classmethod
+    def of(cls, directory: str) -> Below:
+        nested, files = "", 0
+        for entry in _entries(directory):
+            files += entry.is_file(follow_symlinks=False)
+            if not nested and entry.name == fmt.CONTROL and is_known(os.path.dirname(entry.path)):
+                nested = os.path.dirname(entry.path)
+        return cls(nested, files)
+
+    def unrecorded(self, directory: str) -> list[str]:
+        """A warning of its files, if it is about to be served for the first time."""
+        if self.files == 0 or is_known(directory):
+            return []
+        files = "1 file has" if self.files == 1 else f"{self.files} files have"
+        return [
+            f"{files} no record yet and cannot be verified: `ckptfs adopt {directory}` takes what "
+            "is there as it is"
+        ]
+
+
+def require_alone(directory: str, mountpoint: str, found: Below) -> list[str]:
     """Raises CannotServe where another ckptfs directory lies above or below, but for one that was
     put into a directory of ours meanwhile: a copy must not keep its mount from coming back. Of that
     a warning is returned."""
+    served = [each.point for each in mounts() if each.type == FS_TYPE]
     for place in {directory, mountpoint}:
-        for above in _above(place):
-            if _is_served(above) or is_known(above):
+        for other in above(place):
+            if other in served or is_known(other):
                 raise CannotServe(
-                    f"{place}: lies in {above}, which is a ckptfs directory itself: mount that "
-                    f"one, or make its files plain first (`ckptfs strip {above}`)"
+                    f"{place}: lies in {other}, which is a ckptfs directory itself: mount that "
+                    f"one, or make its files plain first (`ckptfs strip {other}`)"
                 )
-    below = next(_served_below(directory), "") or next(nested(directory), "")
+    below = next((point for point in served if _is_below(point, directory)), found.nested)
     if not below:
         return []
-    if _is_served(below) or not is_known(directory):
+    if below in served or not is_known(directory):
         raise CannotServe(
             f"{directory}: {below} in it is a ckptfs directory itself: mount that one, or make its "
             f"files plain first (`ckptfs strip {below}`)"
@@ -46,6 +75,13 @@ def require_alone(directory: str, mountpoint: str) -> list[str]:
         f"{below} is a ckptfs directory itself: its files keep their records, and are not served "
         f"as its own; move it out, or make its files plain (`ckptfs strip {below}`)"
     ]
+
+
+def above(path: str) -> Iterator[str]:
+    """The directories that a path lies in, the nearest first."""
+    while path != "/":
+        path = os.path.dirname(path)
+        yield path
 
 
 def is_known(directory: str) -> bool:
@@ -58,27 +94,6 @@ def is_known(directory: str) -> bool:
         return walk.is_another(osfs.OsFs(), fd)
     finally:
         os.close(fd)
-
-
-def unrecorded(directory: str) -> list[str]:
-    """A warning of the files of a directory that is about to be served for the first time."""
-    if is_known(directory):
-        return []
-    count = sum(1 for entry in _entries(directory) if entry.is_file(follow_symlinks=False))
-    if count == 0:
-        return []
-    files = "1 file has" if count == 1 else f"{count} files have"
-    return [
-        f"{files} no record yet and cannot be verified: `ckptfs adopt {directory}` takes what is "
-        "there as it is"
-    ]
-
-
-def nested(directory: str) -> Iterator[str]:
-    """Ckptfs directories below, as far as they are found soon; no mount is entered."""
-    for entry in _entries(directory):
-        if entry.name == fmt.CONTROL and is_known(os.path.dirname(entry.path)):
-            yield os.path.dirname(entry.path)
 
 
 def _entries(directory: str) -> Iterator[os.DirEntry[str]]:
@@ -95,20 +110,6 @@ def _entries(directory: str) -> Iterator[os.DirEntry[str]]:
                 yield entry
                 if entry.is_dir(follow_symlinks=False) and entry.path not in points:
                     waiting.append(entry.path)
-
-
-def _above(path: str) -> Iterator[str]:
-    while path != "/":
-        path = os.path.dirname(path)
-        yield path
-
-
-def _is_served(path: str) -> bool:
-    return any(each.point == path and each.type == FS_TYPE for each in mounts())
-
-
-def _served_below(directory: str) -> Iterator[str]:
-    return (e.point for e in mounts() if e.type == FS_TYPE and _is_below(e.point, directory))
 
 
 def _is_below(path: str, directory: str) -> bool:

@@ -68,7 +68,7 @@ class MountOptions:
 def mount(options: MountOptions) -> None:
     """Serve ``options.directory``. Returns once it is served, or in the foreground once it is no
     longer. Raises CannotServe, AlreadyServed and kin, with nothing mounted."""
-    program.require_apart(options.mountpoint)
+    program.require_outside(options.mountpoint)
     replaces = check(options)
     found = [] if replaces else _found_below(options)
     if options.foreground:
@@ -99,8 +99,9 @@ def mount(options: MountOptions) -> None:
 
 def _found_below(options: MountOptions) -> list[str]:
     """Warnings of what the mount is about to cover. Raises CannotServe where it may not."""
-    nested = apart.require_alone(options.directory, options.mountpoint)
-    return [*nested, *apart.unrecorded(options.directory), *_users_below(options)]
+    below = apart.Below.of(options.directory)
+    nested = apart.require_alone(options.directory, options.mountpoint, below)
+    return [*nested, *below.unrecorded(options.directory), *_users_below(options)]
 
 
 def _users_below(options: MountOptions) -> list[str]:

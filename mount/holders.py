@@ -8,10 +8,9 @@ close(2) closes is none of the process's any more when its FLUSH comes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Set
 
-from ckptfs.mount.writers import CannotSee, descendants
+from ckptfs.mount.writers import CannotSee, descendants, listed
 
 _INO = b"\nino:\t"
 _LOOKS = 4096  # at descriptors, about 10 us each
@@ -41,33 +40,20 @@ class _Search:
 
     def finds(self, process: int) -> bool:
         """Raises CannotSee."""
-        here = f"/proc/{process}"
-        if self._finds_in(here):
-            return True
-        # Its first thread may have ended, and shows no descriptors then.
-        threads = [each for each in _listed(f"{here}/task") if each != str(process)]
-        return not _listed(f"{here}/fdinfo") and any(
-            self._finds_in(f"{here}/task/{thread}") for thread in threads[:1]
-        )
-
-    def _finds_in(self, folder: str) -> bool:
-        for descriptor in _listed(f"{folder}/fdinfo"):
+        folder = f"/proc/{process}/fdinfo"
+        descriptors = listed(folder)
+        if not descriptors:  # its first thread may have ended, and shows none then
+            threads = [each for each in listed(f"/proc/{process}/task") if each != str(process)]
+            if threads:
+                folder = f"/proc/{process}/task/{threads[0]}/fdinfo"
+                descriptors = listed(folder)
+        for descriptor in descriptors:
             self._left -= 1
             if self._left < 0:
                 raise CannotSee
-            if _inode(f"{folder}/fdinfo/{descriptor}") in self._inodes:
+            if _inode(f"{folder}/{descriptor}") in self._inodes:
                 return True
         return False
-
-
-def _listed(folder: str) -> list[str]:
-    """Nothing of what has ended."""
-    try:
-        return os.listdir(folder)
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    except OSError:
-        raise CannotSee from None
 
 
 def _inode(path: str) -> int:

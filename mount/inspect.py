@@ -19,7 +19,7 @@ from typing import Any
 from ckptfs import format as fmt
 from ckptfs import osfs, parts
 from ckptfs.errors import CannotServe, NotMounted
-from ckptfs.mount import writers
+from ckptfs.mount import proc, writers
 from ckptfs.mount.kernel import beneath, mounting
 from ckptfs.mount.kernel.mounting import FS_TYPE, mounted_type
 from ckptfs.osfs import OsFs
@@ -255,18 +255,10 @@ def is_here(status: dict[str, Any]) -> bool:
     try:
         root = os.stat(below(status))
     except PermissionError:  # another user's: then what everybody may know of it
-        return b"ckptfs" in _read(f"/proc/{status['pid']}/cmdline")
+        return b"ckptfs" in (proc.read(f"/proc/{status['pid']}/cmdline") or b"")
     except OSError:
         return False
     return bool([root.st_dev, root.st_ino] == status["root_id"])
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
 
 
 def wait_released(directory: str, timeout_s: float | None) -> bool:

@@ -30,7 +30,7 @@ def command() -> list[str]:
     return [sys.executable, *flags, "-m", "ckptfs"]
 
 
-def require_apart(mountpoint: str) -> None:
+def require_outside(mountpoint: str) -> None:
     """Raises CannotServe where this program would be loaded from the mount."""
     for path in _loaded_from(mountpoint):
         if _is_in(path, mountpoint):

@@ -331,7 +331,7 @@ def resume(state: int, *, only_try: bool) -> None:
 
 def _try_out(carried: handover.Carried, options: MountOptions) -> None:
     """As far as it goes without changing anything. Raises CannotServe and kin."""
-    program.require_apart(options.mountpoint)
+    program.require_outside(options.mountpoint)
     if Layout.existing(OsFs(), carried.header.root, options.directory) is None:
         raise CannotServe(f"{options.directory}: there is no {fmt.CONTROL} any more")
     carried.try_out()

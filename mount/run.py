@@ -47,7 +47,8 @@ def run(options: MountOptions, command: Sequence[str]) -> int:
     Raises CannotServe, AlreadyServed and kin, with nothing run.
     """
     check(options)
-    found_below = apart.require_alone(options.directory, options.mountpoint)
+    below = apart.Below.of(options.directory)
+    found_below = apart.require_alone(options.directory, options.mountpoint, below)
     logfile.log_to(options.log_file or logfile.default(options.mountpoint))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
     child = _Child(options.mountpoint, command, mask)

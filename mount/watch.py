@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ckptfs.errors import CkptfsError
 from ckptfs.mount import writers
 from ckptfs.mount.mappings import Snapshot
+from ckptfs.threads import started
 
 if TYPE_CHECKING:
     from ckptfs.mount.model import Version
@@ -40,13 +41,7 @@ class Watch:
         """The caller holds ``Versions.lock``. Where no thread is to be had it begins with the next
         call."""
         if self._thread is None and not self._stopped.is_set():
-            thread = threading.Thread(target=self._run, name="ckptfs-watch", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError as error:
-                log.warning("%s: nobody looks at what is being written for now", error)
-            else:
-                self._thread = thread
+            self._thread = started(self._run, "watch")
 
     def stop(self) -> None:
         """The thread has ended on return."""

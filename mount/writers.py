@@ -175,16 +175,18 @@ def descendants(openers: Collection[int]) -> Iterator[int]:
     while waiting:
         process = waiting.pop()
         yield process
-        for thread in _threads(process):
-            children = proc.read(f"/proc/{process}/task/{thread}/children")
-            if children is None and is_running(process) and thread in _threads(process):
+        threads = f"/proc/{process}/task"
+        for thread in listed(threads):
+            children = proc.read(f"{threads}/{thread}/children")
+            if children is None and is_running(process) and thread in listed(threads):
                 raise CannotSee
             waiting += map(int, (children or b"").split())
 
 
-def _threads(process: int) -> list[str]:
+def listed(folder: str) -> list[str]:
+    """The entries of a directory of ``/proc``; none of what has ended. Raises CannotSee."""
     try:
-        return os.listdir(f"/proc/{process}/task")
+        return os.listdir(folder)
     except (FileNotFoundError, ProcessLookupError):
         return []
     except OSError:

@@ -6,7 +6,7 @@ import errno
 import posixpath
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -59,28 +59,19 @@ def top_of(typed: str) -> tuple[str, str]:
     """The served or known directory that a path lies in, and the path itself, empty for that
     directory: people type one path where two are asked for. What is no path in such a directory is
     given back as it is."""
+    from ckptfs.mount.apart import above, is_known
     from ckptfs.mount.inspect import is_mounted
 
     path = posixpath.abspath(typed)
     # By the table of mounts first: a mount may hang, and this asks it nothing.
-    for top in _upwards(path):
+    for top in (path, *above(path)):
         if is_mounted(top):
             return (top, path) if top != path else (typed, "")
     path = osfs.real_path(path)
-    for top in _upwards(path):
-        if is_mounted(top) or _is_known(top):
+    for top in (path, *above(path)):
+        if is_mounted(top) or is_known(top):
             return (top, path) if top != path else (typed, "")
     return typed, ""
-
-
-def _upwards(path: str) -> Iterator[str]:
-    while path != "/":
-        yield path
-        path = posixpath.dirname(path)
-
-
-def _is_known(directory: str) -> bool:
-    return posixpath.isfile(posixpath.join(directory, CONTROL, FORMAT))
 
 
 def run_or_fail(work: Callable[[], object]) -> None:
