@@ -57,8 +57,9 @@ def test_control_a_broken_commit_is_caught(kind: str, broken: str, tmp_path: Pat
 def test_control_without_transactions_checkpoints_are_lost(
     kind: str, mode: str, tmp_path: Path
 ) -> None:
-    row = looked_at(Setting(kind, mode, "overwrite"), tmp_path)
-    assert sum(row["worst"].values()) > STATES / 4
+    states = 2 * STATES  # of 60 on btrfs it is 26, give or take 5: that came down to 15 once
+    row = looked_at(Setting(kind, mode, "overwrite"), tmp_path, states)
+    assert sum(row["worst"].values()) > states / 4
     assert {"gone", "empty", "zero-filled"} & set(row["violations"])
 
 

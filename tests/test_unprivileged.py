@@ -120,14 +120,14 @@ def test_doctor_says_what_a_user_can_do(lab: Lab) -> None:
 
 
 def test_without_fusermount3_the_message_names_run(lab: Lab) -> None:
-    path, home = f"PATH={lab.base}/src", lab.home(ALICE)
-    done = lab.run(ALICE, "env", path, lab.python, "-m", "ckptfs", "mount", home)
+    path, own = f"PATH={lab.base}/src", lab.folder(ALICE)
+    done = lab.run(ALICE, "env", path, lab.python, "-m", "ckptfs", "mount", own)
     assert done.returncode == 8
     assert "fuse3" in done.stderr and "ckptfs run" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_allow_other_where_the_machine_forbids_it(lab: Lab) -> None:
-    path = lab.home(ALICE)
+    path = lab.folder(ALICE)
     done = lab.run(ALICE, "ckptfs", "mount", path, "--allow-other")
     assert done.returncode == 8, done
     assert "/etc/fuse.conf" in done.stderr and done.stderr.count("\n") == 1

@@ -91,6 +91,13 @@ class Lab:
             os.chown(path, uid, uid)
         return path
 
+    def folder(self, uid: int) -> Path:
+        """A new directory of that user's, in which nothing was ever served."""
+        path = Path(tempfile.mkdtemp(dir=self.home(uid)))
+        path.chmod(0o755)
+        os.chown(path, uid, uid)
+        return path
+
     def seen(self, path: Path) -> Path:
         """A path in the lab, whatever is mounted there, for a process outside."""
         return Path(f"/proc/{self.pid}/root{path}")
@@ -162,7 +169,7 @@ class UserMount(Served):
 def user_mount(
     lab: Lab, uid: int, *options: str, at: Path | None = None, limit_s: float = TEST_LIMIT_S
 ) -> Iterator[UserMount]:
-    directory = at or Path(tempfile.mkdtemp(dir=lab.home(uid)))
+    directory = at or lab.folder(uid)
     lab.seen(directory).chmod(0o755)
     os.chown(lab.seen(directory), uid, uid)
     mount = UserMount(lab, uid, directory, *options)
