@@ -68,11 +68,15 @@ def contents(directory: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(directory.iterdir()) if path.suffix != ".json"]
 
 
-def open_descriptors() -> set[str]:
+def open_descriptors(below: Path = Path("/")) -> set[str]:
+    """Of this process. Those of other tests are closed whenever their objects are collected: a test
+    that counts names its directory."""
     found = set()
     for fd in os.listdir("/proc/self/fd"):
         try:
-            found.add(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")
+            target = os.readlink(f"/proc/self/fd/{fd}")
         except FileNotFoundError:  # the one that listed
             continue
+        if below == Path("/") or target.startswith(f"{below}/") or target == str(below):
+            found.add(f"{fd} {target}")
     return found

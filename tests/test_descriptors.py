@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness import open_descriptors
 
 from ckptfs import osfs
 from ckptfs.mount.descriptors import Descriptor, OpenFolders, Room
@@ -118,10 +119,10 @@ def test_threads_have_what_they_asked_for(table: NodeTable, tmp_path: Path) -> N
 
 def test_a_bounded_number_is_open(table: NodeTable, tmp_path: Path) -> None:
     _make(tmp_path, 4 * _OPEN)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_descriptors(tmp_path))
     for i in range(4 * _OPEN):
         assert _node(table, f"run{i}").fd >= 0
-    assert len(os.listdir("/proc/self/fd")) - before == _OPEN
+    assert len(open_descriptors(tmp_path)) - before == _OPEN
 
 
 def test_one_that_was_used_stays(table: NodeTable, tmp_path: Path) -> None:
@@ -276,13 +277,13 @@ def test_what_was_changed_in_many_is_synced_at_once(
     tmp_path: Path, no_leaks: None, changed: int, whole_filesystem: bool
 ) -> None:
     fs = _Counting()
-    ordering, before = Ordering(fs, Mode.ATOMIC_DIRSYNC), len(os.listdir("/proc/self/fd"))
+    ordering, before = Ordering(fs, Mode.ATOMIC_DIRSYNC), len(open_descriptors(tmp_path))
     for i in range(changed):
         (tmp_path / f"run{i}").mkdir()
         fd = os.open(tmp_path / f"run{i}", os.O_RDONLY)
         ordering.note_changed_dir(fd)
         os.close(fd)
-    held = len(os.listdir("/proc/self/fd")) - before
+    held = len(open_descriptors(tmp_path)) - before
     assert held == min(changed, 64)
     ordering.sync_changed_dirs()
     assert fs.synced.count("all") == whole_filesystem

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import store_on
+from harness import open_descriptors, store_on
 
 from ckptfs.mount.base import New
 from ckptfs.mount.model import Caller
@@ -44,14 +44,14 @@ def test_nothing_is_left_of_what_its_owner_may_not_have(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EDQUOT, "quota")
 
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_descriptors(quick_dir)
     with monkeypatch.context() as refusing:
         refusing.setattr(os, "chown", refuse)
         with pytest.raises(OSError, match="quota"):
             _MAKE[kind](operations)
     assert os.listdir(quick_dir) == [".ckptfs"]
     assert os.listdir(quick_dir / ".ckptfs" / "stage") == []
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors(quick_dir) == before
     _MAKE[kind](operations)
     for handle_id in list(operations.handles):
         operations.release(handle_id)
