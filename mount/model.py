@@ -48,6 +48,7 @@ class Handle:
     flushed: bool = False  # closed by the process that opened it
     bystander: bool = False  # may never write: another joined while nothing was written
     killed: bool = False  # the last process that closed it was killed
+    given: bool = False  # closed by the process that opened it, which left it to a child
     listing: Listing | None = None  # of a directory, while it is read
     cached: bool = False  # so that the kernel may list it without asking
     locks: LockSet = field(default_factory=LockSet)  # of the path it was opened by

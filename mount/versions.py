@@ -378,6 +378,8 @@ class Versions:
             if process is None or process != handle.opener:
                 if fate is Fate.KILLED and writers.crashed(caller.pid):
                     version.mauled |= self._may_have_written(process, caller, handle)
+                if handle.given and process is not None and fate in (Fate.ALIVE, Fate.EXITING):
+                    return lambda: self._close_given(version, handle)
                 return None  # a forked child, or unknown: its RELEASE decides
             if fate is Fate.KILLED and not handle.flushed:
                 version.killed |= version.user in (None, handle.user)
@@ -422,8 +424,28 @@ class Versions:
         """It is whole once its openers have closed it, not where that was a duplicate, as shells
         close it before they write, nor where a child has it, for which it was opened."""
         synced = version.synced is not None and version.synced == version.staged.as_opened
-        if synced or not holders.holds_or_gave(process, frozenset(version.numbers)):
+        numbers = frozenset(version.numbers)
+        if synced or not holders.holds_or_gave(process, numbers):
             self._finish_empty(version, {handle})
+        else:
+            handle.given = not holders.holds(process, numbers)
+
+    def _close_given(self, version: Version, handle: Handle) -> None:
+        """By the last of those to whom its opener left it, which still runs: who waits for their
+        end finds it committed."""
+        opener = handle.opener
+        if opener is None or not writers.is_running(opener):
+            return
+        if holders.holds_or_gave(opener, frozenset(version.numbers)):
+            return
+        if self.is_untouched(version):
+            self._finish_empty(version, {handle})
+            return
+        with version.staged.lock, self.lock:
+            handle.flushed = True
+            if not version.closed:
+                return
+        self._close(version)
 
     def close_empty(self, versions: Iterable[Version], process: int | None) -> None:
         """Commit those that are empty and that their opener, which asks, has closed, whatever its

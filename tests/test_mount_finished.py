@@ -646,3 +646,26 @@ def test_c6_a_killed_child_that_was_given_the_file_publishes_nothing(
         parent.do(f"p.stderr.read(1); p.send_signal({int(number)}); p.wait()")
         tree.settle()
         assert parent.content("model.bin") == "old"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "echo late",
+        "echo a; /bin/echo b",
+        "head -c 3000000 /dev/zero",
+        ":",
+        "(sleep .1; echo c) & wait",
+    ],
+)
+def test_c2_what_a_child_was_given_is_committed_when_it_has_ended(tree: Tree, script: str) -> None:
+    with tree.actors(1) as (parent,):
+        parent.do("import subprocess; f = open('out.bin', 'wb')")
+        parent.do(
+            f"p = subprocess.Popen(['sh', '-c', {'sleep .1; ' + script!r}], stdout=f); f.close()"
+        )
+        parent.do("code = p.wait()")
+        assert (tree.below / "out.bin").stat().st_size == tree.path.joinpath(
+            "out.bin"
+        ).stat().st_size
+        assert parent.value("code") == 0
