@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 
-from ckptfs import evidence, osfs
+from ckptfs import evidence, osfs, structure
 from ckptfs import format as fmt
 from ckptfs.committed import Replaced
 from ckptfs.errors import BrokenStructure
@@ -27,7 +27,7 @@ from ckptfs.growth import Alone, nobody_else
 from ckptfs.names import Names
 from ckptfs.protocol import VISIBLE, Event, State, Step
 from ckptfs.staged import Digested, Fingerprint, Staged
-from ckptfs.structure import Read, Structure, Verdict
+from ckptfs.structure import Proof, Read, Structure, Verdict
 
 _SEAL_ATTEMPTS = 2
 DIGESTED_TWICE_BYTES = 1 << 20
@@ -150,6 +150,14 @@ class Committer(Names):
 
     def judge_staged(self, staged: Staged) -> Structure:
         return self.judge(staged.path, *self._content(staged))
+
+    def is_proven(self, staged: Staged) -> bool:
+        """Whether checksums that its format carries tell that it is whole. Reads all of it, where
+        there are any."""
+        size, read = self._content(staged)
+        if structure.prove(size, read).proof is not Proof.HOLDS:
+            return False
+        return self.judge(staged.path, size, read).verdict is Verdict.SOUND
 
     def _content(self, staged: Staged) -> tuple[int, Read]:
         size = self.fs.stat(staged.fd).st_size

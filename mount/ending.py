@@ -61,11 +61,15 @@ def umount(path: str, timeout_s: float | None = None, *, force: bool, say: Say) 
 
 def release(path: str) -> None:
     """Detach the mount of ``path`` though somebody uses it. What is open is served until it is
-    closed; what is saved later goes to the plain directory. Raises NotMounted."""
+    closed; what is saved later goes to the plain directory. Raises NotMounted; MountBusy where
+    something is mounted in it, which would go along."""
     mountpoint = inspect.mountpoint_of(path, _ASKED_S)
     here = mounting.topmost(mountpoint) if mountpoint else None
     if here is None or here.type != mounting.FS_TYPE:
         raise inspect.not_mounted(path)
+    for each in mounting.mounts():
+        if each.parent == here.id:
+            raise MountBusy(f"{here.point}: {each.point} is mounted in it; end that first")
     mounting.unmount(here, lazy=True)
 
 

@@ -214,6 +214,9 @@ def how_to_end(path: str) -> str:
 
 def not_mounted(path: str) -> NotMounted:
     """Why there is no mount to be seen at ``path``."""
+    here = [each.type for each in mounting.mounts() if each.point == path]
+    if mounting.FS_TYPE in here:
+        return NotMounted(f"{path}: another mount ({here[-1]}) covers it; end that first")
     pid = _serving_elsewhere(path)
     if pid is None:
         return NotMounted(f"{path}: not mounted; serve it with `ckptfs mount {path}`")

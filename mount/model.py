@@ -94,6 +94,8 @@ class Version:
     mappers: set[int] = field(default_factory=set)  # processes that opened it O_RDWR
     numbers: set[int] = field(default_factory=set)  # the inode numbers that it was shown under
     synced: Fingerprint | None = None  # what its writer has fsynced
+    # what it held when a process closed it that had opened it, and others had it yet
+    closers: dict[int, Fingerprint] = field(default_factory=dict)
     held: bool = False  # some process had a descriptor of it: a FLUSH came
     is_meant: bool = False  # without a byte written it is whole: who opened it is done with it
     killed: bool = False

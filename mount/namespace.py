@@ -263,7 +263,7 @@ class Namespace(Base):
             return None
 
         def rename() -> None:
-            self._publish_synced(parent, name, caller)
+            self._publish_finished(parent, name, caller)
             with self.lock:
                 self.versions.tell(parent, name)
                 self.versions.tell(target, new_name)
@@ -273,11 +273,13 @@ class Namespace(Base):
 
         return Slow(rename)
 
-    def _publish_synced(self, parent: Directory, name: str, caller: Caller) -> None:
+    def _publish_finished(self, parent: Directory, name: str, caller: Caller) -> None:
+        """What was fsynced, or closed by who gives the name, and was not changed since."""
         with self.lock:
-            versions = [v for v in self.versions.at(parent, name) if v.synced is not None]
+            versions = list(self.versions.at(parent, name))
         for version in versions:
-            if self.store.committer.fingerprint(version.staged.fd) == version.synced:
+            now = self.store.committer.fingerprint(version.staged.fd)
+            if now in (version.synced, version.closers.get(caller.process or 0)):
                 self.versions.publish_named(version, caller)
 
     def _rename(

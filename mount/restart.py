@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import functools
 import json
 import logging
 import os
@@ -33,6 +34,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import ckptfs
 from ckptfs import format as fmt
+from ckptfs import threads
 from ckptfs.digest import ALGORITHMS
 from ckptfs.errors import CannotServe, CkptfsError
 from ckptfs.layout import Layout
@@ -171,7 +173,14 @@ class Restarter:
         self.waits_for = ""
 
     def order(self, request: int, value: bytes) -> None:
-        threading.Thread(target=self._obey, args=(request, value), daemon=True).start()
+        if not self._one_at_a_time.acquire(blocking=False):
+            self._session.granting(request)(errno.EALREADY)
+            return
+        self._given_up.clear()
+        self._request = request  # from here on it can be interrupted
+        if not threads.started(functools.partial(self._obey, request, value), "restart"):
+            self._one_at_a_time.release()
+            self._session.granting(request)(errno.EAGAIN)
 
     def interrupt(self, request: int) -> None:
         """The one who asked is about to end."""
@@ -180,12 +189,7 @@ class Restarter:
 
     def _obey(self, request: int, value: bytes) -> None:
         """Does not return if all goes well."""
-        if not self._one_at_a_time.acquire(blocking=False):
-            self._session.granting(request)(errno.EALREADY)
-            return
         try:
-            self._given_up.clear()
-            self._request = request
             self._restart(_Order.parse(value), request)
         except Exception as error:
             known = isinstance(error, CkptfsError | OSError)
@@ -225,6 +229,7 @@ class Restarter:
         they do in turns, for what is under way may itself wait for one. Raises NotRestarted."""
         window_s = _FIRST_WINDOW_S
         while True:
+            self._require_wanted()
             while long := self._session.long_work(_LOOK_S):
                 self._wait_on(long, until_s)
             with at_rest(), self._session.quiet(self._daemon.options.mountpoint, window_s) as quiet:
@@ -244,12 +249,15 @@ class Restarter:
         if not self.waits_for:
             log.info("the restart waits for %s", told)
         self.waits_for = told
+        self._require_wanted()
+        if time.monotonic() > until_s:
+            raise NotRestarted(f"{told}: under way all the time; try again, or with --timeout")
+
+    def _require_wanted(self) -> None:
         if self._given_up.is_set():
             raise NotRestarted("who asked for it has given up")
         if self._daemon.stopping:
             raise NotRestarted("it was asked to stop")
-        if time.monotonic() > until_s:
-            raise NotRestarted(f"{told}: under way all the time; try again, or with --timeout")
 
     def _written(self, changes: Changes, request: int) -> tuple[IO[bytes], list[int]]:
         """A file without a name, at its begin; the descriptors that are carried over."""

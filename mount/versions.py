@@ -395,8 +395,17 @@ class Versions:
                 return close
             handle.flushed = True
             if version.unpublished and not version.closed:
-                return None
+                version.closers[process] = self._content(version)
+                return lambda: self._close_early(version)
         return lambda: self._close(version)
+
+    def _close_early(self, version: Version) -> None:
+        """Others have it open yet. The rest may be theirs to write, unless checksums tell that
+        nothing is missing."""
+        with version.staged.lock:
+            if self._may_be_whole(version) and self.store.committer.is_proven(version.staged):
+                version.closing = True
+                self._commit(version)
 
     def _may_have_written(self, process: int | None, caller: Caller, handle: Handle) -> bool:
         """Whether a process that has the handle from its parent wrote by it. Where the kernel
@@ -717,17 +726,27 @@ class Versions:
         self._commit(version)
 
     def publish_named(self, version: Version, caller: Caller) -> None:
-        """A process that writes it gives it another name, and so says that it is whole: it is
-        committed, and live from here on. Not of a stranger, nor what is broken by its structure.
-        Raises what a commit raises."""
+        """A process that writes it, or did until nothing was changed any more, gives it another
+        name, and so says that it is whole: it is committed, and live from here on. Not of a
+        stranger, nor what is broken by its structure. Raises what a commit raises."""
         with version.staged.lock:
-            with self.lock:
-                openers = {handle.opener for handle in version.handles}
-            if not version.joinable or version.at is None or caller.process not in openers:
+            if not self._may_be_whole(version):
                 return
-            if not self.overtaken(version) and not self._looks_broken(version):
+            if self.is_written_by(version, caller.process) and not self._looks_broken(version):
                 version.closing = True
                 self._commit(version)
+
+    def _may_be_whole(self, version: Version) -> bool:
+        """Though somebody has it open, so that no last close says so."""
+        killed = version.killed or version.mauled
+        placed = version.joinable and version.at is not None
+        return placed and not killed and not self.overtaken(version)
+
+    def is_written_by(self, version: Version, process: int | None) -> bool:
+        with self.lock:
+            has_it = any(handle.opener == process for handle in version.handles)
+            at_close = version.closers.get(process) if process is not None else None
+        return has_it or (at_close is not None and at_close == self._content(version))
 
     def _kind(self, version: Version) -> Content | None:
         """Whether it is a log (TEXT) or a database rather than a checkpoint; see ``content``."""

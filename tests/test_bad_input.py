@@ -559,6 +559,8 @@ def test_an_unknown_option_is_a_usage_error(command: str) -> None:
         ["mount", "a", "--keep", "many"],
         ["mount", "a", "--checksum", "md5"],
         ["mount", "a", "--stop-timeout", "-1"],
+        ["mount", "a", "--stop-timeout", "nan"],
+        ["mount", "a", "--keep", "1000001"],
         ["mount", "a", "--log"],
         ["verify", "a", "--jobs", "0"],
         ["demo", "--megabytes", "0"],

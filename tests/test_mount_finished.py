@@ -462,6 +462,46 @@ def test_c6_one_killed_writer_of_slices_aborts_the_version(tree: Tree, replacing
     assert tree.aside("salvage", "f") == [b"0000111122223333"]
 
 
+@pytest.mark.parametrize("replacing", [False, True], ids=["new", "replacing"])
+def test_c1_what_checksums_prove_whole_waits_for_nobody(tree: Tree, replacing: bool) -> None:
+    """Who has it open beside may sleep, and be killed: the close that wrote it returned 0."""
+    pytest.importorskip("numpy")
+    if replacing:
+        tree.seed("a.npz", "-" * 16)
+    before = tree.record("a.npz")
+    with tree.actors(3) as (writer, other, reader):
+        writer.do("import numpy; f = open('a.npz', 'wb'); f.write(b'PK'); f.flush(); f.seek(0)")
+        other.do("g = open('a.npz', 'r+b')")
+        writer.do("numpy.savez(f, w=numpy.ones(999))")
+        assert tree.record("a.npz") == before
+        writer.do("f.close()")
+        assert tree.record("a.npz") not in (None, before)
+        other.kill()
+        tree.settle()
+        reader.do("import numpy")
+        assert reader.value("numpy.load('a.npz')['w'].sum()") == 999
+    tree.assert_clean()
+    assert not tree.aside("salvage", "a.npz")
+
+
+@pytest.mark.parametrize("changed", [False, True], ids=["as closed", "changed since"])
+def test_c1_a_name_by_who_closed_it_says_that_it_is_whole(tree: Tree, changed: bool) -> None:
+    """Not where another process that has it open has gone on: it may write the rest."""
+    tree.seed("f", "-" * 16)
+    with tree.actors(3) as (writer, other, reader):
+        writer.do("f = os.open('f.tmp', os.O_WRONLY | os.O_CREAT); os.write(f, b'1' * 16)")
+        other.do("g = os.open('f.tmp', os.O_RDWR)")
+        writer.do("os.close(f)")
+        if changed:
+            other.do("os.pwrite(g, b'2' * 8, 0)")
+        writer.do("os.rename('f.tmp', 'f')")
+        other.kill()
+        tree.settle()
+        assert reader.content("f") == ("-" if changed else "1") * 16
+    tree.assert_clean()
+    assert tree.aside("salvage", "f") == ([b"2222222211111111"] if changed else [])
+
+
 # --- mappings ------------------------------------------------------------------------------------
 
 

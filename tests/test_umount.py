@@ -264,6 +264,30 @@ def test_a_copied_lock_file_leads_to_nobody_elses_mount(disk_dir: Path, tmp_path
         mount.end()
 
 
+def test_a_release_takes_no_mount_below_along(mount: Served) -> None:
+    folder = mount.path / "scratch"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
+    try:
+        done = ckptfs("umount", mount.path, "--release")
+        assert done.returncode == 2 and f"{folder} is mounted in it" in done.stderr
+        assert os.path.ismount(folder) and ckptfs("status", mount.path, "--check").returncode == 0
+    finally:
+        subprocess.run(["umount", folder], check=True)
+    assert ckptfs("umount", mount.path, "--release").returncode == 0
+
+
+@pytest.mark.parametrize("command", [["umount"], ["umount", "--release"], ["status"]])
+def test_a_covered_mount_says_what_covers_it(mount: Served, command: list[str]) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "none", mount.path], check=True)
+    try:
+        done = ckptfs(*command, mount.path)
+        assert done.returncode != 0 and "another mount (tmpfs) covers it" in done.stderr
+    finally:
+        subprocess.run(["umount", mount.path], check=True)
+    assert (mount.path / "model.bin").read_bytes() == OLD
+
+
 @pytest.mark.parametrize("change", ["saved", "added to", "left", "deleted"])
 @pytest.mark.parametrize("flags", ["w", "r+"])
 def test_a_late_close_after_a_release_takes_nothing_from_the_plain_directory(

@@ -51,7 +51,7 @@ def _seconds(_context: click.Context, _option: click.Parameter, text: str) -> fl
 @click.option("--checksum", type=click.Choice(ALGORITHMS), default="blake3", show_default=True)
 @click.option(
     "--keep",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 1_000_000),
     default=1,
     show_default=True,
     help="Earlier generations retained per file.",
@@ -103,10 +103,10 @@ def _seconds(_context: click.Context, _option: click.Parameter, text: str) -> fl
 @click.option("--log", "log_file", default="", metavar="FILE", help="Where the daemon logs.")
 @click.option(
     "--stop-timeout",
-    type=click.FloatRange(0),
-    default=25.0,
+    callback=_seconds,
+    default="25s",
     show_default=True,
-    metavar="SECONDS",
+    metavar="TIME",
     help="After SIGTERM, serve on while the mount is used, at most this long; then leave it dead.",
 )
 @click.option(
