@@ -214,9 +214,10 @@ def how_to_end(path: str) -> str:
 
 def not_mounted(path: str) -> NotMounted:
     """Why there is no mount to be seen at ``path``."""
-    here = [each.type for each in mounting.mounts() if each.point == path]
-    if mounting.FS_TYPE in here:
-        return NotMounted(f"{path}: another mount ({here[-1]}) covers it; end that first")
+    top = mounted_type(path)
+    ours = any(each.type == FS_TYPE and each.point == path for each in mounting.mounts())
+    if ours and top != FS_TYPE:
+        return NotMounted(f"{path}: another mount ({top}) covers it; end that first")
     pid = _serving_elsewhere(path)
     if pid is None:
         return NotMounted(f"{path}: not mounted; serve it with `ckptfs mount {path}`")

@@ -496,7 +496,7 @@ def test_who_changes_what_is_carried_over_changes_its_format() -> None:
         "killed given listing cached locks wrote owners locker base",
         model.Version: "staged node at members fresh known user expected public closing ended "
         "lingering appends is_log is_binary grows_since before overtakers mappers numbers synced "
-        "held is_meant killed mauled failure handles",
+        "closers held is_meant killed mauled failure handles",
         Staged: "txid fd path as_opened state touched continues sealed record digested hasher base "
         "stood writeback_error lock",
         handover.Header: "options changes root lock device request agreed descriptors version",
