@@ -13,8 +13,6 @@ import json
 import tokenize
 from collections.abc import Callable
 
-import yaml
-
 from ckptfs.structure.base import Read, Unjudged, pieces
 
 LIMIT_BYTES = 16 << 20  # longer files are not looked at
@@ -52,7 +50,7 @@ def trouble_with(name: str, text: str) -> str:
         parse(text)
     except RecursionError:
         return ""  # a parser's limit, not the file's fault
-    except (ValueError, SyntaxError, csv.Error, yaml.YAMLError, tokenize.TokenError):
+    except (ValueError, SyntaxError, csv.Error, tokenize.TokenError):
         return f"it does not read as {suffix}"
     return ""
 
@@ -69,8 +67,13 @@ def _each_line(text: str) -> None:
 
 def _events(text: str) -> None:
     """As events, which refer to aliases and do not unfold them."""
-    for _ in yaml.parse(text, Loader=_YamlLoader):
-        pass
+    import yaml  # here, for it takes a quarter of the time of loading all of ckptfs
+
+    try:
+        for _ in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            pass
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
 
 
 def _rows(text: str) -> None:
@@ -84,7 +87,6 @@ def _tokens(text: str) -> None:
         pass
 
 
-_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PARSERS: dict[str, tuple[Callable[[str], None], int]] = {
     "json": (_json, _JSON_CHARACTERS),
     "ipynb": (_json, _JSON_CHARACTERS),
