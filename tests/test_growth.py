@@ -144,12 +144,18 @@ def interrupted(fs: CrashFs) -> CrashFs:
 
 
 def test_C1_recovery_itself_survives_every_power_cut() -> None:
+    seen = set()  # most calls change nothing, so most cuts leave what others do
     for half in interrupted(CrashFs()).crash_states():
         cuts: list[CrashFs] = []
         watched = Before(half, lambda call, half=half, cuts=cuts: cuts.append(half.snapshot()))
         Store(watched.fs, half.root, "store", Options()).recover()
-        for cut in cuts:
+        for cut, before in zip(cuts, [None, *cuts], strict=False):
+            if before and (cut.pending, cut.identity()) == (before.pending, before.identity()):
+                continue
             for state in cut.crash_states():
+                if state.identity() in seen:
+                    continue
+                seen.add(state.identity())
                 again = Store(state, state.root, "store", Options())
                 again.recover()
                 assert again.get("a.pt") == OLD
