@@ -8,7 +8,7 @@ MOUNT_TESTS := $(wildcard tests/test_mount*.py) tests/test_lifecycle.py \
     tests/test_killed_writers.py tests/test_bad_input.py
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: demo test test-frameworks lint types pytest portable packages bench clean
+.PHONY: demo test test-frameworks lint types pytest portable packages bench site clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/ckptfs demo
@@ -43,6 +43,9 @@ portable: packages $(VENV)/dev.installed
 bench: $(VENV)/dev.installed
 	$(BIN)/python -m ckptfs.tools.bench .
 
+site: $(VENV)/dev.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 packages:
 	@sh .ci/packages
 
@@ -63,4 +66,4 @@ $(VENV)/frameworks.installed: $(VENV)/dev.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info
