@@ -215,6 +215,11 @@ def how_to_end(path: str) -> str:
 def not_mounted(path: str) -> NotMounted:
     """Why there is no mount to be seen at ``path``."""
     here = [each.type for each in mounting.mounts() if each.point == path]
+    if here and here[-1] == mounting.FS_TYPE:
+        return NotMounted(
+            f"{path}: its daemon is gone, and the mount is left dead; `ckptfs mount {path}` serves "
+            f"it again, `ckptfs umount {path}` takes it away"
+        )
     if mounting.FS_TYPE in here:
         return NotMounted(f"{path}: another mount ({here[-1]}) covers it; end that first")
     pid = _serving_elsewhere(path)
