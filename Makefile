@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # Tests start thousands of programs: what each compiles anew is a third of the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-frameworks lint types pytest portable packages bench clean
+.PHONY: demo test test-frameworks lint types pytest portable packages bench site clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/ckptfs demo
@@ -46,6 +46,9 @@ portable: packages $(VENV)/dev.installed
 bench: $(VENV)/dev.installed
 	$(BIN)/python -m ckptfs.tools.bench .
 
+site: $(VENV)/dev.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 packages:
 	@sh .ci/packages
 
@@ -66,4 +69,4 @@ $(VENV)/frameworks.installed: $(VENV)/dev.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

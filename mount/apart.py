@@ -29,20 +29,20 @@ class Below:
     """What lies in a directory, as far as it is found soon; no mount is entered."""
 
     nested: str  # a ckptfs directory, if there is one
-    files: int
+    files: int  # without a record, if it is about to be served for the first time
 
     @classmethod
     def of(cls, directory: str) -> Below:
-        nested, files = "", 0
+        nested, files, known = "", 0, is_known(directory)
         for entry in _entries(directory):
-            files += entry.is_file(follow_symlinks=False)
+            files += not known and entry.is_file(follow_symlinks=False) and not _has_record(entry)
             if not nested and entry.name == fmt.CONTROL and is_known(os.path.dirname(entry.path)):
                 nested = os.path.dirname(entry.path)
         return cls(nested, files)
 
     def unrecorded(self, directory: str) -> list[str]:
         """A warning of its files, if it is about to be served for the first time."""
-        if self.files == 0 or is_known(directory):
+        if self.files == 0:
             return []
         files = "1 file has" if self.files == 1 else f"{self.files} files have"
         return [
@@ -110,6 +110,13 @@ def _entries(directory: str) -> Iterator[os.DirEntry[str]]:
                 yield entry
                 if entry.is_dir(follow_symlinks=False) and entry.path not in points:
                     waiting.append(entry.path)
+
+
+def _has_record(entry: os.DirEntry[str]) -> bool:
+    """A copy with its xattrs, of a file that was served elsewhere."""
+    with contextlib.suppress(OSError):
+        return bool(os.getxattr(entry.path, fmt.XATTR, follow_symlinks=False))
+    return False
 
 
 def _is_below(path: str, directory: str) -> bool:

@@ -215,16 +215,37 @@ def how_to_end(path: str) -> str:
 def not_mounted(path: str) -> NotMounted:
     """Why there is no mount to be seen at ``path``."""
     top = mounted_type(path)
-    ours = any(each.type == FS_TYPE and each.point == path for each in mounting.mounts())
-    if ours and top != FS_TYPE:
+    if top == FS_TYPE:
+        return NotMounted(
+            f"{path}: its daemon is gone, and the mount is left dead; `ckptfs mount {path}` serves "
+            f"it again, `ckptfs umount {path}` takes it away"
+        )
+    if any(each.type == FS_TYPE and each.point == path for each in mounting.mounts()):
         return NotMounted(f"{path}: another mount ({top}) covers it; end that first")
     pid = _serving_elsewhere(path)
     if pid is None:
         return NotMounted(f"{path}: not mounted; serve it with `ckptfs mount {path}`")
+    others = _others_in_its_namespace(pid)
+    ends = f"`kill {pid}` ends it" + (", and the command of a `ckptfs run`" if others else "")
     return NotMounted(
         f"{path}: served by process {pid} in a mount namespace of its own (`ckptfs run`, or a "
-        "container); here it is not mounted, and shows the committed files"
+        "container); here it is not mounted, and shows the committed files; "
+        + (ends if others else f"no other process is left in that namespace, {ends}")
     )
+
+
+def _others_in_its_namespace(pid: int) -> bool:
+    """Whether a process that can be seen is in the mount namespace of a daemon. In ours there is
+    the caller: the mount is then in that of the daemon's command (``run.py``)."""
+    with contextlib.suppress(OSError):
+        namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+        for other in os.listdir("/proc"):
+            if other.isdigit() and int(other) != pid:
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/{other}/ns/mnt") == namespace:
+                        return True
+        return False
+    return True  # nothing is known
 
 
 def _serving_elsewhere(directory: str) -> int | None:

@@ -122,3 +122,27 @@ def test_a_mount_ends_in_order_when_its_terminal_is_closed(disk_dir: Path) -> No
         mount.wait_until(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid)
         assert not mount.mounted() and (disk_dir / "a").read_text() == "saved\n"
         assert subprocess.run(["umount", disk_dir], stderr=subprocess.DEVNULL).returncode != 0
+
+
+def test_only_files_without_a_record_are_warned_of(disk_dir: Path, tmp_path: Path) -> None:
+    """A backup that was restored with its xattrs was said to have none."""
+    with once(disk_dir):
+        (disk_dir / "a.pt").write_bytes(b"saved")
+    shutil.rmtree(disk_dir / ".ckptfs")
+    assert os.listxattr(disk_dir / "a.pt") == ["user.ckptfs"]
+    done = ckptfs("mount", disk_dir, "--log", tmp_path / "log")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ckptfs("umount", disk_dir).returncode == 0
+    shutil.rmtree(disk_dir / ".ckptfs")
+    (disk_dir / "b.pt").write_bytes(b"there before")
+    done = ckptfs("mount", disk_dir, "--log", tmp_path / "log")
+    assert "warning: 1 file has no record yet" in done.stderr
+    assert ckptfs("umount", disk_dir).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["log", "verify", "rollback", "adopt"])
+def test_a_file_in_no_ckptfs_directory_says_so(tmp_path: Path, command: str) -> None:
+    """It was said to be no directory."""
+    (tmp_path / "last.pt").write_bytes(b"plain")
+    done = ckptfs(command, tmp_path / "last.pt")
+    assert done.returncode == 8 and "last.pt: lies in no ckptfs directory" in done.stderr, done

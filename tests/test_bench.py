@@ -15,7 +15,7 @@ from pathlib import Path
 import mounts
 import pytest
 
-from ckptfs.tools.bench_rows import ROWS
+from ckptfs.tools.bench import ROWS
 from ckptfs.tools.rig import alternate, mounted_device
 from ckptfs.tools.stats import Estimate, estimate, ratio, size_of, size_text
 
@@ -90,13 +90,15 @@ def assert_nothing_left(directory: Path) -> None:
 def test_every_row_works_and_is_cleaned_up(disk_dir: Path) -> None:
     rows = set(ROWS)
     if importlib.util.find_spec("torch") is None:
-        rows -= {"1", "2", "3", "paper"}
-    report = disk_dir.parent / "report.json"
-    with bench(
-        disk_dir, "--quick", "--control", "--json", str(report), "--rows", ",".join(rows)
-    ) as process:
-        _, errors = process.communicate(timeout=60)
+        rows -= {"1", "2", "3", "paper", "cost"}
+    report, picture = disk_dir.parent / "report.json", disk_dir.parent / "cost"
+    options = ("--json", str(report), "--plot", str(picture), "--rows", ",".join(rows))
+    with bench(disk_dir, "--quick", "--control", *options) as process:
+        told, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors
+    if "cost" in rows:
+        assert "| ckptfs, default | power cuts |" in told
+        assert picture.with_suffix(".svg").exists() or "matplotlib" in errors
     found = json.loads(report.read_text())["rows"]
     assert {row["row"] for row in found} == rows
     for row in found:

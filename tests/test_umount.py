@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -164,6 +165,39 @@ def test_a_namespace_that_the_kernel_tells_does_not_keep_it(tmp_path: Path) -> N
             assert gone(mount)
     finally:
         subprocess.run(["umount", "-l", volume], check=False)
+
+
+@contextlib.contextmanager
+def served_in_a_namespace(directory: Path, stays: bool) -> Iterator[int]:
+    """The daemon, in a mount namespace with a process beside it or with none."""
+    log = directory.parent / "log"
+    then = "read -r _" if stays else "true"
+    script = f'{PYTHON} -m ckptfs mount "$1" --log "$2" && echo ready; {then}'
+    with child(*("unshare", "--mount", "sh", "-c", script, "sh", directory, log)) as process:
+        if not stays:
+            process.wait(10)
+        pid = json.loads((directory / ".ckptfs/lock").read_text())["pid"]
+        try:
+            yield pid
+        finally:
+            os.kill(pid, signal.SIGTERM)
+            deadline = time.monotonic() + 20
+            while writers.is_running(pid):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_what_is_served_in_another_namespace_says_how_it_ends(disk_dir: Path, stays: bool) -> None:
+    """A shell in a namespace of its own that mounted, and ended: nobody could reach the mount, and
+    every command only said that it was there."""
+    with served_in_a_namespace(disk_dir, stays) as pid:
+        for command in ("status", "umount"):
+            done = ckptfs(command, disk_dir)
+            assert done.returncode == 1 and f"`kill {pid}` ends it" in done.stderr, done
+            assert ("no other process is left" in done.stderr) != stays, done
+    assert "not mounted; serve it" in ckptfs("status", disk_dir).stderr
+    assert ckptfs("verify", disk_dir).returncode == 0
 
 
 # --- a daemon that does not answer ---------------------------------------------------------------

@@ -30,9 +30,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ckptfs.errors import CkptfsError
-from ckptfs.tools.bench_rows import ON_THE_MOUNT, QUICK, ROWS, Bench, Result, Sizes
+from ckptfs.tools import bench_cost, bench_rows, plots
+from ckptfs.tools.bench_rows import ON_THE_MOUNT, QUICK, Bench, Result, Sizes
 from ckptfs.tools.rig import Mount, fill_page_cache, memory
 from ckptfs.tools.stats import size_of
+
+ROWS = {**bench_rows.ROWS, bench_cost.ROW: bench_cost.cost}
 
 
 def run(
@@ -127,6 +130,13 @@ def _table(results: list[Result]) -> Table:
     return table
 
 
+def _show_cost(results: list[Result], directory: str, sizes: Sizes, stem: str | None) -> None:
+    click.echo(f"{bench_cost.machine(Path(directory))}; {sizes.rounds} rounds\n")
+    click.echo(bench_cost.markdown(results))
+    if stem and not bench_cost.plot(results, Path(stem)):
+        click.echo(plots.NO_MATPLOTLIB, err=True)
+
+
 def _bytes(text: str) -> int:
     try:
         return size_of(text)
@@ -143,10 +153,12 @@ def _row_set(text: str) -> set[str]:
 
 @click.command()
 @click.argument("directory", type=click.Path(exists=True, file_okay=False))
-@click.option("--rows", default=",".join(ROWS), show_default=True)
+@click.option("--rows", default=",".join(bench_rows.ROWS), show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=20, show_default=True)
 @click.option("--size", default="1GiB", show_default=True, help="Of the checkpoints.")
 @click.option("--memory-size", default="10GiB", show_default=True, help="Of row 6's file.")
+@click.option("--largest", default="8GiB", show_default=True, help="Of the saves of row cost.")
+@click.option("--plot", type=click.Path(), metavar="STEM", help="Row cost, as STEM.svg and .png.")
 @click.option("--json", "json_file", type=click.Path(), help="Every sample goes there.")
 @click.option("--control", is_flag=True, help="Also plain / plain: the noise.")
 @click.option("--fill-cache", is_flag=True, help="Measure with all memory in use as page cache.")
@@ -156,7 +168,10 @@ def main(directory: str, rows: str, rounds: int, size: str, **given: Any) -> Non
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     memory_bytes = _bytes(given["memory_size"])
     ring = memory() // (3 * _bytes(size)) if given["fill_cache"] else 0
-    sizes = QUICK if given["quick"] else Sizes(rounds, ring, _bytes(size), memory_bytes)
+    largest = _bytes(given["largest"])
+    cost = tuple(size for size in Sizes.cost_bytes if size <= largest)
+    sizes = Sizes(rounds, ring, _bytes(size), memory_bytes, cost_bytes=cost)
+    sizes = QUICK if given["quick"] else sizes
     try:
         results = run(
             directory,
@@ -168,9 +183,12 @@ def main(directory: str, rows: str, rounds: int, size: str, **given: Any) -> Non
     except CkptfsError as error:
         raise click.ClickException(str(error)) from None
     Console().print(_table(results))
+    if any(result.key for result in results):
+        _show_cost(results, directory, sizes, given["plot"])
     if given["json_file"]:
         report = {
             "machine": " ".join(os.uname()),
+            "in_words": bench_cost.machine(Path(directory)),
             "time": time.time(),
             "sizes": asdict(sizes),
             "rows": [{**asdict(result), "verdict": result.verdict} for result in results],

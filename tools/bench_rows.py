@@ -51,9 +51,10 @@ class Sizes:
     tree_files: int = 10_000
     mounts: int = 10
     paper_bytes: tuple[int, ...] = (10**6, 10**7, 10**8, 10**9)
+    cost_bytes: tuple[int, ...] = (10**8, 10**9, 8 * 10**9)
 
 
-QUICK = Sizes(2, 1, 1 << 20, 1 << 22, 16, 3, 100, 200, 1, (10**4, 10**5))
+QUICK = Sizes(2, 1, 1 << 20, 1 << 22, 16, 3, 100, 200, 1, (10**4, 10**5), (10**5,))
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Result:
     at_least: bool = False
     beside: str = ""
     samples: Samples = field(default_factory=dict)
+    key: tuple[int, str, str] | None = None  # where it belongs in the table of ``bench_cost``
 
     @property
     def verdict(self) -> str:
@@ -109,11 +111,11 @@ class Bench:
 
 def saves(bench: Bench, rows: set[str]) -> None:
     """Rows 1 and 2: torch.save, durable on return."""
-    torch, state = _torch(), _state(bench.sizes.save_bytes)
+    torch, state = torch_or_fail(), state_of(bench.sizes.save_bytes)
 
     def save_and_sync(path: Path) -> None:
         torch.save(state, str(path))
-        _fsync(path)
+        synced(path)
 
     def numbered(name: str, save: Callable[[Path], object]) -> Subject:
         """A ring of numbered checkpoints."""
@@ -146,14 +148,14 @@ def saves(bench: Bench, rows: set[str]) -> None:
     if "2" in rows:
         value = ratio(samples["mount"], samples["by hand"])
         what = f"torch.save {size} / tmp + fsync + sha256 + xattr + rename + dir fsync"
-        bench.add("2", what, value, "x", target=0.5, samples=_only(samples, "mount", "by hand"))
+        bench.add("2", what, value, "x", target=0.5, samples=only(samples, "mount", "by hand"))
 
 
 def loads(bench: Bench, _rows: set[str]) -> None:
     """Row 3: torch.load of a cached file, verified before, and verified by this very open."""
-    torch, size = _torch(), bench.sizes.save_bytes
+    torch, size = torch_or_fail(), bench.sizes.save_bytes
     ours, plain = bench.served / "load.pt", bench.plain / "load.pt"
-    state = _state(size)
+    state = state_of(size)
     for path in (ours, plain):
         torch.save(state, str(path))
     del state
@@ -368,12 +370,12 @@ def metadata(bench: Bench, _rows: set[str]) -> None:
 
 def paper(bench: Bench, _rows: set[str]) -> None:
     """Overhead of the atomic modes over unsafe, all three through mounts."""
-    torch, modes = _torch(), ("unsafe", *_PAPER)
+    torch, modes = torch_or_fail(), ("unsafe", *_PAPER)
     with contextlib.ExitStack() as ending:
         for mode in modes:
             ending.enter_context(Mount(bench.folder / mode, "--mode", mode))
         for size in bench.sizes.paper_bytes:
-            state = _state(size)
+            state = state_of(size)
 
             def subject(mode: str, state: object = state) -> Subject:
                 path = bench.folder / mode / "save.pt"
@@ -384,7 +386,7 @@ def paper(bench: Bench, _rows: set[str]) -> None:
                 value = ratio(samples[mode], samples["unsafe"]).map(100, -100)
                 what = f"{mode} over unsafe, torch.save {size / 1e6:g} MB"
                 beside = f"paper +{low} to +{high}%"
-                both = _only(samples, "unsafe", mode)
+                both = only(samples, "unsafe", mode)
                 bench.add("paper", what, value, "%", beside=beside, samples=both)
 
 
@@ -406,16 +408,16 @@ ON_THE_MOUNT = {"1", "2", "3", "4", "6", "7"}
 # --- what the rows are made of -------------------------------------------------------------------
 
 
-def _torch() -> Any:
+def torch_or_fail() -> Any:
     try:
         return importlib.import_module("torch")
     except ImportError as error:
         raise UsageError(f"this row needs torch: pip install 'ckptfs[torch]' ({error})") from None
 
 
-def _state(size_bytes: int) -> dict[str, object]:
+def state_of(size_bytes: int) -> dict[str, object]:
     """A state dict of random data: zeros would flatter whoever compresses or leaves holes."""
-    torch = _torch()
+    torch = torch_or_fail()
     torch.manual_seed(1)
     words = max(1, size_bytes // 16 // 8)
     return {f"layer.{i}": torch.empty(words, dtype=torch.int64).random_() for i in range(16)}
@@ -431,7 +433,7 @@ def _tree(folder: Path, count: int, per_directory: int) -> list[str]:
     return names
 
 
-def _fsync(path: Path, flags: int = os.O_RDONLY) -> None:
+def synced(path: Path, flags: int = os.O_RDONLY) -> None:
     fd = os.open(path, flags)
     try:
         os.fsync(fd)
@@ -442,8 +444,8 @@ def _fsync(path: Path, flags: int = os.O_RDONLY) -> None:
 def _save_by_hand(state: object, path: Path) -> None:
     """What careful training code does today."""
     draft = path.with_suffix(".tmp")
-    _torch().save(state, str(draft))
-    _fsync(draft)
+    torch_or_fail().save(state, str(draft))
+    synced(draft)
     digest = hashlib.sha256()
     with draft.open("rb") as file:
         while data := file.read(4 << 20):
@@ -458,7 +460,7 @@ def _finish_by_hand(fd: int, path: Path, digest_or_data: bytes) -> None:
     os.fsync(fd)
     os.close(fd)
     path.with_suffix(".tmp").rename(path)
-    _fsync(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    synced(path.parent, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def _b3sum(paths: list[Path]) -> None:
@@ -489,5 +491,5 @@ def _drop_cached(paths: list[Path]) -> None:
         os.close(fd)
 
 
-def _only(samples: Samples, *names: str) -> Samples:
+def only(samples: Samples, *names: str) -> Samples:
     return {name: samples[name] for name in names}

@@ -58,7 +58,7 @@ def absolute(path: str) -> str:
 def top_of(typed: str) -> tuple[str, str]:
     """The served or known directory that a path lies in, and the path itself, empty for that
     directory: people type one path where two are asked for. What is no path in such a directory is
-    given back as it is."""
+    given back as it is. Raises CannotServe for a file that is in none."""
     from ckptfs.mount.apart import above, is_known
     from ckptfs.mount.inspect import is_mounted
 
@@ -71,6 +71,8 @@ def top_of(typed: str) -> tuple[str, str]:
     for top in (path, *above(path)):
         if is_mounted(top) or is_known(top):
             return (top, path) if top != path else (typed, "")
+    if posixpath.isfile(path):
+        raise CannotServe(f"{typed}: lies in no ckptfs directory (none above it has a .ckptfs)")
     return typed, ""
 
 
