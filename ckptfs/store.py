@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import logging
+import shlex
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ckptfs import format as fmt
 from ckptfs import growth, history, orphans, osfs
+from ckptfs.alarms import Alarms
 from ckptfs.commit import Committer
-from ckptfs.errors import CannotServe, NoSuchGeneration, RecordDamaged, Rotten, Superseded
+from ckptfs.errors import CannotServe, CkptfsError, NoSuchGeneration, RecordDamaged, Superseded
 from ckptfs.events import Events, say
 from ckptfs.format import Record
 from ckptfs.growth import Alone, nobody_else
@@ -71,8 +72,10 @@ class Store:
         self.guard = Guard(self.committer, options.outside)
         self.orphans = Orphans(self.committer)
         self.sharing = Sharing(self.layout)
-        self._events = Events(fs.now_ns)
-        self.note = self._events.note
+        self.alarms = Alarms(self.layout)
+        self._events = Events(fs.now_ns, self.alarms)
+        self.note, self.counts = self._events.note, self._events.counts
+        self.events = self._events.recent  # the latest
         self.patterns = IN_PLACE + options.in_place
         # Whether others work in the directory by now, while who has a file open goes on.
         self.released: Callable[[], bool] = lambda: False
@@ -127,6 +130,7 @@ class Store:
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self.committer.sync_changed_dirs()
+        self.alarms.save()
         self.layout.close()
         self.fs.close(self.root)
 
@@ -210,17 +214,6 @@ class Store:
                 with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                     self.fs.unlink(self.layout.salvage, name)
         return total
-
-    # --- what happened ---------------------------------------------------------------------------
-
-    @property
-    def counts(self) -> Counter[str]:
-        return self._events.counts
-
-    @property
-    def events(self) -> list[dict[str, object]]:
-        """The latest."""
-        return self._events.recent
 
     # --- versions --------------------------------------------------------------------------------
 
@@ -338,8 +331,12 @@ class Store:
 
     def reseal(self, staged: Staged) -> bool:
         """Record a live version anew if it was written since its seal, and say whether it was."""
-        if not self.committer.reseal(staged):
-            return False
+        try:
+            if not self.committer.reseal(staged):
+                return False
+        except OSError as error:
+            self._events.not_committed(staged.path, error)
+            raise
         self.guard.remember(staged.fd)
         return True
 
@@ -362,12 +359,14 @@ class Store:
         """:meth:`Guard.check`, and what was found is noted."""
         try:
             finding = self.guard.check(at, name, path, **how)
-        except Rotten as error:
-            self.note("rotten", path, str(error))
+        except (CkptfsError, OSError) as error:
+            self._events.not_served(path, error)
             raise
         if finding.replaced:
-            undo = f"`ckptfs adopt {self.where} {path} --quarantined` takes back what was there"
-            self.note("rolled back", path, f"{finding.detail}; {finding.repair}; {undo}")
+            was = f"generation {finding.record.generation} " if finding.record else ""
+            words = map(shlex.quote, (self.where, path))
+            undo = f"`ckptfs adopt {' '.join(words)} --quarantined` takes back what was there"
+            self.note("rolled back", path, f"{finding.detail}; {was}{finding.repair}; {undo}")
         elif finding.repair:
             self.note("mended", path, f"{finding.detail}; {finding.repair}")
         elif finding.condition is Condition.MODIFIED:
@@ -379,8 +378,8 @@ class Store:
         ``path`` is for messages. Raises Rotten: nothing stands behind it."""
         try:
             self.guard.require_good(at, name, path, lineage)
-        except Rotten as error:
-            self.note("rotten", path, str(error))
+        except (CkptfsError, OSError) as error:
+            self._events.not_served(path, error)
             raise
 
     # --- by path, for programs that use the store as a library ----------------------------------
@@ -523,7 +522,8 @@ class Store:
                 generation = self.guard.restore(at, name, finding, to, seen)
             else:
                 generation = self._revert(path, at, name, to)
-        told = f"asked for; to generation {generation}"
+        was = f"from generation {finding.record.generation} " if finding.record else ""
+        told = f"asked for; {was}to generation {generation}"
         self.note("rolled back", path, told, level=logging.INFO)
         return generation
 

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 import ckptfs
 from ckptfs.errors import AlreadyServed, CannotServe, CkptfsError, MountBusy
+from ckptfs.events import TAKEN_AWAY
 from ckptfs.mount import apart, holding, inspect, logfile, program, sessions, writers
 from ckptfs.mount.handover import Carried
 from ckptfs.mount.kernel import mounting
@@ -269,6 +270,7 @@ class Daemon:
             self.scrub.stop()
             self.tidier.stop()
             self.sharer.stop()
+            self.store.alarms.save()
             self.operations.versions.pause()
             try:
                 yield
@@ -352,7 +354,7 @@ class Daemon:
         self.ended.set()
         self.scrub.stop()
         self.tidier.stop()
-        self.operations.versions.abort_all("the mount was taken away while it was being written")
+        self.operations.versions.abort_all(TAKEN_AWAY)
         self.operations.versions.stop()
         self.sharer.stop()
         log.info("ended; %s", dict(self.store.counts))
@@ -482,6 +484,7 @@ class Daemon:
             "scrub": self.scrub.status(),
             "counts": dict(store.counts),
             "events": store.events[-20:],
+            "alarms": store.alarms.told(),
             "requests": dict(session.requests),
             "memory_peak_bytes": _peak_memory(),
             "refused": self._restarter.refused if self._restarter else "",

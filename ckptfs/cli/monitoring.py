@@ -1,0 +1,71 @@
+"""``ack``, and what `status` tells of what somebody must look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import click
+
+from ckptfs.alarms import Alarms
+from ckptfs.cli.base import Below, commands, say, when
+from ckptfs.errors import CannotServe
+
+_Alarm = dict[str, Any]  # see ``alarms.Alarm``
+
+
+def trouble(found: dict[str, Any]) -> Iterator[str]:
+    """A line for each thing that somebody must look at, of a status."""
+    for condition in found.get("degraded", ()):
+        yield f"DEGRADED  {condition}"
+    for alarm in found.get("alarms", ()):
+        yield f"ALARM     {_told(alarm)}"
+
+
+def _told(alarm: _Alarm) -> str:
+    times = f"{alarm['count']} times, last " if alarm["count"] > 1 else ""
+    what = f"{alarm['event']} {alarm['path']}".rstrip()
+    return f"{what}: {alarm['detail']} ({times}{when(alarm['last_ns'])})"
+
+
+def told_short(alarms: list[_Alarm]) -> str:
+    return f"{len(alarms)} alarms: `ckptfs status` of it names them" if alarms else ""
+
+
+def unserved(directory: str) -> list[_Alarm]:
+    """The alarms of a directory that nobody serves; none where one cannot look."""
+    try:
+        layout = Below(directory).layout
+    except (CannotServe, OSError):
+        return []
+    return Alarms(layout).told() if layout is not None else []
+
+
+@commands.command()
+@click.argument("directory")
+def ack(directory: str) -> None:
+    """Say that you have looked at the alarms of DIRECTORY: `status --check` is 0 again.
+
+    Prints them once more. What somebody must mend, such as a disk that is nearly full, stays.
+    """
+    below = Below(directory)
+    if below.served is not None:
+        from ckptfs.mount import commands as mount_commands
+
+        alarms = below.served.get("alarms", [])
+        if alarms:
+            mount_commands.ack(below.served_at, _latest(alarms))
+    else:
+        layout = below.needed_layout()
+        layout.take_lock(below.where)  # no daemon begins meanwhile
+        kept = Alarms(layout)
+        alarms = kept.told()
+        kept.ack()
+    for alarm in alarms:
+        say(_told(alarm))
+    say(f"{directory}: {len(alarms) or 'no'} alarms taken back")
+
+
+def _latest(alarms: Iterable[_Alarm]) -> int:
+    """Those that came since they were read stay."""
+    return max(int(alarm["number"]) for alarm in alarms)
