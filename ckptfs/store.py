@@ -11,6 +11,7 @@ import fnmatch
 import logging
 import shlex
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from ckptfs.osfs import FileSystem, OsFs
 from ckptfs.protocol import Mode, Outside, State
 from ckptfs.sharing import Sharing, never
 from ckptfs.staged import Staged, Stood
+from ckptfs.tally import Tally
 from ckptfs.verify import ROTTEN, Condition, Finding, examine_at
 
 IN_PLACE = (
@@ -72,7 +74,7 @@ class Store:
         self.guard = Guard(self.committer, options.outside)
         self.orphans = Orphans(self.committer)
         self.sharing = Sharing(self.layout)
-        self.alarms = Alarms(self.layout)
+        self.alarms, self.tally = Alarms(self.layout), Tally()
         self._events = Events(fs.now_ns, self.alarms)
         self.note, self.counts = self._events.note, self._events.counts
         self.events = self._events.recent  # the latest
@@ -298,11 +300,13 @@ class Store:
             reason = "the mount was released, and the file was changed in the plain directory since"
             self.abort(staged, reason)
             raise Superseded(f"{staged.path}: {reason}")
+        begun_s = time.monotonic()
         try:
             record = self.committer.commit(staged, at, name, alone)
         except BaseException as error:
             self._events.not_committed(staged.path, error)
             raise
+        self.tally.committed(record.size_bytes, time.monotonic() - begun_s)
         with contextlib.suppress(OSError):  # it is committed; the next open verifies it then
             self.guard.remember(staged.fd)
         self.note("committed", staged.path)
@@ -351,9 +355,9 @@ class Store:
             return None
         if live:
             self.committer.reseal_committed(at, name)
-        if self.guard.known_good(at, name):
-            return None
-        return self.check(path, at, name)
+        found = None if self.guard.known_good(at, name) else self.check(path, at, name)
+        self.tally.verified()
+        return found
 
     def check(self, path: str, at: int, name: str, **how: Any) -> Finding:
         """:meth:`Guard.check`, and what was found is noted."""

@@ -30,6 +30,7 @@ from ckptfs.mount.handover import Carried
 from ckptfs.mount.kernel import mounting
 from ckptfs.mount.kernel.beneath import covered
 from ckptfs.mount.kernel.session import Session as KernelSession
+from ckptfs.mount.monitor import Monitor
 from ckptfs.mount.operations import Operations
 from ckptfs.mount.portable import PortableSession
 from ckptfs.mount.restart import Restarter
@@ -64,6 +65,7 @@ class MountOptions:
     stop_timeout_s: float = 25.0
     release: bool = False  # after that the mount is taken away though it is used
     scrub_interval_s: float = 0.0  # 0: never
+    metrics: str = ""  # HOST:PORT
 
 
 def mount(options: MountOptions) -> None:
@@ -212,6 +214,7 @@ class Daemon:
         _raise_descriptor_limit()
         _share_interpreter()
         mounting.drop_reserve_rights()
+        self.monitor = Monitor(self.options, resumed=self._carried is not None)
         self.store = self._opened_store()
         status = os.fstat(self.store.root)
         self._root_id = [status.st_dev, status.st_ino]
@@ -222,6 +225,7 @@ class Daemon:
             self.session.ready = lambda: self._serves(ready)
             stopper = threading.Thread(target=self.wait_for_end, daemon=True)
             stopper.start()
+            self.monitor.start(self.status)
             self._begin_idle_work()
             self.session.run()
             self._finish()
@@ -429,7 +433,7 @@ class Daemon:
     # --- status ----------------------------------------------------------------------------------
 
     def _degraded(self) -> list[str]:
-        store, found = self.store, []
+        store, found = self.store, list(self.monitor.degraded)
         if store.committer.poisoned:
             found.append(f"read-only: {store.committer.poisoned}")
         if not writers.proc_is_ours() or self.session.openers.strangers:
@@ -489,6 +493,9 @@ class Daemon:
             "memory_peak_bytes": _peak_memory(),
             "refused": self._restarter.refused if self._restarter else "",
             "restart_waits_for": self._restarter.waits_for if self._restarter else "",
+            "in_flight": len(self.operations.versions.all()),
+            **self.monitor.status(store),
+            "metrics": options.metrics,
             "log": options.log_file or logfile.default(options.mountpoint),
         }
 

@@ -143,6 +143,7 @@ def _rest(ops: Operations, session: Session) -> dict[str, Any]:
         "events": store.events,
         "alarms": store.alarms.told(),
         "untold": list(store.alarms.untold),
+        "tally": store.tally.told(),
     }
 
 
@@ -278,6 +279,7 @@ class Carried:
         if "alarms" in rest:  # a full disk may have no room for them
             store.alarms.resume(rest["alarms"])
             store.alarms.untold.extend(rest["untold"])
+            store.tally.resume(rest["tally"])
         self._rest, self._rows = b"", []
 
     def _nodes(self, folders: OpenFolders, view: View, fixed: dict[int, Node]) -> dict[int, Node]:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ckptfs.alarms import Alarms
-from ckptfs.cli.base import Below, commands, say, when
+from ckptfs.cli.base import Below, absolute, commands, say, when
 from ckptfs.errors import CannotServe
 
 _Alarm = dict[str, Any]  # see ``alarms.Alarm``
@@ -39,6 +39,41 @@ def unserved(directory: str) -> list[_Alarm]:
     except (CannotServe, OSError):
         return []
     return Alarms(layout).told() if layout is not None else []
+
+
+def print_metrics(directory: str, found: dict[str, Any] | None) -> None:
+    """As the daemon serves them with --metrics, whether it does or not."""
+    from ckptfs.mount import metrics
+
+    metrics.require_client()
+    told = {"served": False, "directory": absolute(directory), "alarms": unserved(directory)}
+    status = {"served": True, **found} if found is not None else told
+    click.echo(metrics.text(lambda: status), nl=False)
+
+
+def _address(_context: click.Context, _option: click.Parameter, given: str) -> str:
+    """As HOST:PORT; empty for none."""
+    from ckptfs.mount import metrics
+
+    if given in ("", "off"):
+        return ""
+    try:
+        host, port = metrics.address(given if given != _DEFAULT else str(metrics.PORT))
+    except ValueError as error:
+        raise click.BadParameter(f"{error}; a DIRECTORY goes ahead of --metrics") from None
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+_DEFAULT = "default"
+metrics_option = click.option(
+    "--metrics",
+    is_flag=False,
+    flag_value=_DEFAULT,
+    default="",
+    callback=_address,
+    metavar="[ADDRESS]",
+    help="Serve metrics for Prometheus at PORT or HOST:PORT (127.0.0.1:9934).",
+)
 
 
 @commands.command()

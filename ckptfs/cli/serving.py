@@ -16,7 +16,7 @@ from ckptfs import osfs
 from ckptfs.cli import monitoring
 from ckptfs.cli.base import Below, absolute, commands, say, size, status_of, when
 from ckptfs.digest import ALGORITHMS
-from ckptfs.errors import CannotServe, NotMounted
+from ckptfs.errors import CannotServe, NotMounted, UsageError
 from ckptfs.protocol import Mode, Outside
 from ckptfs.store import Options
 from ckptfs.usage import usage
@@ -123,6 +123,7 @@ def _seconds(_context: click.Context, _option: click.Parameter, text: str) -> fl
     metavar="TIME",
     help="Read everything again that often, at idle priority (12h, 7d…; 0: never).",
 )
+@monitoring.metrics_option
 def mount(directory: str, mountpoint: str | None, **given: Any) -> None:
     """Serve DIRECTORY over itself, or at MOUNTPOINT. Returns once it is served."""
     from ckptfs.mount.daemon import mount as start
@@ -158,6 +159,7 @@ def _mount_options(directory: str, mountpoint: str | None, given: dict[str, Any]
         stop_timeout_s=given["stop_timeout"],
         release=given.get("release", False),
         scrub_interval_s=given["scrub_interval"],
+        metrics=given["metrics"],
     )
 
 
@@ -292,11 +294,19 @@ def umount(directory: str, timeout_s: float | None, force: bool, release: bool) 
     is_flag=True,
     help="Only what somebody must look at; exit 0 serving, 1 not mounted, 2 degraded or alarms.",
 )
-def status(directory: str | None, as_json: bool, check: bool) -> None:
+@click.option(
+    "--prometheus", is_flag=True, help="Metrics as text, for the textfile collector; see --metrics."
+)
+def status(directory: str | None, as_json: bool, check: bool, prometheus: bool) -> None:
     """What serves DIRECTORY, how, and what happened; without DIRECTORY, a line for each mount."""
     if directory is None:
+        if prometheus:
+            raise UsageError("--prometheus needs a DIRECTORY")
         sys.exit(_status_of_all(as_json))
     found = status_of(absolute(directory))
+    if prometheus:
+        monitoring.print_metrics(directory, found)
+        sys.exit(0 if found else NotMounted.exit_code)
     if found is None:
         _status_of_unserved(directory, as_json, check)
         return

@@ -1,0 +1,70 @@
+"""By what a daemon is watched: metrics, and what they need beside the store's own counts."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ckptfs import format as fmt
+from ckptfs import osfs
+from ckptfs.errors import CannotServe
+from ckptfs.mount import metrics
+from ckptfs.store import Store
+
+if TYPE_CHECKING:
+    from ckptfs.mount.daemon import MountOptions
+
+log = logging.getLogger("ckptfs.monitor")
+
+_BLOCK_BYTES = 512  # of st_blocks
+
+
+class Monitor:
+    """Of one daemon. ``degraded`` says what it lacks."""
+
+    def __init__(self, options: MountOptions, *, resumed: bool) -> None:
+        """Listens where metrics are asked for. Raises CannotServe where it cannot; a mount that is
+        ``resumed`` goes on without them."""
+        self.degraded: list[str] = []
+        self._server: metrics.Server | None = None
+        self._aside: dict[int, tuple[int, int]] = {}  # mtime of the folder, bytes in it
+        if options.metrics:
+            try:
+                self._server = metrics.Server(options.metrics)
+            except CannotServe as error:
+                if not resumed:
+                    raise
+                log.error("%s", error)
+                self.degraded.append(str(error))
+
+    def start(self, status: Callable[[], dict[str, Any]]) -> None:
+        if self._server is not None:
+            self._server.start(lambda: {"served": True, **status()})
+
+    def status(self, store: Store) -> dict[str, Any]:
+        found: dict[str, Any] = {"tally": store.tally.told(), "free_bytes": None}
+        with contextlib.suppress(OSError):
+            found["free_bytes"] = osfs.free_space(store.root)
+            for folder, what in (
+                (store.layout.salvage, fmt.SALVAGE),
+                (store.layout.quarantine, fmt.QUARANTINE),
+            ):
+                found[f"{what}_bytes"] = self._bytes_in(folder)
+        return found
+
+    def _bytes_in(self, folder: int) -> int:
+        """Added up only when something came or went."""
+        now_ns = os.fstat(folder).st_mtime_ns
+        seen_ns, total = self._aside.get(folder, (-1, 0))
+        if now_ns != seen_ns:
+            total = 0
+            for name in os.listdir(folder):
+                with contextlib.suppress(FileNotFoundError):
+                    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                    total += stat.S_ISREG(found.st_mode) and found.st_blocks * _BLOCK_BYTES
+            self._aside[folder] = now_ns, total
+        return total
