@@ -66,6 +66,7 @@ class MountOptions:
     release: bool = False  # after that the mount is taken away though it is used
     scrub_interval_s: float = 0.0  # 0: never
     metrics: str = ""  # HOST:PORT
+    on_event: str = ""  # a command
 
 
 def mount(options: MountOptions) -> None:
@@ -216,6 +217,7 @@ class Daemon:
         mounting.drop_reserve_rights()
         self.monitor = Monitor(self.options, resumed=self._carried is not None)
         self.store = self._opened_store()
+        self.monitor.watch(self.store)
         status = os.fstat(self.store.root)
         self._root_id = [status.st_dev, status.st_ino]
         self._tidy(_TIDY_S)
@@ -256,6 +258,7 @@ class Daemon:
             self.store.committer.kept = self.sharer.add
         self.scrub = Scrub(self.store, self.options.scrub_interval_s, self._being_written)
         self.scrub.start()
+        self.monitor.begin()
 
     @property
     def stopping(self) -> bool:
@@ -274,6 +277,7 @@ class Daemon:
             self.scrub.stop()
             self.tidier.stop()
             self.sharer.stop()
+            self.monitor.stop()
             self.store.alarms.save()
             self.operations.versions.pause()
             try:
@@ -361,6 +365,7 @@ class Daemon:
         self.operations.versions.abort_all(TAKEN_AWAY)
         self.operations.versions.stop()
         self.sharer.stop()
+        self.monitor.stop()
         log.info("ended; %s", dict(self.store.counts))
 
     # --- ending ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""By what a daemon is watched: metrics, and what they need beside the store's own counts."""
+"""By what a daemon is watched: metrics, and a command that it runs when something happened."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.errors import CannotServe
 from ckptfs.mount import metrics
+from ckptfs.mount.hook import Hook
 from ckptfs.store import Store
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Monitor:
         ``resumed`` goes on without them."""
         self.degraded: list[str] = []
         self._server: metrics.Server | None = None
+        self._options = options
+        self._hook: Hook | None = None
         self._aside: dict[int, tuple[int, int]] = {}  # mtime of the folder, bytes in it
         if options.metrics:
             try:
@@ -40,6 +43,23 @@ class Monitor:
                     raise
                 log.error("%s", error)
                 self.degraded.append(str(error))
+
+    def watch(self, store: Store) -> None:
+        """From here on events are heard."""
+        if self._options.on_event:
+            where = self._options.directory, self._options.mountpoint
+            self._hook = Hook(self._options.on_event, store.alarms.untold, *where)
+            store.alarms.listener = self._hook.wake
+
+    def begin(self) -> None:
+        """What may be stopped and begun again."""
+        if self._hook is not None:
+            self._hook.start()
+
+    def stop(self) -> None:
+        """No thread is left that changes anything, and no process."""
+        if self._hook is not None:
+            self._hook.stop()
 
     def start(self, status: Callable[[], dict[str, Any]]) -> None:
         if self._server is not None:

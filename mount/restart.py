@@ -349,7 +349,7 @@ def _try_out(carried: handover.Carried, options: MountOptions) -> None:
 
 _OF_MOUNT = {
     *("passthrough", "log_file", "stop_timeout_s", "release", "scrub_interval_s"),
-    *("metrics",),
+    *("metrics", "on_event"),
 }
 
 

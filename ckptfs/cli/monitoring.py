@@ -76,6 +76,15 @@ metrics_option = click.option(
 )
 
 
+on_event_option = click.option(
+    "--on-event",
+    default="",
+    metavar="COMMAND",
+    help="Run by /bin/sh for rollbacks, failures and low space; CKPTFS_EVENT, CKPTFS_PATH, "
+    "CKPTFS_DETAIL, CKPTFS_DIRECTORY and CKPTFS_MOUNTPOINT tell of what.",
+)
+
+
 @commands.command()
 @click.argument("directory")
 def ack(directory: str) -> None:

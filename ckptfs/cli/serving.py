@@ -124,6 +124,7 @@ def _seconds(_context: click.Context, _option: click.Parameter, text: str) -> fl
     help="Read everything again that often, at idle priority (12h, 7d…; 0: never).",
 )
 @monitoring.metrics_option
+@monitoring.on_event_option
 def mount(directory: str, mountpoint: str | None, **given: Any) -> None:
     """Serve DIRECTORY over itself, or at MOUNTPOINT. Returns once it is served."""
     from ckptfs.mount.daemon import mount as start
@@ -160,6 +161,7 @@ def _mount_options(directory: str, mountpoint: str | None, given: dict[str, Any]
         release=given.get("release", False),
         scrub_interval_s=given["scrub_interval"],
         metrics=given["metrics"],
+        on_event=given["on_event"],
     )
 
 
