@@ -217,12 +217,12 @@ class Daemon:
         mounting.drop_reserve_rights()
         self.monitor = Monitor(self.options, resumed=self._carried is not None)
         self.store = self._opened_store()
-        self.monitor.watch(self.store)
         status = os.fstat(self.store.root)
         self._root_id = [status.st_dev, status.st_ino]
         self._tidy(_TIDY_S)
         try:
             self.operations = Operations(self.store, self.status)
+            self.monitor.watch(self.store, self._staged)
             self.session = self._session()
             self.session.ready = lambda: self._serves(ready)
             stopper = threading.Thread(target=self.wait_for_end, daemon=True)
@@ -356,7 +356,7 @@ class Daemon:
         warnings = self._found_below + self._degraded()
         for warning in warnings:
             log.warning("%s", warning)
-        return warnings
+        return [*warnings, *self.monitor.conditions()]
 
     def _finish(self) -> None:
         self.ended.set()
@@ -466,6 +466,9 @@ class Daemon:
         versions = self.operations.versions
         return {version.staged.path for version in (*versions.all(), *versions.live())}
 
+    def _staged(self) -> list[int]:
+        return [version.staged.fd for version in self.operations.versions.all()]
+
     def status(self) -> dict[str, Any]:
         """What ``.ckptfs/status.json`` shows."""
         store, session, options = self.store, self.session, self.options
@@ -487,7 +490,7 @@ class Daemon:
             "binding": options.binding,
             "passthrough": passthrough,
             "passthrough_refusal": refusal,
-            "degraded": self._degraded(),
+            "degraded": [*self._degraded(), *self.monitor.conditions()],
             "in_place": list(store.patterns),
             "writing": heapq.nsmallest(_WRITING_SHOWN, self._being_written()),
             "scrub": self.scrub.status(),

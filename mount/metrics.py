@@ -34,6 +34,7 @@ _GAUGES = {
     "ckptfs_salvage_bytes": ("Bytes in salvage", "salvage_bytes"),
     "ckptfs_quarantine_bytes": ("Bytes in quarantine", "quarantine_bytes"),
     "ckptfs_free_bytes": ("Bytes free on the filesystem of the directory", "free_bytes"),
+    "ckptfs_low_space": ("Whether the last save would not fit again", "low_space"),
     "ckptfs_start_time_seconds": ("When the directory came to be served", "started"),
     "ckptfs_passthrough": ("Whether the kernel carries the data", "passthrough"),
     "ckptfs_memory_peak_bytes": ("The most memory that the daemon had", "memory_peak_bytes"),

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ckptfs import format as fmt
@@ -14,6 +14,7 @@ from ckptfs import osfs
 from ckptfs.errors import CannotServe
 from ckptfs.mount import metrics
 from ckptfs.mount.hook import Hook
+from ckptfs.mount.lowspace import LowSpace
 from ckptfs.store import Store
 
 if TYPE_CHECKING:
@@ -44,8 +45,9 @@ class Monitor:
                 log.error("%s", error)
                 self.degraded.append(str(error))
 
-    def watch(self, store: Store) -> None:
-        """From here on events are heard."""
+    def watch(self, store: Store, staged: Callable[[], Iterable[int]]) -> None:
+        """From here on events are heard. ``staged`` gives descriptors of what is being written."""
+        self._space = LowSpace(store, staged)
         if self._options.on_event:
             where = self._options.directory, self._options.mountpoint
             self._hook = Hook(self._options.on_event, store.alarms.untold, *where)
@@ -53,20 +55,28 @@ class Monitor:
 
     def begin(self) -> None:
         """What may be stopped and begun again."""
+        self._space.start()
         if self._hook is not None:
             self._hook.start()
 
     def stop(self) -> None:
         """No thread is left that changes anything, and no process."""
+        self._space.stop()
         if self._hook is not None:
             self._hook.stop()
+
+    def conditions(self) -> list[str]:
+        """What is so by now, and said in the log already."""
+        low = self._space.look()
+        return [low] if low else []
 
     def start(self, status: Callable[[], dict[str, Any]]) -> None:
         if self._server is not None:
             self._server.start(lambda: {"served": True, **status()})
 
     def status(self, store: Store) -> dict[str, Any]:
-        found: dict[str, Any] = {"tally": store.tally.told(), "free_bytes": None}
+        low = bool(self._space.look())
+        found: dict[str, Any] = {"tally": store.tally.told(), "low_space": low, "free_bytes": None}
         with contextlib.suppress(OSError):
             found["free_bytes"] = osfs.free_space(store.root)
             for folder, what in (
