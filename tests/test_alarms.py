@@ -62,7 +62,7 @@ def test_an_alarm_stays_until_somebody_has_looked_at_it(mount: Served) -> None:
         "WARNING last checkpoint.bin: rolled back: " + alarm.partition(": ")[2].rpartition(" (")[0]
     ]
     everywhere = ckptfs("status")
-    assert everywhere.returncode == 2 and "1 alarms" in everywhere.stdout
+    assert everywhere.returncode == 2 and "1 alarm" in everywhere.stdout
     assert ckptfs("restart", mount.path).returncode == 0
     assert undo in ckptfs("status", mount.path).stdout
     mount.umount()
@@ -188,7 +188,7 @@ def test_what_a_directory_that_is_not_served_has_of_alarms_is_taken_back(tmp_pat
         store.get("a.pt")
     store.close()
     assert check(tmp_path)[0] == 1 and len(check(tmp_path)[1]) == 1
-    assert "1 alarms" in ckptfs("ack", tmp_path).stdout
+    assert "1 alarm" in ckptfs("ack", tmp_path).stdout
     assert check(tmp_path) == (1, [])
     assert not (tmp_path / fmt.CONTROL / fmt.ALARMS).exists()
 

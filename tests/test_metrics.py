@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import urllib.error
 import urllib.request
@@ -86,6 +87,21 @@ def test_the_text_has_the_same_names(watched: tuple[Served, int]) -> None:
     done = ckptfs("status", mount.path, "--prometheus")
     assert done.returncode == 0
     assert read(done.stdout).keys() == read(scraped(port)).keys()
+
+
+def test_the_dashboard_uses_what_is_exported_and_nothing_else(watched: tuple[Served, int]) -> None:
+    _, port = watched
+    dashboard = json.loads((DOCS / "grafana-dashboard.json").read_text())
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    rows = {panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"}
+    assert {"Saves", "Trouble", "Space"} <= rows
+    expressions = [target["expr"] for panel in panels for target in panel["targets"]]
+    used = {name for each in expressions for name in re.findall(r"\bckptfs_\w+", each)}
+    assert used <= read(scraped(port)).keys()
+    assert all(expression.count("(") == expression.count(")") for expression in expressions)
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    places = {(p["gridPos"]["x"], p["gridPos"]["y"]) for p in dashboard["panels"]}
+    assert len(places) == len(dashboard["panels"])
 
 
 def test_only_get_of_metrics_is_answered(watched: tuple[Served, int]) -> None:

@@ -29,7 +29,11 @@ def _told(alarm: _Alarm) -> str:
 
 
 def told_short(alarms: list[_Alarm]) -> str:
-    return f"{len(alarms)} alarms: `ckptfs status` of it names them" if alarms else ""
+    return f"{_counted(alarms)}: `ckptfs status` of it names them" if alarms else ""
+
+
+def _counted(alarms: list[_Alarm]) -> str:
+    return "1 alarm" if len(alarms) == 1 else f"{len(alarms) or 'no'} alarms"
 
 
 def unserved(directory: str) -> list[_Alarm]:
@@ -107,7 +111,7 @@ def ack(directory: str) -> None:
         kept.ack()
     for alarm in alarms:
         say(_told(alarm))
-    say(f"{directory}: {len(alarms) or 'no'} alarms taken back")
+    say(f"{directory}: {_counted(alarms)} taken back")
 
 
 def _latest(alarms: Iterable[_Alarm]) -> int:
