@@ -206,10 +206,11 @@ class Committer(Names):
 
     def _require_sound(self, staged: Staged, judged: Structure, replaced: Replaced | None) -> None:
         over_sound = replaced is not None and replaced.verdict is Verdict.SOUND
-        if judged.verdict is Verdict.BROKEN and over_sound:
+        if judged.verdict is Verdict.BROKEN and replaced is not None and over_sound:
             raise BrokenStructure(
                 f"{staged.path}: the new version is not whole ({judged.reason}); "
-                "the sound one stays, the new bytes are in salvage"
+                f"the sound one stays, generation {replaced.generation}; "
+                "the new bytes are in salvage"
             )
 
     def publish(self, staged: Staged, at: int, name: str) -> None:

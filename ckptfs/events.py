@@ -13,28 +13,39 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 
+from ckptfs.alarms import Alarms
+from ckptfs.errors import CkptfsError, Rotten
+
 log = logging.getLogger("ckptfs.events")
 
 DISK_FULL = "the disk is full, so it may not be whole"
+# Why versions are given up in ordinary use: a trainer is preempted, a mount is ended by force.
+KILLED = "its writer was killed before it closed it"
+UNKNOWN = "its writer is unknown and the file is not whole"
+TAKEN_AWAY = "the mount was taken away while it was being written"
+_ORDINARY = (KILLED, UNKNOWN, TAKEN_AWAY)
 _RECENT = 100
 _TOLD_LIMIT = 10_000  # texts
 _LEVELS = {
     "aborted": logging.WARNING,
     "rotten": logging.ERROR,
+    "unreadable": logging.ERROR,
     "rolled back": logging.WARNING,
     "mended": logging.WARNING,
     "set aside": logging.WARNING,
     "modified outside": logging.INFO,
     "adopted": logging.INFO,
 }
+_ALARMS = frozenset({"rotten", "unreadable", "rolled back", "set aside"})
+_UNSERVED = {errno.EIO, errno.EBADMSG, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _GOOD_AGAIN = frozenset({"committed", "rolled back", "mended", "adopted"})
 
 
 class Events:
-    def __init__(self, now_ns: Callable[[], int]) -> None:
+    def __init__(self, now_ns: Callable[[], int], alarms: Alarms) -> None:
         self.counts: Counter[str] = Counter()
         self.recent: list[dict[str, object]] = []
-        self._now_ns = now_ns
+        self._now_ns, self._alarms = now_ns, alarms
         self._told: dict[str, set[str]] = {}  # by path
         self._texts = 0  # that are kept there
         self._is_full = False
@@ -42,7 +53,10 @@ class Events:
 
     def note(self, what: str, path: str, detail: str = "", *, level: int = 0) -> None:
         """Count an event, keep it for ``status``, and log it if somebody must know. What somebody
-        asked for is of a lower ``level`` than what happened to him."""
+        asked for is of a lower ``level`` than what happened to him, and no alarm."""
+        self._note(what, path, detail, level, alarming=what in _ALARMS and not level)
+
+    def _note(self, what: str, path: str, detail: str, level: int, *, alarming: bool) -> None:
         detail = detail.removeprefix(f"{path}: ")
         text = f"{what}: {detail}" if detail else what
         with self._guard:
@@ -56,6 +70,21 @@ class Events:
             say(level or _LEVELS[what], path, text)
         if has_room:
             log.info("there is room on the disk again")
+        if alarming:
+            self._alarm(what, path, detail, news=news)
+
+    def _alarm(self, what: str, path: str, detail: str, *, news: bool) -> None:
+        self._alarms.note(what, path, detail)
+        if news:
+            self._alarms.tell(what, path, detail)
+
+    def not_served(self, path: str, error: CkptfsError | OSError) -> None:
+        """An open failed, unless for a reason of its program's own."""
+        if isinstance(error, Rotten):
+            self.note("rotten", path, str(error))
+        elif error.errno in _UNSERVED:
+            reason = error.strerror if isinstance(error, OSError) else error
+            self.note("unreadable", path, str(reason))
 
     def not_committed(
         self, path: str, reason: str | BaseException, salvage: str | None = None
@@ -66,7 +95,7 @@ class Events:
         if salvage is not None:
             detail += f"; salvage {salvage}"
         if not _is_disk_full(reason):
-            self.note("aborted", path, detail)
+            self._note("aborted", path, detail, 0, alarming=reason not in _ORDINARY)
             return
         with self._guard:
             self._keep("aborted", path, detail)
@@ -77,6 +106,7 @@ class Events:
                 path,
                 "the disk is full: from here on what finds no room is not committed",
             )
+        self._alarm("aborted", path, detail, news=not was_full)
 
     def _keep(self, what: str, path: str, detail: str) -> None:
         self.counts[what] += 1

@@ -41,6 +41,7 @@ QUARANTINE = "quarantine"
 SIDECAR = "sidecar"  # records of files whose filesystem has no room for the xattr
 COUNTER = "generation"
 SCRUB = "scrub"  # what the last one found
+ALARMS = "alarms"  # what nobody has looked at yet
 GROWS = ".grows"  # in stage: a link to the committed file that is being extended
 PIN = ".pin"  # in history: an empty directory beside that of a lineage, see ``lineages.py``
 NOTE = ".json"  # beside what lies in salvage and quarantine

@@ -351,16 +351,15 @@ def _read_format(fs: FileSystem, control: int, where: str) -> bool:
 def _install(fs: FileSystem, at: int, name: str, content: bytes, target: int) -> None:
     """Put a small file in ``target``, whole and durable on return, by way of ``at``."""
     draft = f"{name}.{fmt.new_txid()}"
-    fd = fs.open(at, draft, osfs.O_WRONLY | osfs.O_CREAT | osfs.O_EXCL)
     try:
-        _write(fs, fd, content)
-        fs.fsync(fd)
+        with osfs.opened(fs, at, draft, osfs.O_WRONLY | osfs.O_CREAT | osfs.O_EXCL) as fd:
+            _write(fs, fd, content)
+            fs.fsync(fd)
+        fs.rename(at, draft, target, name)
     except OSError:
-        fs.unlink(at, draft)
+        with contextlib.suppress(OSError):
+            fs.unlink(at, draft)
         raise
-    finally:
-        fs.close(fd)
-    fs.rename(at, draft, target, name)
     fs.fsync_dir(target)
 
 

@@ -20,7 +20,7 @@ from ckptfs import history, osfs, parts
 from ckptfs.errors import CkptfsError
 from ckptfs.store import Store
 from ckptfs.threads import started
-from ckptfs.verify import ROTTEN, examine_at
+from ckptfs.verify import ROTTEN, Condition, examine_at
 from ckptfs.walk import walk
 
 log = logging.getLogger("ckptfs.scrub")
@@ -108,6 +108,7 @@ class Scrub:
         store = self.store
         for path, status in walk(self.fs, store.root):
             if status is None:
+                store.note("unreadable", path, "the directory cannot be read")
                 yield "unreadable", 0
                 continue
             if path in self._busy() or store.in_place(path):
@@ -150,6 +151,9 @@ class Scrub:
             )
         if finding.condition in ROTTEN:
             self.store.set_aside(lineage, generation)
+        elif finding.condition is Condition.UNREADABLE:
+            path = history.noted_path(layout, lineage) or lineage
+            self.store.note("unreadable", path, f"generation {generation}: {finding.detail}")
         return f"earlier {finding.condition.value}", finding.size_bytes
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import logging
+import shlex
 import threading
-from collections import Counter
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ckptfs import format as fmt
 from ckptfs import growth, history, orphans, osfs
+from ckptfs.alarms import Alarms
 from ckptfs.commit import Committer
-from ckptfs.errors import CannotServe, NoSuchGeneration, RecordDamaged, Rotten, Superseded
+from ckptfs.errors import CannotServe, CkptfsError, NoSuchGeneration, RecordDamaged, Superseded
 from ckptfs.events import Events, say
 from ckptfs.format import Record
 from ckptfs.growth import Alone, nobody_else
@@ -29,6 +31,7 @@ from ckptfs.osfs import FileSystem, OsFs
 from ckptfs.protocol import Mode, Outside, State
 from ckptfs.sharing import Sharing, never
 from ckptfs.staged import Staged, Stood
+from ckptfs.tally import Tally
 from ckptfs.verify import ROTTEN, Condition, Finding, examine_at
 
 IN_PLACE = (
@@ -71,8 +74,10 @@ class Store:
         self.guard = Guard(self.committer, options.outside)
         self.orphans = Orphans(self.committer)
         self.sharing = Sharing(self.layout)
-        self._events = Events(fs.now_ns)
-        self.note = self._events.note
+        self.alarms, self.tally = Alarms(self.layout), Tally()
+        self._events = Events(fs.now_ns, self.alarms)
+        self.note, self.counts = self._events.note, self._events.counts
+        self.events = self._events.recent  # the latest
         self.patterns = IN_PLACE + options.in_place
         # Whether others work in the directory by now, while who has a file open goes on.
         self.released: Callable[[], bool] = lambda: False
@@ -127,6 +132,7 @@ class Store:
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self.committer.sync_changed_dirs()
+        self.alarms.save()
         self.layout.close()
         self.fs.close(self.root)
 
@@ -211,17 +217,6 @@ class Store:
                     self.fs.unlink(self.layout.salvage, name)
         return total
 
-    # --- what happened ---------------------------------------------------------------------------
-
-    @property
-    def counts(self) -> Counter[str]:
-        return self._events.counts
-
-    @property
-    def events(self) -> list[dict[str, object]]:
-        """The latest."""
-        return self._events.recent
-
     # --- versions --------------------------------------------------------------------------------
 
     def in_place(self, path: str) -> bool:
@@ -305,11 +300,13 @@ class Store:
             reason = "the mount was released, and the file was changed in the plain directory since"
             self.abort(staged, reason)
             raise Superseded(f"{staged.path}: {reason}")
+        begun_s = time.monotonic()
         try:
             record = self.committer.commit(staged, at, name, alone)
         except BaseException as error:
             self._events.not_committed(staged.path, error)
             raise
+        self.tally.committed(record.size_bytes, time.monotonic() - begun_s)
         with contextlib.suppress(OSError):  # it is committed; the next open verifies it then
             self.guard.remember(staged.fd)
         self.note("committed", staged.path)
@@ -338,8 +335,12 @@ class Store:
 
     def reseal(self, staged: Staged) -> bool:
         """Record a live version anew if it was written since its seal, and say whether it was."""
-        if not self.committer.reseal(staged):
-            return False
+        try:
+            if not self.committer.reseal(staged):
+                return False
+        except OSError as error:
+            self._events.not_committed(staged.path, error)
+            raise
         self.guard.remember(staged.fd)
         return True
 
@@ -354,20 +355,22 @@ class Store:
             return None
         if live:
             self.committer.reseal_committed(at, name)
-        if self.guard.known_good(at, name):
-            return None
-        return self.check(path, at, name)
+        found = None if self.guard.known_good(at, name) else self.check(path, at, name)
+        self.tally.verified()
+        return found
 
     def check(self, path: str, at: int, name: str, **how: Any) -> Finding:
         """:meth:`Guard.check`, and what was found is noted."""
         try:
             finding = self.guard.check(at, name, path, **how)
-        except Rotten as error:
-            self.note("rotten", path, str(error))
+        except (CkptfsError, OSError) as error:
+            self._events.not_served(path, error)
             raise
         if finding.replaced:
-            undo = f"`ckptfs adopt {self.where} {path} --quarantined` takes back what was there"
-            self.note("rolled back", path, f"{finding.detail}; {finding.repair}; {undo}")
+            was = f"generation {finding.record.generation} " if finding.record else ""
+            words = map(shlex.quote, (self.where, path))
+            undo = f"`ckptfs adopt {' '.join(words)} --quarantined` takes back what was there"
+            self.note("rolled back", path, f"{finding.detail}; {was}{finding.repair}; {undo}")
         elif finding.repair:
             self.note("mended", path, f"{finding.detail}; {finding.repair}")
         elif finding.condition is Condition.MODIFIED:
@@ -379,8 +382,8 @@ class Store:
         ``path`` is for messages. Raises Rotten: nothing stands behind it."""
         try:
             self.guard.require_good(at, name, path, lineage)
-        except Rotten as error:
-            self.note("rotten", path, str(error))
+        except (CkptfsError, OSError) as error:
+            self._events.not_served(path, error)
             raise
 
     # --- by path, for programs that use the store as a library ----------------------------------
@@ -523,7 +526,8 @@ class Store:
                 generation = self.guard.restore(at, name, finding, to, seen)
             else:
                 generation = self._revert(path, at, name, to)
-        told = f"asked for; to generation {generation}"
+        was = f"from generation {finding.record.generation} " if finding.record else ""
+        told = f"asked for; {was}to generation {generation}"
         self.note("rolled back", path, told, level=logging.INFO)
         return generation
 

@@ -6,8 +6,9 @@ good one), and ``user.ckptfs.adopt`` with ``quarantined`` (what lies there of it
 On ``.ckptfs``, by the mount's and the directory's owner: ``user.ckptfs.verify`` with the path of a
 generation, ``user.ckptfs.restart`` (go on as another program: ``restart.py``; by the daemon's user
 and root only, from its own namespaces), ``user.ckptfs.tidy`` (let go of what is unreachable in
-history), ``user.ckptfs.rollback`` and ``user.ckptfs.adopt`` with what to do, ``-`` for nothing, and
-the path of a file that is not there.
+history), ``user.ckptfs.ack`` (somebody has looked at the alarms up to that number),
+``user.ckptfs.rollback`` and ``user.ckptfs.adopt`` with what to do, ``-`` for nothing, and the path
+of a file that is not there.
 None can be read. What was asked for is done, and durable, on return; else an errno.
 """
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 PREFIX = f"{fmt.XATTR}."
 VERIFY, ADOPT, ROLLBACK = f"{PREFIX}verify", f"{PREFIX}adopt", f"{PREFIX}rollback"
 QUARANTINED = b"quarantined"  # value of an adoption
-TIDY = f"{PREFIX}tidy"
+TIDY, ACK = f"{PREFIX}tidy", f"{PREFIX}ack"
 RESTART = f"{PREFIX}restart"
 
 
@@ -51,6 +52,11 @@ def set_aside(mountpoint: str, path: str) -> None:
 def tidy(mountpoint: str) -> None:
     """Let history go that no path leads to."""
     os.setxattr(f"{mountpoint}/{fmt.CONTROL}", TIDY, b"")
+
+
+def ack(mountpoint: str, up_to: int) -> None:
+    """Say that somebody has looked at the alarms up to that number."""
+    os.setxattr(f"{mountpoint}/{fmt.CONTROL}", ACK, str(up_to).encode())
 
 
 def adopt(mountpoint: str, path: str) -> bool:
@@ -126,7 +132,7 @@ def _perform_on_file(ops: Attributes, node: File, key: str, value: bytes, caller
             if caller.uid not in (0, status.st_uid):  # an earlier version may have been his alone
                 raise PermissionError(errno.EPERM, "for the owner of the file")
             if key == ROLLBACK:
-                store.rollback_at(path, at, name, _generation(value))
+                store.rollback_at(path, at, name, _number(value))
             elif store.owner_in_quarantine(path) in (caller.uid, status.st_uid) or not caller.uid:
                 store.take_back_at(path, at, name)
             else:
@@ -146,10 +152,13 @@ def _perform_on_control(ops: Attributes, key: str, value: bytes) -> None:
     if key == TIDY:
         store.tidy()
         return
+    if key == ACK:
+        store.alarms.ack(_number(value))
+        return
     what, _, name = value.partition(b" ")
     path = os.fsdecode(name)
     if key == ROLLBACK:
-        store.rollback(path, _generation(what))
+        store.rollback(path, _number(what))
     elif key == ADOPT and what == QUARANTINED:
         store.take_back(path)
     elif key == ADOPT:
@@ -159,9 +168,9 @@ def _perform_on_control(ops: Attributes, key: str, value: bytes) -> None:
         raise OSError(errno.EOPNOTSUPP, "no such command")
 
 
-def _generation(value: bytes) -> int | None:
+def _number(value: bytes) -> int | None:
     if value in (b"", b"-"):
         return None
     if not value.isdigit():
-        raise OSError(errno.EINVAL, "not a generation")
+        raise OSError(errno.EINVAL, "not a number")
     return int(value)

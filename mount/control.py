@@ -60,7 +60,8 @@ class StatusFile(Virtual):
         status = self._status()
         if uid not in (0, os.geteuid(), os.fstat(self._store.root).st_uid):
             status["writing"] = ["?" for _ in status["writing"]]
-            status["events"] = [{**event, "path": "?", "detail": ""} for event in status["events"]]
+            for key in ("events", "alarms"):
+                status[key] = [{**event, "path": "?", "detail": ""} for event in status[key]]
             for key in ("refused", "restart_waits_for"):
                 status[key] = status[key] and "?"
         return _json(status)

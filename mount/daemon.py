@@ -24,11 +24,13 @@ from typing import Any, NoReturn
 
 import ckptfs
 from ckptfs.errors import AlreadyServed, CannotServe, CkptfsError, MountBusy
+from ckptfs.events import TAKEN_AWAY
 from ckptfs.mount import apart, holding, inspect, logfile, program, sessions, writers
 from ckptfs.mount.handover import Carried
 from ckptfs.mount.kernel import mounting
 from ckptfs.mount.kernel.beneath import covered
 from ckptfs.mount.kernel.session import Session as KernelSession
+from ckptfs.mount.monitor import Monitor
 from ckptfs.mount.operations import Operations
 from ckptfs.mount.portable import PortableSession
 from ckptfs.mount.restart import Restarter
@@ -63,6 +65,8 @@ class MountOptions:
     stop_timeout_s: float = 25.0
     release: bool = False  # after that the mount is taken away though it is used
     scrub_interval_s: float = 0.0  # 0: never
+    metrics: str = ""  # HOST:PORT
+    on_event: str = ""  # a command
 
 
 def mount(options: MountOptions) -> None:
@@ -211,16 +215,19 @@ class Daemon:
         _raise_descriptor_limit()
         _share_interpreter()
         mounting.drop_reserve_rights()
+        self.monitor = Monitor(self.options, resumed=self._carried is not None)
         self.store = self._opened_store()
         status = os.fstat(self.store.root)
         self._root_id = [status.st_dev, status.st_ino]
         self._tidy(_TIDY_S)
         try:
             self.operations = Operations(self.store, self.status)
+            self.monitor.watch(self.store, self._staged)
             self.session = self._session()
             self.session.ready = lambda: self._serves(ready)
             stopper = threading.Thread(target=self.wait_for_end, daemon=True)
             stopper.start()
+            self.monitor.start(self.status)
             self._begin_idle_work()
             self.session.run()
             self._finish()
@@ -251,6 +258,7 @@ class Daemon:
             self.store.committer.kept = self.sharer.add
         self.scrub = Scrub(self.store, self.options.scrub_interval_s, self._being_written)
         self.scrub.start()
+        self.monitor.begin()
 
     @property
     def stopping(self) -> bool:
@@ -269,6 +277,8 @@ class Daemon:
             self.scrub.stop()
             self.tidier.stop()
             self.sharer.stop()
+            self.monitor.stop()
+            self.store.alarms.save()
             self.operations.versions.pause()
             try:
                 yield
@@ -346,15 +356,16 @@ class Daemon:
         warnings = self._found_below + self._degraded()
         for warning in warnings:
             log.warning("%s", warning)
-        return warnings
+        return [*warnings, *self.monitor.conditions()]
 
     def _finish(self) -> None:
         self.ended.set()
         self.scrub.stop()
         self.tidier.stop()
-        self.operations.versions.abort_all("the mount was taken away while it was being written")
+        self.operations.versions.abort_all(TAKEN_AWAY)
         self.operations.versions.stop()
         self.sharer.stop()
+        self.monitor.stop()
         log.info("ended; %s", dict(self.store.counts))
 
     # --- ending ----------------------------------------------------------------------------------
@@ -427,7 +438,7 @@ class Daemon:
     # --- status ----------------------------------------------------------------------------------
 
     def _degraded(self) -> list[str]:
-        store, found = self.store, []
+        store, found = self.store, list(self.monitor.degraded)
         if store.committer.poisoned:
             found.append(f"read-only: {store.committer.poisoned}")
         if not writers.proc_is_ours() or self.session.openers.strangers:
@@ -455,6 +466,9 @@ class Daemon:
         versions = self.operations.versions
         return {version.staged.path for version in (*versions.all(), *versions.live())}
 
+    def _staged(self) -> list[int]:
+        return [version.staged.fd for version in self.operations.versions.all()]
+
     def status(self) -> dict[str, Any]:
         """What ``.ckptfs/status.json`` shows."""
         store, session, options = self.store, self.session, self.options
@@ -476,16 +490,20 @@ class Daemon:
             "binding": options.binding,
             "passthrough": passthrough,
             "passthrough_refusal": refusal,
-            "degraded": self._degraded(),
+            "degraded": [*self._degraded(), *self.monitor.conditions()],
             "in_place": list(store.patterns),
             "writing": heapq.nsmallest(_WRITING_SHOWN, self._being_written()),
             "scrub": self.scrub.status(),
             "counts": dict(store.counts),
             "events": store.events[-20:],
+            "alarms": store.alarms.told(),
             "requests": dict(session.requests),
             "memory_peak_bytes": _peak_memory(),
             "refused": self._restarter.refused if self._restarter else "",
             "restart_waits_for": self._restarter.waits_for if self._restarter else "",
+            "in_flight": len(self.operations.versions.all()),
+            **self.monitor.status(store),
+            "metrics": options.metrics,
             "log": options.log_file or logfile.default(options.mountpoint),
         }
 

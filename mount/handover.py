@@ -141,6 +141,9 @@ def _rest(ops: Operations, session: Session) -> dict[str, Any]:
         "poisoned": store.committer.poisoned,
         "counts": store.counts,
         "events": store.events,
+        "alarms": store.alarms.told(),
+        "untold": list(store.alarms.untold),
+        "tally": store.tally.told(),
     }
 
 
@@ -273,6 +276,10 @@ class Carried:
         store.committer.poisoned = rest["poisoned"]
         store.counts.update(rest["counts"])
         store.events.extend(rest["events"])
+        if "alarms" in rest:  # a full disk may have no room for them
+            store.alarms.resume(rest["alarms"])
+            store.alarms.untold.extend(rest["untold"])
+            store.tally.resume(rest["tally"])
         self._rest, self._rows = b"", []
 
     def _nodes(self, folders: OpenFolders, view: View, fixed: dict[int, Node]) -> dict[int, Node]:

@@ -38,7 +38,7 @@ from ckptfs import threads
 from ckptfs.digest import ALGORITHMS
 from ckptfs.errors import CannotServe, CkptfsError
 from ckptfs.layout import Layout
-from ckptfs.mount import commands, handover, inspect, logfile, program
+from ckptfs.mount import commands, handover, inspect, logfile, metrics, program
 from ckptfs.mount.kernel.session import Session
 from ckptfs.osfs import OsFs
 from ckptfs.parts import parse
@@ -342,17 +342,22 @@ def _try_out(carried: handover.Carried, options: MountOptions) -> None:
     program.require_outside(options.mountpoint)
     if Layout.existing(OsFs(), carried.header.root, options.directory) is None:
         raise CannotServe(f"{options.directory}: there is no {fmt.CONTROL} any more")
+    if options.metrics and options.metrics != carried.header.options.metrics:
+        metrics.Server(options.metrics).close()
     carried.try_out()
 
 
-_OF_MOUNT = {"passthrough", "log_file", "stop_timeout_s", "release", "scrub_interval_s"}
+_OF_MOUNT = {
+    *("passthrough", "log_file", "stop_timeout_s", "release", "scrub_interval_s"),
+    *("metrics", "on_event"),
+}
 
 
 def _changed(options: MountOptions, changes: Changes) -> MountOptions:
     """Raises CannotServe for what no restart changes, or not to that."""
     try:
         store = {key: _like(vars(options.store)[key], to) for key, to in changes["store"].items()}
-        mount = {key: _like(vars(options)[key], to) for key, to in changes["mount"].items()}
+        mount = {key: _like(getattr(options, key), to) for key, to in changes["mount"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CannotServe(f"such options it does not take: {error}") from None
     unknown = {*mount} - _OF_MOUNT

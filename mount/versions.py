@@ -29,7 +29,7 @@ from typing import Any
 from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.errors import CkptfsError, WriterKilled, final
-from ckptfs.events import DISK_FULL
+from ckptfs.events import DISK_FULL, KILLED, UNKNOWN
 from ckptfs.mount import content, holders, writers
 from ckptfs.mount.content import Content
 from ckptfs.mount.model import Before, Caller, Handle, Version
@@ -587,7 +587,7 @@ class Versions:
                 version.failure = WriterKilled(
                     f"{staged.path}: a process that wrote it was killed; the bytes are in salvage"
                 )
-                self._abort(version, "its writer was killed before it closed it")
+                self._abort(version, KILLED)
                 raise version.failure
             if staged.state is State.SETTLED:
                 if version.lingering or not version.closed:  # it changes on: durable, at least
@@ -638,7 +638,7 @@ class Versions:
             version.staged.path = parent.child_path(name)  # a directory above may have moved
         try:
             if not version.known and self._looks_broken(version):
-                self._abort(version, "its writer is unknown and the file is not whole")
+                self._abort(version, UNKNOWN)
                 return
             self._require_room(version)
             base = version.staged.base

@@ -219,7 +219,8 @@ def test_repair_deletes_nothing(tmp_path: Path) -> None:
 
 
 def is_data(path: Path) -> bool:
-    return path.is_file() and path.suffix != ".json" and path.name not in ("lock", "generation")
+    notes = ("lock", "generation", "alarms")
+    return path.is_file() and path.suffix != ".json" and path.name not in notes
 
 
 def test_a_missing_file_is_brought_back_when_it_is_named(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ LAYERS = {
         3,
     ),
     "remembered": 3,
+    "alarms": 3,
+    "tally": 3,
     "orphans": 3,
     "store": 4,
     **dict.fromkeys(["fsck", "adoption", "scrub"], 4),

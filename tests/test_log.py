@@ -12,6 +12,7 @@ import os
 import signal
 import time
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import mounts
@@ -20,6 +21,7 @@ from actors import actors
 from harness import rot, store_on
 from mounts import Served
 
+from ckptfs.alarms import Alarms
 from ckptfs.errors import BrokenStructure
 from ckptfs.events import DISK_FULL, Events
 from ckptfs.shown import OneLine
@@ -37,6 +39,13 @@ def lines(mount: Served, *levels: str) -> list[str]:
 def caplog(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.INFO, "ckptfs")
     return caplog
+
+
+@pytest.fixture
+def alarms(tmp_path: Path) -> Iterator[Alarms]:
+    store = store_on(tmp_path)
+    yield store.alarms
+    store.close()
 
 
 def test_ordinary_use_says_nothing(disk_dir: Path) -> None:
@@ -99,9 +108,9 @@ def test_what_a_dead_daemon_left_is_told_by_the_next(mount: Served) -> None:
 
 
 def test_a_full_disk_is_told_when_it_becomes_full_and_when_it_is_no_more(
-    caplog: pytest.LogCaptureFixture,
+    alarms: Alarms, caplog: pytest.LogCaptureFixture
 ) -> None:
-    events = Events(time.time_ns)
+    events = Events(time.time_ns, alarms)
     for _ in range(2):
         for number in range(3):
             events.not_committed(f"{number}.pt", DISK_FULL, f"{number}")
@@ -117,8 +126,10 @@ def test_a_full_disk_is_told_when_it_becomes_full_and_when_it_is_no_more(
     ] * 2
 
 
-def test_what_is_not_over_is_not_told_again(caplog: pytest.LogCaptureFixture) -> None:
-    events = Events(time.time_ns)
+def test_what_is_not_over_is_not_told_again(
+    alarms: Alarms, caplog: pytest.LogCaptureFixture
+) -> None:
+    events = Events(time.time_ns, alarms)
     for _ in range(2):
         for _ in range(3):
             events.not_committed("f.pt", BrokenStructure("f.pt: the new version is not whole"))
@@ -127,10 +138,12 @@ def test_what_is_not_over_is_not_told_again(caplog: pytest.LogCaptureFixture) ->
     assert [record.getMessage() for record in caplog.records] == told
 
 
-def test_what_is_kept_of_what_was_told_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept_of_what_was_told_has_a_bound(
+    alarms: Alarms, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each abort names a salvage entry of its own, so no two are the same news."""
     monkeypatch.setattr("ckptfs.events.say", lambda *_: None)
-    events = Events(time.time_ns)
+    events = Events(time.time_ns, alarms)
     tracemalloc.start()
     try:
         for number in range(30_000):

@@ -117,7 +117,7 @@ PARTS: dict[str, Callable[[Path], Path]] = {
     ".ckptfs": lambda control: control,
     **{
         name: lambda control, name=name: control / name  # type: ignore[misc]
-        for name in (*fmt.SUBDIRECTORIES, fmt.FORMAT, fmt.LOCK, fmt.COUNTER, fmt.SCRUB)
+        for name in (*fmt.SUBDIRECTORIES, fmt.FORMAT, fmt.LOCK, fmt.COUNTER, fmt.SCRUB, fmt.ALARMS)
     },
     "lineage": _lineage,
     "generation of history": lambda control: _first(_lineage(control)),
@@ -250,6 +250,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.put("a.pt", content)
         store.put("b.pt", content)
     store.layout.write_note(fmt.SCRUB, {"started_ns": 1, "ended_ns": 2, "files": 1, "bytes": 1})
+    store.alarms.note("rotten", "a.pt", "a test")
     store.close()
     control = directory / fmt.CONTROL
     _lineage(control).with_suffix(fmt.PIN).mkdir()

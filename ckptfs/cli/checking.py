@@ -165,7 +165,9 @@ def _ask_the_mount(below: Below, check: Check, finding: Finding) -> Finding:
         return replace(finding, detail=f"{finding.detail}; the mount says: {error.strerror}")
     if check.again(finding.path).condition in ROTTEN:
         return replace(finding, detail=f"{finding.detail}; the mount found nothing to repair")
-    return replace(finding, repair="seen to by the mount")
+    # Of damage that the mount has not only recorded anew.
+    replaced = finding.condition in ROTTEN and not finding.proven
+    return replace(finding, repair="seen to by the mount", replaced=replaced)
 
 
 def _unless_written(below: Below, finding: Finding) -> Finding:
@@ -188,6 +190,7 @@ class _Report:
     remain: Counter[Condition] = field(default_factory=Counter)  # of both, not repaired
     left: int = 0
     repaired: int = 0
+    set_aside: int = 0  # of the repaired, what lies in quarantine by now
     size_bytes: int = 0
 
     def add(self, finding: Finding) -> None:
@@ -196,6 +199,7 @@ class _Report:
         self.size_bytes += finding.size_bytes
         if finding.repair:
             self.repaired += 1
+            self.set_aside += finding.replaced and not fsck.generation_of(finding.path)
         else:
             self.remain[finding.condition] += 1
             self.left += finding.condition in BAD
@@ -240,6 +244,11 @@ class _Report:
                 yield f"`ckptfs verify --repair {where}` rolls back what is damaged"
             else:
                 yield "of what is left no good version is known: restore it from a copy"
+        if self.set_aside:
+            yield (
+                f"`ckptfs adopt {where} PATH --quarantined` takes back what was at PATH, if it was "
+                "no damage"
+            )
         if counts[Condition.MISSING] or counts[Condition.RECORD_MISSING]:
             yield (
                 f"`ckptfs verify --repair {where} PATH` brings back what is missing at or below "

@@ -13,9 +13,10 @@ import click
 from click.core import ParameterSource
 
 from ckptfs import osfs
+from ckptfs.cli import monitoring
 from ckptfs.cli.base import Below, absolute, commands, say, size, status_of, when
 from ckptfs.digest import ALGORITHMS
-from ckptfs.errors import CannotServe, NotMounted
+from ckptfs.errors import CannotServe, NotMounted, UsageError
 from ckptfs.protocol import Mode, Outside
 from ckptfs.store import Options
 from ckptfs.usage import usage
@@ -122,6 +123,8 @@ def _seconds(_context: click.Context, _option: click.Parameter, text: str) -> fl
     metavar="TIME",
     help="Read everything again that often, at idle priority (12h, 7d…; 0: never).",
 )
+@monitoring.metrics_option
+@monitoring.on_event_option
 def mount(directory: str, mountpoint: str | None, **given: Any) -> None:
     """Serve DIRECTORY over itself, or at MOUNTPOINT. Returns once it is served."""
     from ckptfs.mount.daemon import mount as start
@@ -157,6 +160,8 @@ def _mount_options(directory: str, mountpoint: str | None, given: dict[str, Any]
         stop_timeout_s=given["stop_timeout"],
         release=given.get("release", False),
         scrub_interval_s=given["scrub_interval"],
+        metrics=given["metrics"],
+        on_event=given["on_event"],
     )
 
 
@@ -286,35 +291,58 @@ def umount(directory: str, timeout_s: float | None, force: bool, release: bool) 
 @commands.command()
 @click.argument("directory", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
-@click.option("--check", is_flag=True, help="Exit 0 serving, 1 not mounted, 2 degraded.")
-def status(directory: str | None, as_json: bool, check: bool) -> None:
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Only what somebody must look at; exit 0 serving, 1 not mounted, 2 degraded or alarms.",
+)
+@click.option(
+    "--prometheus", is_flag=True, help="Metrics as text, for the textfile collector; see --metrics."
+)
+def status(directory: str | None, as_json: bool, check: bool, prometheus: bool) -> None:
     """What serves DIRECTORY, how, and what happened; without DIRECTORY, a line for each mount."""
     if directory is None:
+        if prometheus:
+            raise UsageError("--prometheus needs a DIRECTORY")
         sys.exit(_status_of_all(as_json))
     found = status_of(absolute(directory))
+    if prometheus:
+        monitoring.print_metrics(directory, found)
+        sys.exit(0 if found else NotMounted.exit_code)
     if found is None:
         _status_of_unserved(directory, as_json, check)
         return
     space = None if check else _space(directory)
+    trouble = list(monitoring.trouble(found))
     if as_json:
         told = {"served": True, **found}
         click.echo(json.dumps(told if space is None else {**told, "space": space}, indent=1))
     else:
-        for line in (*_status_lines(found), *_space_lines(space or {})):
+        lines = _checked(found, trouble) if check else (*_status_lines(found), *_space_lines(space))
+        for line in lines:
             say(line)
-    if check and found["degraded"]:
+    if check and trouble:
         sys.exit(_DEGRADED)
+
+
+def _checked(found: dict[str, Any], trouble: list[str]) -> Iterator[str]:
+    """One line if all is well, else one for each trouble."""
+    yield from trouble or [f"{_serving(found)}; nothing to look at"]
+    if found.get("alarms"):
+        yield f"`ckptfs ack {found['directory']}` says that you have looked at the alarms"
 
 
 def _status_of_unserved(directory: str, as_json: bool, check: bool) -> None:
     from ckptfs.mount import inspect
 
     why = inspect.not_mounted(absolute(directory))
+    alarms = monitoring.unserved(directory)
     if as_json:
         told = {"served": False, "directory": absolute(directory), "why": str(why)}
-        click.echo(json.dumps({**told, "space": _space(directory)}, indent=1))
+        click.echo(json.dumps({**told, "alarms": alarms, "space": _space(directory)}, indent=1))
     elif check:
-        say(str(why))
+        for line in (str(why), *monitoring.trouble({"alarms": alarms})):
+            say(line)
     else:
         raise why
     sys.exit(why.exit_code)
@@ -331,9 +359,10 @@ def _status_of_all(as_json: bool) -> int:
         except (TimeoutError, OSError) as error:
             found = {"degraded": [str(error.strerror or error)]}
         all_of_them.append({"mountpoint": mountpoint, **found})
-        code = _DEGRADED if found["degraded"] else code
+        alarms = monitoring.told_short(found.get("alarms", []))
+        code = _DEGRADED if found["degraded"] or alarms else code
         served = f"{found['directory']}, process {found['pid']}" if "pid" in found else ""
-        line = "; ".join(filter(None, (served, *found["degraded"])))
+        line = "; ".join(filter(None, (served, *found["degraded"], alarms)))
         if not as_json:
             say(f"{mountpoint}: {line}")
     if as_json:
@@ -347,7 +376,7 @@ def _status_lines(found: dict[str, Any]) -> Iterator[str]:
     data = "passthrough" if found["passthrough"] else f"relay ({found['binding']})"
     if found["passthrough_refusal"]:
         data += f": {found['passthrough_refusal']}"
-    yield f"{found['directory']} at {found['mountpoint']}: serving, process {found['pid']}"
+    yield _serving(found)
     yield f"  mode      {found['mode']}, {found['checksum']}, {found['keep']} earlier kept"
     yield f"  data      {data}"
     yield f"  checks    verify={found['verify']} validate={found['validate']}"
@@ -358,12 +387,16 @@ def _status_lines(found: dict[str, Any]) -> Iterator[str]:
     yield f"  log       {found['log']}"
     for path in found["writing"]:
         yield f"  writing   {path}"
-    for trouble in found["degraded"]:
-        yield f"  DEGRADED  {trouble}"
+    for trouble in monitoring.trouble(found):
+        yield f"  {trouble}"
     for event in found["events"]:
         if event["event"] != "committed":
             what = f"{event['event']} {event['path']}: {event['detail']}"
             yield f"  {when(event['time_ns'])}  {what}"
+
+
+def _serving(found: dict[str, Any]) -> str:
+    return f"{found['directory']} at {found['mountpoint']}: serving, process {found['pid']}"
 
 
 def _space(directory: str) -> dict[str, Any] | None:
@@ -374,10 +407,10 @@ def _space(directory: str) -> dict[str, Any] | None:
         return None
 
 
-def _space_lines(space: dict[str, Any]) -> Iterator[str]:
+def _space_lines(space: dict[str, Any] | None) -> Iterator[str]:
     """A class a line, those that hold nothing left out."""
     for name in ("live", "history", "staged", "salvage", "quarantine"):
-        if name in space and space[name]["files"]:
+        if space and name in space and space[name]["files"]:
             found = space[name]
             line = f"  {name:10}{size(found['bytes'])} in {found['files']} files"
             if name == "history":
