@@ -679,7 +679,8 @@ class Versions:
     def _require_room(self, version: Version) -> None:
         """A write that finds no room tells its program alone, for the kernel carries it. What
         follows is a close like any other, of a version that may lack the rest."""
-        if osfs.is_full(version.staged.fd):
+        full = self.store.room.look().is_full if version.is_log else False
+        if full or (not version.is_log and self.store.may_lack_bytes(version.staged)):
             self._abort(version, DISK_FULL)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -717,7 +718,7 @@ class Versions:
         found = self._kind(version)
         if found is None or version.at is None or self.overtaken(version):
             return
-        if osfs.is_full(version.staged.fd):
+        if self.store.room.look().is_full:
             return  # nothing is committed then
         if found is Content.DATABASE:
             self._expose(version)

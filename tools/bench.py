@@ -32,7 +32,7 @@ from rich.table import Table
 from ckptfs.errors import CkptfsError
 from ckptfs.tools.bench_rows import ON_THE_MOUNT, QUICK, ROWS, Bench, Result, Sizes
 from ckptfs.tools.rig import Mount, fill_page_cache, memory
-from ckptfs.tools.stats import size_of
+from ckptfs.units import parse_bytes
 
 
 def run(
@@ -129,7 +129,7 @@ def _table(results: list[Result]) -> Table:
 
 def _bytes(text: str) -> int:
     try:
-        return size_of(text)
+        return parse_bytes(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
