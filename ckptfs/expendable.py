@@ -60,6 +60,20 @@ class Item:
         return f"{self.kind.value}/{self.name}"
 
 
+def item_of(kind: Kind, story: dict[str, object]) -> Item:
+    """An entry of salvage or quarantine, as :meth:`Layout.set_aside` gives it."""
+    size, path = int(str(story["size"])), story["path"]
+    return Item(
+        kind,
+        str(story["id"]),
+        path if isinstance(path, str) else None,
+        size,
+        size,
+        int(str(story["time_ns"])),
+        str(story["reason"]),
+    )
+
+
 class Judged:
     """What was found good, while one look lasts: to prove it takes reading."""
 
@@ -180,13 +194,7 @@ class Expendable:
         return self.layout.salvage if kind is Kind.SALVAGE else self.layout.quarantine
 
     def _aside(self, kind: Kind) -> list[Item]:
-        found = []
-        for story in self.layout.set_aside(self._folder(kind)):
-            name, size = str(story["id"]), int(str(story["size"]))
-            path = story["path"] if isinstance(story["path"], str) else None
-            time_ns = int(str(story["time_ns"]))
-            found.append(Item(kind, name, path, size, size, time_ns, str(story["reason"])))
-        return found
+        return [item_of(kind, story) for story in self.layout.set_aside(self._folder(kind))]
 
     def _generations(self) -> list[Item]:
         found = [item for lineage in history.lineages(self.layout) for item in self._kept(lineage)]
@@ -214,6 +222,17 @@ class Expendable:
         name = f"{lineage}/{generation}"
         told = f"generation {generation}"
         return Item(Kind.HISTORY, name, path, status.st_size, freed, time_ns, told, newest)
+
+    def found(self, item: Item) -> Item:
+        """As it is now: a request names it only."""
+        with contextlib.suppress(OSError):
+            if item.kind is Kind.HISTORY:
+                lineage, generation = _generation(item.name)
+                path = history.noted_path(self.layout, lineage)
+                return self._kept_item(lineage, generation, path, newest=False)
+            story = self.layout.story(self._folder(item.kind), item.name)
+            return item_of(item.kind, story)
+        return item
 
     # --- letting go ------------------------------------------------------------------------------
 

@@ -307,12 +307,13 @@ class Layout:
             if name.endswith(fmt.NOTE):
                 continue
             with contextlib.suppress(FileNotFoundError):  # another thread may let it go
-                status = self.fs.lstat(folder, name)
-                if osfs.is_regular(status):
-                    found.append(self._story(folder, name, status))
+                if osfs.is_regular(self.fs.lstat(folder, name)):
+                    found.append(self.story(folder, name))
         return sorted(found, key=lambda story: (int(str(story["time_ns"])), str(story["id"])))
 
-    def _story(self, folder: int, name: str, status: osfs.Status) -> dict[str, object]:
+    def story(self, folder: int, name: str) -> dict[str, object]:
+        """Of one entry. Raises FileNotFoundError."""
+        status = self.fs.lstat(folder, name)
         story: dict[str, object] = {}
         with contextlib.suppress(OSError):
             story = parts.parse(parts.read(self.fs, folder, f"{name}{fmt.NOTE}"))

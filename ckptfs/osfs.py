@@ -604,6 +604,21 @@ def read_text(path: str) -> str:
         return file.read()
 
 
+@contextlib.contextmanager
+def new_file(path: str) -> Iterator[int]:
+    """A file of the user's that was not there, open for writing; it goes where writing it fails.
+    Raises FileExistsError, also for a symlink."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+    except BaseException:
+        os.unlink(path)
+        raise
+
+
 def real_path(path: str) -> str:
     """Absolute and without symlinks; need not exist. By the kernel, which asks nothing of the mount
     that stands there: its server may be stuck."""

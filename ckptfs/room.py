@@ -168,6 +168,8 @@ class DiskRoom:
         return False
 
     def let_go(self, item: Item, why: str) -> bool:
+        with contextlib.suppress(OSError):
+            self.look()
         gone = self.expendable.let_go(item)
         if gone:
             self.given_up += 1
@@ -175,6 +177,13 @@ class DiskRoom:
             told = f"{what} is let go: {why}; {item.size_bytes} bytes"
             say(logging.WARNING, item.path or "?", told)
         return gone
+
+    def clean(self, item: Item) -> bool:
+        """Let go of it because somebody asks for it, who has looked at what it is; of an earlier
+        version only while a newer good one is left. Whether it is gone by that."""
+        if item.kind is Kind.HISTORY and not self.expendable.judged().may_go(item):
+            return False
+        return self.let_go(self.expendable.found(item), "asked for")
 
     def retried(self, work: Callable[[], T], needed_bytes: int = 0) -> T:
         """Do ``work``, which may be begun anew; where it finds no room, again once there is."""

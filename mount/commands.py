@@ -6,7 +6,8 @@ good one), and ``user.ckptfs.adopt`` with ``quarantined`` (what lies there of it
 On ``.ckptfs``, by the mount's and the directory's owner: ``user.ckptfs.verify`` with the path of a
 generation, ``user.ckptfs.restart`` (go on as another program: ``restart.py``; by the daemon's user
 and root only, from its own namespaces), ``user.ckptfs.tidy`` (let go of what is unreachable in
-history), ``user.ckptfs.rollback`` and ``user.ckptfs.adopt`` with what to do, ``-`` for nothing, and
+history), ``user.ckptfs.clean`` (let go of what its lines name: see ``expendable.parse``),
+``user.ckptfs.rollback`` and ``user.ckptfs.adopt`` with what to do, ``-`` for nothing, and
 the path of a file that is not there.
 None can be read. What was asked for is done, and durable, on return; else an errno.
 """
@@ -18,8 +19,8 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from ckptfs import expendable, fsck, history
 from ckptfs import format as fmt
-from ckptfs import fsck, history
 from ckptfs.mount.base import stale
 from ckptfs.mount.nodes import CONTROL_ID, File, Node, Virtual, stands
 from ckptfs.verify import Condition, Finding
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 PREFIX = f"{fmt.XATTR}."
 VERIFY, ADOPT, ROLLBACK = f"{PREFIX}verify", f"{PREFIX}adopt", f"{PREFIX}rollback"
 QUARANTINED = b"quarantined"  # value of an adoption
-TIDY = f"{PREFIX}tidy"
+TIDY, CLEAN = f"{PREFIX}tidy", f"{PREFIX}clean"
 RESTART = f"{PREFIX}restart"
+_CLEANED_AT_ONCE = 500  # an xattr has 64 KiB
 
 
 # --- the asking side -----------------------------------------------------------------------------
@@ -51,6 +53,14 @@ def set_aside(mountpoint: str, path: str) -> None:
 def tidy(mountpoint: str) -> None:
     """Let history go that no path leads to."""
     os.setxattr(f"{mountpoint}/{fmt.CONTROL}", TIDY, b"")
+
+
+def clean(mountpoint: str, names: list[str]) -> None:
+    """Let go of these items of salvage, quarantine and history. What is in use stays, and so does
+    the last good version of a file."""
+    for start in range(0, len(names), _CLEANED_AT_ONCE):
+        asked = "\n".join(names[start : start + _CLEANED_AT_ONCE])
+        os.setxattr(f"{mountpoint}/{fmt.CONTROL}", CLEAN, os.fsencode(asked))
 
 
 def adopt(mountpoint: str, path: str) -> bool:
@@ -145,6 +155,13 @@ def _perform_on_control(ops: Attributes, key: str, value: bytes) -> None:
         return
     if key == TIDY:
         store.tidy()
+        return
+    if key == CLEAN:
+        items = [expendable.parse(line) for line in os.fsdecode(value).splitlines()]
+        if None in items:
+            raise OSError(errno.EINVAL, "not an item")
+        for item in filter(None, items):
+            store.room.clean(item)
         return
     what, _, name = value.partition(b" ")
     path = os.fsdecode(name)

@@ -11,10 +11,19 @@ import sys
 
 import click
 
-from ckptfs.cli import checking, keeping, machine, serving
+from ckptfs.cli import checking, cleaning, keeping, machine, serving
 from ckptfs.cli.base import commands, run_or_fail
 
-__all__ = ["checking", "commands", "keeping", "machine", "main", "mount_helper", "serving"]
+__all__ = [
+    "checking",
+    "cleaning",
+    "commands",
+    "keeping",
+    "machine",
+    "main",
+    "mount_helper",
+    "serving",
+]
 
 
 def main() -> None:
