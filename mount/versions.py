@@ -62,7 +62,7 @@ class Versions:
         self.store, self.nodes = store, nodes
         self.lock = threading.RLock()
         self._arrived = threading.Condition(self.lock)
-        self.writeback = Writeback(store.fs)
+        self.writeback = Writeback(store.fs, store.room)
         self.handles: dict[int, Handle] = {}
         self.extending: set[Inode] = set()  # committed files that are growing: nobody opens them
         self._sealed: OrderedDict[Inode, bytes] = OrderedDict()  # what may be mapped since
@@ -891,6 +891,7 @@ class Versions:
             "by folder": self._by_folder,
             "sealed": self._sealed,
             "lingering": self.lingering,
+            "fulls": self.store.room.fulls,
         }
 
     def resume(self, carried: dict[str, Any]) -> None:
@@ -899,6 +900,7 @@ class Versions:
             self._by_folder = carried["by folder"]
             self._sealed = carried["sealed"]
             self.lingering = carried["lingering"]
+            self.store.room.fulls = carried.get("fulls", 0)
         self.pause()
         self.go_on()
 
@@ -908,7 +910,7 @@ class Versions:
         self.writeback.stop()
 
     def go_on(self) -> None:
-        self.writeback, self.watch = Writeback(self.store.fs), Watch(self)
+        self.writeback, self.watch = Writeback(self.store.fs, self.store.room), Watch(self)
         for version in self.all():
             if not version.staged.has_hole:
                 self.writeback.add(version.staged)
