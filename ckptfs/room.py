@@ -261,8 +261,12 @@ class DiskRoom:
 
     def in_doubt(self, staged: Staged) -> bool:
         """Whether it may lack what found no room."""
-        unseen = not self.sees_writes and staged.base is None
-        return staged.fulls == _IN_DOUBT or (unseen and staged.fulls != self.fulls)
+        missed = self.is_unseen(staged) and staged.fulls != self.fulls
+        return staged.fulls == _IN_DOUBT or missed
+
+    def is_unseen(self, staged: Staged) -> bool:
+        """Whether writes to it pass the store, so that it hears of none that fails."""
+        return not self.sees_writes and staged.base is None
 
     def failed(self, staged: Staged) -> None:
         """A save has failed for lack of room, and its bytes are gone: the next of its kind is to

@@ -328,7 +328,7 @@ class Store:
     def may_lack_bytes(self, staged: Staged) -> bool:
         """Whether a write to the version may have found no room, of which its program alone was
         told; see :meth:`DiskRoom.in_doubt`. May read all of it."""
-        if self.room.look().is_full:
+        if self.room.look().is_full and self.room.is_unseen(staged):
             return True
         return self.room.in_doubt(staged) and not self.committer.is_whole(staged)
 

@@ -149,10 +149,10 @@ def test_what_found_no_room_is_not_published_once_there_is_some(ext4: Disk) -> N
 
 def test_relayed_writes_find_room_while_they_are_written(ext4: Disk) -> None:
     with serving(ext4, "--no-passthrough") as served:
-        for number in range(3):
-            killed_save(served.path / f"killed-{number}.pt", SAVE)
-        served.wait_until(lambda: salvaged(served) == 3)
-        leave(ext4, 4 * MIB)
+        for number in range(4):
+            killed_save(served.path / f"killed-{number}.pt", SAVE // 2)
+        served.wait_until(lambda: salvaged(served) == 4)
+        leave(ext4, 0)  # so that the first write finds none
         assert save(served.path / "new.bin", 7, SAVE) == 0
         assert (served.path / "new.bin").read_bytes() == b"\7" * SAVE
         verified(served.path)
