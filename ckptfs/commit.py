@@ -4,7 +4,7 @@
 
 Promises (DESIGN C1, C2): a path holds one whole committed version at every instant, across crashes
 too; ``commit`` returning means settled, as durable as the mode says; ``commit`` raising means the
-old version stays and the new bytes lie in salvage.
+old version stays and the new bytes lie in salvage, but for a full disk: they are gone.
 
 Threading: any number of commits run at once. Digests run unlocked; from seal to settle the target
 path is locked, so that history and publish agree on what is replaced. A failed fsync is final for
@@ -15,6 +15,7 @@ directory fsync makes the whole store read-only, since what is on disk is then u
 from __future__ import annotations
 
 import contextlib
+import errno
 from dataclasses import replace
 
 from ckptfs import evidence, osfs, structure
@@ -68,8 +69,9 @@ class Committer(Names):
     def commit(self, staged: Staged, at: int, name: str, alone: Alone = nobody_else) -> Record:
         """Seal, keep, publish, settle. Durable on return as the mode says.
 
-        Raises what failed; the version is then in salvage and the old one in place, unless the
-        failure came after publish (a directory fsync), which makes the store read-only.
+        Raises what failed; the version is then in salvage (gone, if the disk is full) and the old
+        one in place, unless the failure came after publish (a directory fsync), which makes the
+        store read-only.
         """
         with staged.lock:
             try:
@@ -94,9 +96,19 @@ class Committer(Names):
                 if self.growth.torn:
                     self.poison("a file that was extended could not be cut back")
                 if staged.state not in VISIBLE and staged.state is not State.ABORTED:
-                    self.abort(staged, str(error) or type(error).__name__)
+                    if self._lacked_room(error):
+                        self.discard(staged)  # in salvage it would be in the way of the next one
+                    else:
+                        self.abort(staged, str(error) or type(error).__name__)
                 raise
         return record
+
+    def _lacked_room(self, error: BaseException) -> bool:
+        if getattr(error, "errno", None) != errno.ENOSPC:
+            return False
+        with contextlib.suppress(OSError):
+            return self.fs.space(self.layout.root).is_full
+        return False
 
     def _extend(
         self, staged: Staged, replaced: Replaced | None, at: int, name: str, alone: Alone
@@ -158,6 +170,14 @@ class Committer(Names):
         if structure.prove(size, read).proof is not Proof.HOLDS:
             return False
         return self.judge(staged.path, size, read).verdict is Verdict.SOUND
+
+    def is_whole(self, staged: Staged) -> bool:
+        """Whether its structure tells so, and no checksum that its format carries tells otherwise.
+        Reads all of it, where there are any."""
+        size, read = self._content(staged)
+        if self.judge(staged.path, size, read).verdict is not Verdict.SOUND:
+            return False
+        return structure.prove(size, read).proof is not Proof.FAILS
 
     def _content(self, staged: Staged) -> tuple[int, Read]:
         size = self.fs.stat(staged.fd).st_size

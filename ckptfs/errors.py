@@ -86,6 +86,12 @@ class NoSuchGeneration(CkptfsError):
     logged = True
 
 
+class NoSuchEntry(CkptfsError):
+    """Neither salvage nor quarantine holds what was asked for."""
+
+    errno = _errno.ENOENT
+
+
 class BrokenStructure(CkptfsError):
     """A version that is certainly not whole would have replaced a sound one."""
 

@@ -209,12 +209,20 @@ def prune(layout: Layout, lineage: str, keep: int) -> int:
     with osfs.opened(layout.fs, layout.history, lineage, osfs.DIRECTORY) as folder:
         for generation in going:
             with contextlib.suppress(FileNotFoundError):
-                if not osfs.is_regular(layout.fs.lstat(folder, str(generation))):
-                    continue  # somebody else's
-                if layout.uses_sidecars:
-                    _drop_sidecar(layout, folder, str(generation))
-                layout.fs.unlink(folder, str(generation))
+                drop(layout, folder, generation)
     return len(going)
+
+
+def drop(layout: Layout, folder: int, generation: int) -> bool:
+    """Remove a generation from the open directory of its lineage; not what is somebody else's, and
+    False then. Not durable. Raises FileNotFoundError."""
+    name = str(generation)
+    if not osfs.is_regular(layout.fs.lstat(folder, name)):
+        return False
+    if layout.uses_sidecars:
+        _drop_sidecar(layout, folder, name)
+    layout.fs.unlink(folder, name)
+    return True
 
 
 def _drop_sidecar(layout: Layout, folder: int, name: str) -> None:

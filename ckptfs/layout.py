@@ -13,7 +13,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ckptfs import format as fmt
 from ckptfs import osfs, parts
@@ -24,6 +24,23 @@ from ckptfs.osfs import FileSystem
 _GENERATIONS_RESERVED = 1024
 _LOOKED_AT_S = 0.2  # at least as long as a command has the lock that only sees who holds it
 _GENERATIONS = 1 << 62  # no counter of ours comes that far
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Of files."""
+
+    count: int
+    size_bytes: int
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.count + other.count, self.size_bytes + other.size_bytes)
+
+    def __sub__(self, other: Amount) -> Amount:
+        return Amount(self.count - other.count, self.size_bytes - other.size_bytes)
+
+    def fits(self, other: Amount) -> bool:
+        return self.count <= other.count and self.size_bytes <= other.size_bytes
 
 
 class Layout:
@@ -38,7 +55,8 @@ class Layout:
         self._counter_lock = threading.Lock()
         self._next = self._reserved = 0
         self._lock_fd: int | None = None
-        self.added_aside_bytes, self._counting = 0, threading.Lock()
+        self.added_aside = Amount(0, 0)  # since the layout was opened
+        self._counting = threading.Lock()
         self.uses_sidecars = bool(fs.listdir(self.sidecar))  # for some file
 
     # --- opening -------------------------------------------------------------------------------
@@ -263,16 +281,17 @@ class Layout:
                 self.fs.unlink(folder, f"{aside}{fmt.NOTE}")
         self.fs.rename(at, name, folder, aside)
         with contextlib.suppress(OSError), self._counting:
-            self.added_aside_bytes += _held_bytes(self.fs.lstat(folder, aside))
+            self.added_aside += Amount(1, held_bytes(self.fs.lstat(folder, aside)))
         return aside
 
-    def bytes_aside(self, folder: int) -> int:
-        """What lies in salvage or quarantine. Reads no note."""
-        total = 0
-        for name in self.fs.listdir(folder):
-            if not name.endswith(fmt.NOTE):
-                with contextlib.suppress(FileNotFoundError):
-                    total += _held_bytes(self.fs.lstat(folder, name))
+    def amount_aside(self) -> Amount:
+        """What lies in salvage and quarantine. Reads no note."""
+        total = Amount(0, 0)
+        for folder in (self.salvage, self.quarantine):
+            for name in self.fs.listdir(folder):
+                if not name.endswith(fmt.NOTE):
+                    with contextlib.suppress(FileNotFoundError):
+                        total += Amount(1, held_bytes(self.fs.lstat(folder, name)))
         return total
 
     def drop_aside(self, folder: int, entry: str) -> None:
@@ -288,12 +307,13 @@ class Layout:
             if name.endswith(fmt.NOTE):
                 continue
             with contextlib.suppress(FileNotFoundError):  # another thread may let it go
-                status = self.fs.lstat(folder, name)
-                if osfs.is_regular(status):
-                    found.append(self._story(folder, name, status))
+                if osfs.is_regular(self.fs.lstat(folder, name)):
+                    found.append(self.story(folder, name))
         return sorted(found, key=lambda story: (int(str(story["time_ns"])), str(story["id"])))
 
-    def _story(self, folder: int, name: str, status: osfs.Status) -> dict[str, object]:
+    def story(self, folder: int, name: str) -> dict[str, object]:
+        """Of one entry. Raises FileNotFoundError."""
+        status = self.fs.lstat(folder, name)
         story: dict[str, object] = {}
         with contextlib.suppress(OSError):
             story = parts.parse(parts.read(self.fs, folder, f"{name}{fmt.NOTE}"))
@@ -303,7 +323,7 @@ class Layout:
             story["path"] = None
         if not isinstance(story.get("reason"), str):
             story["reason"] = "no note"
-        return {**story, "id": name, "size": _held_bytes(status)}
+        return {**story, "id": name, "size": held_bytes(status)}
 
 
 @contextlib.contextmanager
@@ -369,7 +389,7 @@ def _write(fs: FileSystem, fd: int, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "short write")
 
 
-def _held_bytes(status: osfs.Status) -> int:
+def held_bytes(status: osfs.Status) -> int:
     """Of a file that may have a hole; of what is no file nothing."""
     return min(status.st_size, status.st_blocks * 512) if osfs.is_regular(status) else 0
 

@@ -57,6 +57,22 @@ class Extent(NamedTuple):
     shared: bool  # with another file, or another part of this one
 
 
+class Space(NamedTuple):
+    """What is left of a filesystem, to an ordinary user."""
+
+    free_bytes: int
+    total_bytes: int  # 0 of one that does not say how large it is (ramfs): that has room
+    has_inodes: bool = True
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a write may have found no room. XFS refuses them with a few blocks left."""
+        return not self.holds(_FULL_BYTES)
+
+    def holds(self, size_bytes: int) -> bool:
+        return not self.total_bytes or (self.has_inodes and self.free_bytes >= size_bytes)
+
+
 class FileSystem(Protocol):
     """What the commit code needs of a filesystem. ``at`` is an open directory."""
 
@@ -99,6 +115,9 @@ class FileSystem(Protocol):
 
     def exclusive_bytes(self, fd: int) -> int:
         """What the file takes on the disk that no other shares."""
+
+    def space(self, fd: int) -> Space:
+        """Of the filesystem that ``fd`` lies on."""
 
     def pins_extents(self, fd: int) -> bool:
         """Whether all of an extent stays allocated while a file refers to a part of it (btrfs)."""
@@ -288,6 +307,14 @@ class OsFs:
             shared = sum(end - start for start, end, _, shared in self.extents(fd) if shared)
             return max(0, allocated - shared)
         return allocated
+
+    def space(self, fd: int) -> Space:
+        status = os.fstatvfs(fd)
+        # btrfs makes inodes as it needs them, and says that it has none.
+        has_inodes = status.f_files == 0 or status.f_favail > 0
+        return Space(
+            status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize, has_inodes
+        )
 
     def pins_extents(self, fd: int) -> bool:
         return sys.platform == "linux" and _fs_type(fd) == _BTRFS
@@ -551,12 +578,6 @@ def free_space(fd: int) -> int:
     return status.f_bavail * status.f_frsize
 
 
-def is_full(fd: int) -> bool:
-    """Whether a write to the filesystem of ``fd`` may have found no room. XFS refuses them with a
-    few blocks left; one that does not say how large it is (ramfs) has room."""
-    return os.fstatvfs(fd).f_blocks > 0 and free_space(fd) < _FULL_BYTES
-
-
 def yield_disk() -> None:
     """Let the calling thread wait for the disk behind everybody else. Linux. Not for the processor:
     all threads would wait for one that holds the interpreter's lock."""
@@ -581,6 +602,21 @@ def read_text(path: str) -> str:
     """A list or a setting of the user's. Raises OSError."""
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
         return file.read()
+
+
+@contextlib.contextmanager
+def new_file(path: str) -> Iterator[int]:
+    """A file of the user's that was not there, open for writing; it goes where writing it fails.
+    Raises FileExistsError, also for a symlink."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+    except BaseException:
+        os.unlink(path)
+        raise
 
 
 def real_path(path: str) -> str:

@@ -16,7 +16,13 @@ Fingerprint = tuple[int, int]  # size in bytes, mtime in ns: moves with every wr
 Inode = tuple[int, int]  # st_dev, st_ino
 
 
-Stood = tuple[int, int, int, int]  # device, inode, size, mtime_ns
+class Stood(NamedTuple):
+    """What was found under a name."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
 
 
 class Digested(NamedTuple):
@@ -78,6 +84,8 @@ class Staged:
     hasher: Hasher | None = None  # at the end of what was digested
     base: Base | None = None
     stood: Stood | None = None  # what stood at its path when it was begun
+    fulls: int = 0  # how often the disk had been found full when it was begun (``DiskRoom``)
+    expected_bytes: int = 0  # its length, if that can be told
     # the first error that background writeback saw; final, as an fsync's would be
     writeback_error: OSError | None = None
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)

@@ -7,10 +7,10 @@ surrogate escapes. Thread-safe but for ``open`` and ``close``.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import logging
 import shlex
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,14 +21,15 @@ from ckptfs import growth, history, orphans, osfs
 from ckptfs.alarms import Alarms
 from ckptfs.commit import Committer
 from ckptfs.errors import CannotServe, CkptfsError, NoSuchGeneration, RecordDamaged, Superseded
-from ckptfs.events import Events, say
+from ckptfs.events import DISK_FULL, Events, say
 from ckptfs.format import Record
 from ckptfs.growth import Alone, nobody_else
 from ckptfs.guard import Guard, shows_no_more
-from ckptfs.layout import Layout
+from ckptfs.layout import Amount, Layout
 from ckptfs.orphans import Orphans
 from ckptfs.osfs import FileSystem, OsFs
 from ckptfs.protocol import Mode, Outside, State
+from ckptfs.room import DiskRoom, patient
 from ckptfs.sharing import Sharing, never
 from ckptfs.staged import Staged, Stood
 from ckptfs.tally import Tally
@@ -53,25 +54,29 @@ class Options:
     validate: bool = True
     outside: Outside = Outside.JUDGE  # of files that were changed behind ckptfs
     in_place: tuple[str, ...] = ()
-    salvage_bytes: int = 16 << 30
+    salvage_bytes: int = 16 << 30  # of salvage and quarantine together
+    salvage_entries: int = 10_000
     share: bool = True  # the daemon lets near-identical generations share their blocks
 
 
 def keeping_all(checksum: str = "blake3") -> Options:
     """For commands, which do not know how much the mount keeps: they let nothing go."""
-    return Options(checksum=checksum, keep=1 << 30, salvage_bytes=1 << 62)
+    return Options(checksum=checksum, keep=1 << 30, salvage_bytes=1 << 62, salvage_entries=1 << 62)
 
 
 class Store:
     """One directory and its control directory."""
 
     def __init__(self, fs: FileSystem, root: int, where: str, options: Options) -> None:
-        self.fs, self.root, self.where, self.options = fs, root, where, options
-        self.layout = Layout.create(fs, root, where)
+        self.root, self.where, self.options = root, where, options
+        self.fs, give_room = patient(fs)
+        self.layout = Layout.create(self.fs, root, where)
         self.committer = Committer(
             self.layout, options.mode, options.checksum, options.keep, options.validate
         )
         self.guard = Guard(self.committer, options.outside)
+        self.room = DiskRoom(self.guard, Amount(options.salvage_entries, options.salvage_bytes))
+        give_room(self.room)
         self.orphans = Orphans(self.committer)
         self.sharing = Sharing(self.layout)
         self.alarms, self.tally = Alarms(self.layout), Tally()
@@ -81,9 +86,6 @@ class Store:
         self.patterns = IN_PLACE + options.in_place
         # Whether others work in the directory by now, while who has a file open goes on.
         self.released: Callable[[], bool] = lambda: False
-        # How much may be put aside in all before salvage is looked through: each abort does not.
-        self._salvage_fits_bytes = -1
-        self._bounding = threading.Lock()
 
     @classmethod
     def open(
@@ -159,7 +161,7 @@ class Store:
                 salvaged += growth.recover(self.layout, name) is not None
                 continue
             salvaged += self._recover_version(name, status)
-        self.bound_salvage()
+        self.room.bound()
         self.fs.sync_all(self.root)
         return salvaged
 
@@ -193,29 +195,6 @@ class Store:
             if record is not None:
                 return history.noted_path(self.layout, record.lineage)
         return fmt.path_of_note(note)
-
-    def bound_salvage(self) -> None:
-        """Let the oldest salvage go while it takes more than ``salvage_bytes``. Takes as long as
-        there is salvage."""
-        with self._bounding:
-            before = self.layout.added_aside_bytes
-            left = self._let_salvage_go(self.layout.bytes_aside(self.layout.salvage))
-            self._salvage_fits_bytes = before + self.options.salvage_bytes - left
-
-    def _let_salvage_go(self, total: int) -> int:
-        """Returns how much is left."""
-        if total <= self.options.salvage_bytes:
-            return total
-        for entry in self.layout.set_aside(self.layout.salvage):
-            if total <= self.options.salvage_bytes:
-                break
-            total -= int(str(entry["size"]))
-            told = f"salvage {entry['id']} is let go: more than {self.options.salvage_bytes} bytes"
-            say(logging.WARNING, str(entry.get("path") or "?"), told)
-            for name in (str(entry["id"]), f"{entry['id']}{fmt.NOTE}"):
-                with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-                    self.fs.unlink(self.layout.salvage, name)
-        return total
 
     # --- versions --------------------------------------------------------------------------------
 
@@ -252,8 +231,10 @@ class Store:
             self.verify_open(path, at, name)
         staged = self.committer.stage(path)
         try:
+            stands = self._standing(at, name) if exists else None
+            self.room.begins(staged, stands.size if stands and truncate else 0)
             if exists:
-                staged.stood = self._standing(at, name)
+                staged.stood = stands
                 self.committer.inherit(staged, at, name)
                 if not truncate:
                     self.committer.growth.start(staged, at, name, lazily=lazily)
@@ -305,8 +286,11 @@ class Store:
             record = self.committer.commit(staged, at, name, alone)
         except BaseException as error:
             self._events.not_committed(staged.path, error)
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                self.room.failed(staged)
             raise
         self.tally.committed(record.size_bytes, time.monotonic() - begun_s)
+        self.room.saved(staged.path, record.size_bytes)
         with contextlib.suppress(OSError):  # it is committed; the next open verifies it then
             self.guard.remember(staged.fd)
         self.note("committed", staged.path)
@@ -323,15 +307,27 @@ class Store:
     def _standing(self, at: int, name: str) -> Stood | None:
         with contextlib.suppress(OSError):
             status = self.fs.lstat(at, name)
-            return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+            return Stood(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         return None
 
     def abort(self, staged: Staged, reason: str) -> None:
-        """Never publish: the old version stays, the bytes go to salvage, the log says why."""
+        """Never publish: the old version stays, the log says why. The bytes go to salvage, but of
+        what found no room: the next would find none either."""
+        if reason == DISK_FULL:
+            self.committer.discard(staged)
+            self._events.not_committed(staged.path, reason)
+            self.room.failed(staged)
+            return
         entry = self.committer.abort(staged, reason)
         self._events.not_committed(staged.path, reason, entry)
-        if self.layout.added_aside_bytes > self._salvage_fits_bytes:
-            self.bound_salvage()
+        self.room.bound_if_due()
+
+    def may_lack_bytes(self, staged: Staged) -> bool:
+        """Whether a write to the version may have found no room, of which its program alone was
+        told; see :meth:`DiskRoom.in_doubt`. May read all of it."""
+        if self.room.look().is_full and self.room.is_unseen(staged):
+            return True
+        return self.room.in_doubt(staged) and not self.committer.is_whole(staged)
 
     def reseal(self, staged: Staged) -> bool:
         """Record a live version anew if it was written since its seal, and say whether it was."""
@@ -371,6 +367,7 @@ class Store:
             words = map(shlex.quote, (self.where, path))
             undo = f"`ckptfs adopt {' '.join(words)} --quarantined` takes back what was there"
             self.note("rolled back", path, f"{finding.detail}; {was}{finding.repair}; {undo}")
+            self.room.bound_if_due()
         elif finding.repair:
             self.note("mended", path, f"{finding.detail}; {finding.repair}")
         elif finding.condition is Condition.MODIFIED:
@@ -443,6 +440,7 @@ class Store:
             self.committer.sync_dir(self.layout.quarantine)
             self.committer.sync_dir(folder)
         self.note("set aside", path or lineage, f"generation {generation} has rotted")
+        self.room.bound_if_due()
         return "put into quarantine"
 
     def adopt(self, path: str) -> Record:
@@ -468,7 +466,8 @@ class Store:
         with self.committer.path_lock(at, name):
             entry = self.quarantined(path)
             before = self.guard.status_at(at, name)
-            record = self.committer.bring_in(self.layout.quarantine, entry, at, name, path)
+            with self.room.expendable.using(entry):
+                record = self.committer.bring_in(self.layout.quarantine, entry, at, name, path)
             self.guard.replaced(path, before)
             self.layout.drop_aside(self.layout.quarantine, entry)
         self.note("adopted", path, "what was in quarantine")
@@ -526,6 +525,7 @@ class Store:
                 generation = self.guard.restore(at, name, finding, to, seen)
             else:
                 generation = self._revert(path, at, name, to)
+        self.room.bound_if_due()
         was = f"from generation {finding.record.generation} " if finding.record else ""
         told = f"asked for; {was}to generation {generation}"
         self.note("rolled back", path, told, level=logging.INFO)

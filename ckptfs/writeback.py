@@ -1,4 +1,5 @@
-"""Writes staged versions out behind their writers, so that little is left to do at close."""
+"""Writes staged versions out behind their writers, so that little is left to do at close, and has
+room made ahead of them: the kernel carries their data, so no request tells how far they are."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 
 from ckptfs import osfs
 from ckptfs.osfs import FileSystem
+from ckptfs.room import DiskRoom
 from ckptfs.staged import Staged
 from ckptfs.threads import started
 
@@ -25,14 +27,17 @@ class _Behind:
 
     staged: Staged
     done_bytes: int = 0
+    size_bytes: int = 0  # at the last look
+    to_come_bytes: int = 0  # of what is being written
     due_s: float | None = None  # monotonic; None while there is nothing to hand over
 
 
 class Writeback:
     """One thread for all staged versions. Nothing is durable by its work."""
 
-    def __init__(self, fs: FileSystem) -> None:
-        self.fs = fs
+    def __init__(self, fs: FileSystem, room: DiskRoom | None = None) -> None:
+        """``room``: for what is written is made while the versions grow."""
+        self.fs, self._room = fs, room
         self._behind: dict[str, _Behind] = {}
         self._guard = threading.Lock()
         self._wake = threading.Event()
@@ -61,7 +66,16 @@ class Writeback:
                 self._wake.wait()
             self._wake.clear()
             busy = [self._step(txid) for txid in list(self._behind)]
+            if self._room is not None:
+                with self._guard:
+                    to_come = sum(behind.to_come_bytes for behind in self._behind.values())
+                self._room.ahead_of(to_come)
             self._stopping.wait(_BUSY_INTERVAL_S if any(busy) else _IDLE_INTERVAL_S)
+
+    def _note_growth(self, behind: _Behind, size: int) -> None:
+        grown, behind.size_bytes = size - behind.size_bytes, size
+        if self._room is not None:
+            behind.to_come_bytes = self._room.still_to_come(behind.staged, size, grown)
 
     def _step(self, txid: str) -> bool:
         """Hand over what is whole. Returns whether the version grows."""
@@ -73,7 +87,9 @@ class Writeback:
             try:
                 # Not the tail: a writer that appends to a page under writeback waits for it, and
                 # with it for all that was handed to the disk before (stable pages).
-                end = self.fs.stat(staged.fd).st_size - _STEP_BYTES
+                size = self.fs.stat(staged.fd).st_size
+                self._note_growth(behind, size)
+                end = size - _STEP_BYTES
                 end -= end % _STEP_BYTES
                 if end < behind.done_bytes + _STEP_BYTES:
                     return False

@@ -251,6 +251,15 @@ class Base:
                 return os.fstat(handle.fd)
             return self._file_status(node)
 
+    def about_to_save(self, nodeid: int, flags: int) -> int:
+        """How many bytes an open with these flags is about to write, as far as can be told."""
+        if flags & os.O_ACCMODE == os.O_RDONLY or not flags & os.O_TRUNC:
+            return 0
+        with contextlib.suppress(OSError):
+            node = self.nodes.get(nodeid)
+            return self.store.room.expected(node.name, self.size_of(nodeid))
+        return 0
+
     def size_of(self, nodeid: int) -> int:
         """0 where it has none, or cannot be told."""
         with contextlib.suppress(OSError):

@@ -7,6 +7,7 @@ On ``.ckptfs``, by the mount's and the directory's owner: ``user.ckptfs.verify``
 generation, ``user.ckptfs.restart`` (go on as another program: ``restart.py``; by the daemon's user
 and root only, from its own namespaces), ``user.ckptfs.tidy`` (let go of what is unreachable in
 history), ``user.ckptfs.ack`` (somebody has looked at the alarms up to that number),
+``user.ckptfs.clean`` (let go of what its lines name: see ``expendable.parse``),
 ``user.ckptfs.rollback`` and ``user.ckptfs.adopt`` with what to do, ``-`` for nothing, and the path
 of a file that is not there.
 None can be read. What was asked for is done, and durable, on return; else an errno.
@@ -19,8 +20,8 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from ckptfs import expendable, fsck, history
 from ckptfs import format as fmt
-from ckptfs import fsck, history
 from ckptfs.mount.base import stale
 from ckptfs.mount.nodes import CONTROL_ID, File, Node, Virtual, stands
 from ckptfs.verify import Condition, Finding
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
 PREFIX = f"{fmt.XATTR}."
 VERIFY, ADOPT, ROLLBACK = f"{PREFIX}verify", f"{PREFIX}adopt", f"{PREFIX}rollback"
 QUARANTINED = b"quarantined"  # value of an adoption
-TIDY, ACK = f"{PREFIX}tidy", f"{PREFIX}ack"
+TIDY, ACK, CLEAN = f"{PREFIX}tidy", f"{PREFIX}ack", f"{PREFIX}clean"
 RESTART = f"{PREFIX}restart"
+_CLEANED_AT_ONCE = 500  # an xattr has 64 KiB
 
 
 # --- the asking side -----------------------------------------------------------------------------
@@ -57,6 +59,14 @@ def tidy(mountpoint: str) -> None:
 def ack(mountpoint: str, up_to: int) -> None:
     """Say that somebody has looked at the alarms up to that number."""
     os.setxattr(f"{mountpoint}/{fmt.CONTROL}", ACK, str(up_to).encode())
+
+
+def clean(mountpoint: str, names: list[str]) -> None:
+    """Let go of these items of salvage, quarantine and history. What is in use stays, and so does
+    the last good version of a file."""
+    for start in range(0, len(names), _CLEANED_AT_ONCE):
+        asked = "\n".join(names[start : start + _CLEANED_AT_ONCE])
+        os.setxattr(f"{mountpoint}/{fmt.CONTROL}", CLEAN, os.fsencode(asked))
 
 
 def adopt(mountpoint: str, path: str) -> bool:
@@ -154,6 +164,13 @@ def _perform_on_control(ops: Attributes, key: str, value: bytes) -> None:
         return
     if key == ACK:
         store.alarms.ack(_number(value))
+        return
+    if key == CLEAN:
+        items = [expendable.parse(line) for line in os.fsdecode(value).splitlines()]
+        if None in items:
+            raise OSError(errno.EINVAL, "not an item")
+        for item in filter(None, items):
+            store.room.clean(item)
         return
     what, _, name = value.partition(b" ")
     path = os.fsdecode(name)

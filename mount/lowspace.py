@@ -61,15 +61,16 @@ class LowSpace:
         return ""
 
     def _found(self) -> str:
-        space = os.fstatvfs(self._store.root)
-        total, free = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
-        free += sum(map(_held_bytes, self._staged()))
+        space = self._store.fs.space(self._store.root)
+        total = space.total_bytes
+        free = space.free_bytes + sum(map(_held_bytes, self._staged()))
         largest = self._store.tally.largest_recent()
         if not total or free >= max(largest, min(total // _LEAST_SHARE, _LEAST_BYTES)):
             return ""
         told = f"{EVENT}: {free >> 20} MiB free"
         if free < largest:
-            told += f", and the largest of the last saves, of {largest >> 20} MiB, would not fit"
+            last = f"the largest of the last saves, of {largest >> 20} MiB"
+            told += f", and {last}, would not fit, unless salvage or earlier versions go"
         return told
 
 

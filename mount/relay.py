@@ -36,10 +36,26 @@ class Relay(Base):
         if handle.base is not None:
             kept = bytes(data)  # the buffer is the next request's
             return Slow(lambda: self._write(handle, kept, offset, appends))
-        if appends:
+        try:
+            if appends:
+                with self.lock:
+                    return os.pwrite(handle.fd, data, os.fstat(handle.fd).st_size)
+            return os.pwrite(handle.fd, data, offset)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+        return self._write_with_room(handle, bytes(data), offset, appends)
+
+    def _write_with_room(
+        self, handle: Handle, data: bytes, offset: int, appends: bool
+    ) -> Slow[int]:
+        def write() -> int:
+            if not appends:
+                return os.pwrite(handle.fd, data, offset)
             with self.lock:
                 return os.pwrite(handle.fd, data, os.fstat(handle.fd).st_size)
-        return os.pwrite(handle.fd, data, offset)
+
+        return Slow(lambda: self._changing_bytes(handle, offset, write, len(data)))
 
     def _write(self, handle: Handle, data: bytes, offset: int, appends: bool) -> int:
         def write() -> int:
@@ -48,7 +64,7 @@ class Relay(Base):
         assert handle.version is not None
         with handle.version.staged.lock:
             at = os.fstat(handle.fd).st_size if appends else offset
-            return self._changing_bytes(handle, at, write)
+            return self._changing_bytes(handle, at, write, len(data))
 
     def cut(self, handle: Handle, size: int) -> None:
         self._changing_bytes(handle, size, lambda: os.ftruncate(handle.fd, size))
@@ -59,7 +75,7 @@ class Relay(Base):
         def allocate() -> None:
             osfs.allocate(handle.fd, mode, offset, length)
 
-        return Slow(lambda: self._changing_bytes(handle, offset, allocate))
+        return Slow(lambda: self._changing_bytes(handle, offset, allocate, length))
 
     def copy_range(self, source_id: int, at: int, target_id: int, to: int, size: int) -> Slow[int]:
         source, target = self.handle(source_id), self.handle(target_id)
@@ -71,18 +87,26 @@ class Relay(Base):
             if source.version is not None:
                 with source.version.staged.lock:
                     self.store.committer.growth.fill(source.version.staged)
-            return self._changing_bytes(target, to, copy)
+            return self._changing_bytes(target, to, copy, size)
 
         return Slow(run)
 
-    def _changing_bytes(self, handle: Handle, offset: int, change: Callable[[], T]) -> T:
-        """Change what lies at ``offset`` and behind it. A commit that is under way comes first."""
-        if handle.base is None or handle.version is None:
-            return change()
-        staged = handle.version.staged
-        with staged.lock:
-            self.store.committer.growth.change(staged, offset)
-            return change()
+    def _changing_bytes(
+        self, handle: Handle, offset: int, change: Callable[[], T], size: int = 0
+    ) -> T:
+        """Change what lies at ``offset`` and behind it, ``size`` bytes. A commit that is under way
+        comes first; where there is no room, it is made."""
+        staged = handle.version.staged if handle.version is not None else None
+        try:
+            if handle.base is None or staged is None:
+                return self.store.room.retried(change, size)
+            with staged.lock:
+                self.store.committer.growth.change(staged, offset)
+                return self.store.room.retried(change, size)
+        except OSError as error:
+            if error.errno == errno.ENOSPC and staged is not None:
+                self.store.room.doubt(staged)
+            raise
 
     def seek(self, handle_id: int, offset: int, whence: int) -> int:
         handle = self.handle(handle_id)

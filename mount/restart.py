@@ -364,7 +364,10 @@ def _changed(options: MountOptions, changes: Changes) -> MountOptions:
     if unknown:
         raise CannotServe(f"a restart does not change {', '.join(sorted(unknown))}")
     new = replace(options, store=replace(options.store, **store), **mount)
-    if new.store.checksum not in ALGORITHMS or min(new.store.keep, new.store.salvage_bytes) < 0:
+    if (
+        new.store.checksum not in ALGORITHMS
+        or min(new.store.keep, new.store.salvage_bytes, new.store.salvage_entries) < 0
+    ):
         raise CannotServe("such options it does not take")
     return new
 

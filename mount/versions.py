@@ -62,7 +62,7 @@ class Versions:
         self.store, self.nodes = store, nodes
         self.lock = threading.RLock()
         self._arrived = threading.Condition(self.lock)
-        self.writeback = Writeback(store.fs)
+        self.writeback = Writeback(store.fs, store.room)
         self.handles: dict[int, Handle] = {}
         self.extending: set[Inode] = set()  # committed files that are growing: nobody opens them
         self._sealed: OrderedDict[Inode, bytes] = OrderedDict()  # what may be mapped since
@@ -679,7 +679,8 @@ class Versions:
     def _require_room(self, version: Version) -> None:
         """A write that finds no room tells its program alone, for the kernel carries it. What
         follows is a close like any other, of a version that may lack the rest."""
-        if osfs.is_full(version.staged.fd):
+        full = self.store.room.look().is_full if version.is_log else False
+        if full or (not version.is_log and self.store.may_lack_bytes(version.staged)):
             self._abort(version, DISK_FULL)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -717,7 +718,7 @@ class Versions:
         found = self._kind(version)
         if found is None or version.at is None or self.overtaken(version):
             return
-        if osfs.is_full(version.staged.fd):
+        if self.store.room.look().is_full:
             return  # nothing is committed then
         if found is Content.DATABASE:
             self._expose(version)
@@ -890,6 +891,7 @@ class Versions:
             "by folder": self._by_folder,
             "sealed": self._sealed,
             "lingering": self.lingering,
+            "fulls": self.store.room.fulls,
         }
 
     def resume(self, carried: dict[str, Any]) -> None:
@@ -898,6 +900,7 @@ class Versions:
             self._by_folder = carried["by folder"]
             self._sealed = carried["sealed"]
             self.lingering = carried["lingering"]
+            self.store.room.fulls = carried.get("fulls", 0)
         self.pause()
         self.go_on()
 
@@ -907,7 +910,7 @@ class Versions:
         self.writeback.stop()
 
     def go_on(self) -> None:
-        self.writeback, self.watch = Writeback(self.store.fs), Watch(self)
+        self.writeback, self.watch = Writeback(self.store.fs, self.store.room), Watch(self)
         for version in self.all():
             if not version.staged.has_hole:
                 self.writeback.add(version.staged)

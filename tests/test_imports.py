@@ -10,7 +10,7 @@ import pytest
 PROJECT = Path(__file__).parent.parent
 FOLDERS = {"ckptfs": "ckptfs", "mount": "ckptfs.mount", "tools": "ckptfs.tools"}
 LAYERS = {
-    **dict.fromkeys(["errors", "shown", "threads"], 0),
+    **dict.fromkeys(["errors", "shown", "threads", "units"], 0),
     **dict.fromkeys(
         ["protocol", "osfs", "structure", "format", "digest", "sums", "keyed", "zeros"], 1
     ),
@@ -22,9 +22,7 @@ LAYERS = {
         ["verify", "walk", "guard", "sets", "pipeline", "writeback", "sharing", "usage", "events"],
         3,
     ),
-    "remembered": 3,
-    "alarms": 3,
-    "tally": 3,
+    **dict.fromkeys(["remembered", "expendable", "room", "alarms", "tally"], 3),
     "orphans": 3,
     "store": 4,
     **dict.fromkeys(["fsck", "adoption", "scrub"], 4),

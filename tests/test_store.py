@@ -428,8 +428,8 @@ def test_salvage_without_room_for_its_note_is_salvage_all_the_same(quick_dir: Pa
     assert contents(control(quick_dir) / "stage") == []
     assert salvage(quick_dir) == [NEW, NEW]
     assert [note["size"] for note in store.layout.set_aside(store.layout.salvage)] == [len(NEW)] * 2
-    store.options = replace(store.options, salvage_bytes=0)
-    store.bound_salvage()
+    store.room.bounds = replace(store.room.bounds, size_bytes=0)
+    store.room.bound()
     assert store.layout.set_aside(store.layout.salvage) == []
     store.close()
 

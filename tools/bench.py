@@ -33,7 +33,7 @@ from ckptfs.errors import CkptfsError
 from ckptfs.tools import bench_cost, bench_rows, plots
 from ckptfs.tools.bench_rows import ON_THE_MOUNT, QUICK, Bench, Result, Sizes
 from ckptfs.tools.rig import Mount, fill_page_cache, memory
-from ckptfs.tools.stats import size_of
+from ckptfs.units import parse_bytes
 
 ROWS = {**bench_rows.ROWS, bench_cost.ROW: bench_cost.cost}
 
@@ -139,7 +139,7 @@ def _show_cost(results: list[Result], directory: str, sizes: Sizes, stem: str | 
 
 def _bytes(text: str) -> int:
     try:
-        return size_of(text)
+        return parse_bytes(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 

@@ -24,8 +24,8 @@ from ckptfs.tools import corrupt_batch, corrupt_plot, corrupt_quiet, corrupt_rep
 from ckptfs.tools.corrupt_batch import shortcomings
 from ckptfs.tools.corrupt_draw import Trial, trial
 from ckptfs.tools.corrupt_worker import Loaders
-from ckptfs.tools.stats import size_of
 from ckptfs.tools.study import Row, Rows, progress
+from ckptfs.units import parse_bytes
 
 _BATCH_BYTES = 1 << 30
 _READS_PER_ROW = 5000
@@ -103,7 +103,7 @@ def report(
 
 def _bytes(_: click.Context, __: click.Parameter, text: str) -> int:
     try:
-        return size_of(text)
+        return parse_bytes(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 _RESAMPLES = 4000
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _OUTSIDE = 0.025  # of the resamples, on either side of the interval
 
 
@@ -42,14 +41,6 @@ def estimate(values: Sequence[float], seed: int = 1) -> Estimate:
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
     """Median of the ratios round by round: what slows a whole round down cancels out."""
     return estimate([a / b for a, b in zip(ours, theirs, strict=True)])
-
-
-def size_of(text: str) -> int:
-    """Bytes of ``256MiB``, ``1G``, ``4096``. Raises ValueError."""
-    found = re.fullmatch(r"(\d+) ?([KMG]?)(?:i?B)?", text, re.IGNORECASE)
-    if not found:
-        raise ValueError(f"{text!r} is no size; write 256MiB or 1GiB")
-    return int(found[1]) * _UNITS[found[2].upper()]
 
 
 def size_text(size_bytes: int) -> str:

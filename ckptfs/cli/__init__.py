@@ -11,11 +11,12 @@ import sys
 
 import click
 
-from ckptfs.cli import checking, keeping, machine, monitoring, serving
+from ckptfs.cli import checking, cleaning, keeping, machine, monitoring, serving
 from ckptfs.cli.base import commands, run_or_fail
 
 __all__ = [
     "checking",
+    "cleaning",
     "commands",
     "keeping",
     "machine",

@@ -7,7 +7,7 @@ import posixpath
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -17,6 +17,9 @@ from ckptfs.format import CONTROL, FORMAT
 from ckptfs.layout import Layout
 from ckptfs.osfs import OsFs
 from ckptfs.shown import shown
+from ckptfs.units import parse_bytes, parse_seconds
+
+T = TypeVar("T")
 
 _USAGE = 16
 _WHOLE = 1000  # characters
@@ -108,6 +111,23 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def byte_count(_context: click.Context, _option: click.Parameter, text: str | None) -> int | None:
+    """Callback of an option: of ``10G`` or ``512M``."""
+    return None if text is None else _parsed(parse_bytes, text)
+
+
+def seconds(_context: click.Context, _option: click.Parameter, text: str | None) -> float | None:
+    """Callback of an option: of ``90``, ``15m``, ``12h``, ``7d``."""
+    return None if text is None else _parsed(parse_seconds, text)
+
+
+def _parsed(parse: Callable[[str], T], text: str) -> T:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def when(time_ns: int) -> str:

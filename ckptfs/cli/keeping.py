@@ -52,7 +52,7 @@ def rollback(directory: str, path: str | None, to: int | None) -> None:
             ) from None
         say(f"{inside}: rolled back")
         return
-    with _opened(below) as store:
+    with opened_store(below) as store:
         say(f"{inside}: rolled back to generation {store.rollback(inside, to)}")
 
 
@@ -109,7 +109,7 @@ def _take_back(below: Below, directory: str, paths: tuple[str, ...], checksum: s
         raise UsageError("--quarantined needs a PATH; `ckptfs log` lists what is in quarantine")
     for path in map(below.relative, paths):
         if below.served is None:
-            with _opened(below, checksum) as store:
+            with opened_store(below, checksum) as store:
                 store.take_back(path)
         else:
             _ask_to_take_back(below, directory, path)
@@ -161,13 +161,13 @@ def _adopter(
             lambda: mount_commands.tidy(below.served_at),
         )
         return
-    with _opened(below, checksum) as store:
+    with opened_store(below, checksum) as store:
         known = history.lineages_by_path(store.layout)
         yield (lambda finding: store.take(finding, known)), store.tidy
 
 
 @contextlib.contextmanager
-def _opened(below: Below, checksum: str = "blake3") -> Iterator[Store]:
+def opened_store(below: Below, checksum: str = "blake3") -> Iterator[Store]:
     """The store, to itself."""
     store = Store.open(below.where, keeping_all(checksum))
     below.reopen()
@@ -228,6 +228,6 @@ def strip(directory: str, yes: bool) -> None:
             f"remove {kept} earlier versions, and {len(aside)} files in salvage and quarantine?",
             abort=True,
         )
-    with _opened(below) as store:
+    with opened_store(below) as store:
         count = sum(1 for _ in adoption.strip(store.layout))
     say(f"{directory}: {count} records taken off; these are plain files now")

@@ -14,7 +14,17 @@ from click.core import ParameterSource
 
 from ckptfs import osfs
 from ckptfs.cli import monitoring
-from ckptfs.cli.base import Below, absolute, commands, say, size, status_of, when
+from ckptfs.cli.base import (
+    Below,
+    absolute,
+    byte_count,
+    commands,
+    say,
+    seconds,
+    size,
+    status_of,
+    when,
+)
 from ckptfs.digest import ALGORITHMS
 from ckptfs.errors import CannotServe, NotMounted, UsageError
 from ckptfs.protocol import Mode, Outside
@@ -25,18 +35,6 @@ if TYPE_CHECKING:
     from ckptfs.mount.daemon import MountOptions
 
 _DEGRADED = 2  # exit code
-
-
-def _seconds(_context: click.Context, _option: click.Parameter, text: str) -> float:
-    """Of ``90``, ``15m``, ``12h``, ``7d``."""
-    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:], 0)
-    try:
-        seconds = float(text[:-1]) * unit if unit else float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise click.BadParameter(f"{text}: not a time, such as 90s, 15m, 12h or 7d")
-    return seconds
 
 
 @commands.command()
@@ -90,7 +88,21 @@ def _seconds(_context: click.Context, _option: click.Parameter, text: str) -> fl
     default=True,
     help="Give every earlier version blocks of its own (XFS and btrfs share what is equal).",
 )
-@click.option("--salvage-bytes", type=click.IntRange(0), default=16 << 30, show_default=True)
+@click.option(
+    "--salvage-bytes",
+    callback=byte_count,
+    default="16G",
+    show_default=True,
+    metavar="SIZE",
+    help="What salvage and quarantine may take together (512M, 10G, 1T…); the oldest goes.",
+)
+@click.option(
+    "--salvage-entries",
+    type=click.IntRange(0),
+    default=10_000,
+    show_default=True,
+    help="How many files may lie in salvage and quarantine together.",
+)
 @click.option(
     "--binding",
     type=click.Choice(["kernel", "fusepy", "refuse"]),
@@ -104,7 +116,7 @@ def _seconds(_context: click.Context, _option: click.Parameter, text: str) -> fl
 @click.option("--log", "log_file", default="", metavar="FILE", help="Where the daemon logs.")
 @click.option(
     "--stop-timeout",
-    callback=_seconds,
+    callback=seconds,
     default="25s",
     show_default=True,
     metavar="TIME",
@@ -117,7 +129,7 @@ def _seconds(_context: click.Context, _option: click.Parameter, text: str) -> fl
 )
 @click.option(
     "--scrub-interval",
-    callback=_seconds,
+    callback=seconds,
     default="7d",
     show_default=True,
     metavar="TIME",
@@ -146,6 +158,7 @@ def _mount_options(directory: str, mountpoint: str | None, given: dict[str, Any]
         validate=given["validate"] == "overwrite",
         in_place=tuple(given["in_place"]),
         salvage_bytes=given["salvage_bytes"],
+        salvage_entries=given["salvage_entries"],
         share=given["share"],
     )
     return MountOptions(
@@ -212,7 +225,7 @@ run.params += [option for option in mount.params if option.name not in _NOT_OF_R
 @click.option(
     "--timeout",
     "timeout_s",
-    callback=_seconds,
+    callback=seconds,
     default="30s",
     show_default=True,
     metavar="TIME",
@@ -261,7 +274,7 @@ def resume(directory: str, state: int, only_try: bool) -> None:
 @click.option(
     "--timeout",
     "timeout_s",
-    callback=lambda context, option, text: text and _seconds(context, option, text),
+    callback=seconds,
     metavar="TIME",
     help="Wait at most this long: while it is used (default: 5s), and for commits (until done).",
 )

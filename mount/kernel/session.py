@@ -64,6 +64,7 @@ _WANTED = (
     | wire.INIT_EXT
 )
 _OPENING = frozenset({Op.OPEN, Op.CREATE, Op.MKDIR})
+_SAVING = frozenset({Op.OPEN, Op.CREATE})
 _MAKING = frozenset({Op.CREATE, Op.MKDIR, Op.SYMLINK, Op.MKNOD})
 # These may read all of a file, or wait for who does.
 _OF_WHOLE_FILES = frozenset({Op.OPEN, Op.FLUSH, Op.RELEASE, Op.FSYNC, Op.COPY_FILE_RANGE})
@@ -271,8 +272,31 @@ class Session:
             return
         caller = Caller(uid, gid, pid, unique)
         body = request[wire.IN_HEADER.size :]
-        work = self.again.work(opcode, unique, nodeid, caller, body)
+        work = self._with_room(opcode, unique, nodeid, caller, body)
+        work = work or self.again.work(opcode, unique, nodeid, caller, body)
         self._answer(unique, work, nodeid, lambda: self._flow(opcode, nodeid, caller, body))
+
+    def _with_room(
+        self, opcode: int, unique: int, nodeid: int, caller: Caller, body: memoryview
+    ) -> Callable[[], Any] | None:
+        """The work of an open that begins a save for which room must be made first. Not of who was
+        sent back to look again: that would come too late."""
+        room = self.ops.store.room
+        if opcode not in _SAVING or caller.pid in self.again.sent:
+            return None
+        if opcode == Op.CREATE:
+            expected = room.expected(names(body[wire.CREATE_IN.size :])[0])
+        else:
+            expected = self.ops.about_to_save(nodeid, wire.OPEN_IN.unpack_from(body)[0])
+        if not room.is_short_of(expected):
+            return None
+        kept = memoryview(bytes(body))  # the buffer is the next request's by then
+
+        def make_room_first() -> Any:
+            room.ahead_of(expected)
+            return self.again.work(opcode, unique, nodeid, caller, kept)()
+
+        return lambda: Slow(make_room_first)
 
     def _flow(self, opcode: int, nodeid: int, caller: Caller, body: memoryview) -> Flow:
         whole = opcode in _OF_WHOLE_FILES

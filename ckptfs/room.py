@@ -1,0 +1,333 @@
+"""Room on the disk: how much salvage and quarantine take, and what is given up before a save fails.
+
+``make_room`` is the one way: it lets go of what ``expendable.py`` says, in that order, until there
+is as much as is needed. It is asked by whoever has met ENOSPC, which then tries again, and ahead of
+that by who is about to write. A file that is let go is one line in the log.
+
+A write that the kernel carries tells ENOSPC to its program alone. So that room which is made after
+it does not hide it, ``look`` counts the moments in which the disk was found full: a version that
+was open in one may lack what found no room (``in_doubt``).
+
+Threading: no lock is held while room is made, so several may do it at once; each looks before every
+file that it lets go of. Callers may hold any lock but that of an entry in use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
+
+from ckptfs.events import say
+from ckptfs.expendable import Expendable, Item, Kind
+from ckptfs.guard import Guard
+from ckptfs.layout import Amount, held_bytes
+from ckptfs.osfs import FileSystem, Space
+from ckptfs.staged import Staged
+
+_RESERVE_BYTES = 2 << 20  # for names, records and directories; more than what counts as full
+_AHEAD_BYTES = 64 << 20  # at most, beyond what a save is expected to take
+_GROWTH_AHEAD = 4  # times as much as was written since the last look
+_SHARE_AHEAD = 20  # of the disk, at most, for what nobody knows the length of
+_SPENT_S = 5.0  # until it is looked through again, where too little could be let go
+_SETTLE_S = (0.0, 0.02, 0.1)  # a filesystem frees blocks behind the unlink
+_NAMES_REMEMBERED = 1024
+_IN_DOUBT = -1
+_NEVER = 0.0, 0, Amount(0, 0)
+T = TypeVar("T")
+
+
+class DiskRoom:
+    """Of one store."""
+
+    def __init__(self, guard: Guard, bounds: Amount) -> None:
+        self.expendable = Expendable(guard)
+        self.layout, self.fs, self.bounds = guard.layout, guard.fs, bounds
+        self.given_up = 0  # files, for room
+        self.fulls = 0  # moments in which the disk was found full
+        self.sees_writes = False  # all of them, so that none failed unseen
+        self._fits = Amount(-1, -1)  # how much may be put aside in all before it is bounded again
+        self._bounding = threading.Lock()
+        self._usual: dict[str, int] = {}  # lengths of saves, by the kind of their names
+        self._spent = _NEVER  # when too little could be let go, for what
+        self._here = threading.local()
+
+    # --- salvage and quarantine ------------------------------------------------------------------
+
+    def bound_if_due(self) -> None:
+        """Each time that something was put aside."""
+        if not self.layout.added_aside.fits(self._fits):
+            with contextlib.suppress(OSError):  # the next one does it
+                self.bound()
+
+    def bound(self) -> None:
+        """Let go of salvage, then of quarantine, while they are more than the bounds. Takes as long
+        as there is of it. What nothing else is left of goes last."""
+        with self._bounding:
+            before, left = self.layout.added_aside, self.layout.amount_aside()
+            if not left.fits(self.bounds):
+                left = self._let_aside_go(left)
+            self._fits = before + self.bounds - left
+
+    def _let_aside_go(self, left: Amount) -> Amount:
+        """Returns how much is left."""
+        judged, last = self.expendable.judged(), list[Item]()
+        limit = f"more than {self.bounds.size_bytes} bytes or {self.bounds.count} files"
+
+        def let_go(item: Item) -> Amount:
+            if left.fits(self.bounds) or not self.let_go(item, limit):
+                return left
+            return left - Amount(1, item.size_bytes)
+
+        for item in self.expendable.of(Kind.SALVAGE):
+            left = let_go(item)
+        for item in () if left.fits(self.bounds) else self.expendable.of(Kind.QUARANTINE):
+            if left.fits(self.bounds):
+                break
+            if judged.may_go(item):
+                left = let_go(item)
+            else:
+                last.append(item)
+        for item in last:
+            left = let_go(item)
+        return left
+
+    # --- room for what is written ----------------------------------------------------------------
+
+    def look(self) -> Space:
+        """What is left now. A full disk is noted: a write may have found it so."""
+        space = self.fs.space(self.layout.root)
+        if space.is_full:
+            self.fulls += 1
+        return space
+
+    def make_room(self, needed_bytes: int = 0) -> bool:
+        """Give up what is expendable until ``needed_bytes`` can be written, and a little more.
+        Whether they can. Raises OSError where the disk does not say what is left."""
+        if self._holds(self.look(), needed_bytes):
+            return True
+        if getattr(self._here, "busy", False) or self._is_spent(needed_bytes):
+            return False
+        self._here.busy = True
+        try:
+            return self._give_up(needed_bytes)
+        finally:
+            self._here.busy = False
+
+    def _holds(self, space: Space, needed_bytes: int) -> bool:
+        return space.holds(needed_bytes + _RESERVE_BYTES)
+
+    def _is_spent(self, needed_bytes: int) -> bool:
+        since, needed, added = self._spent
+        lately = since and time.monotonic() < since + _SPENT_S
+        return bool(lately) and needed_bytes >= needed and added == self.layout.added_aside
+
+    def _give_up(self, needed_bytes: int) -> bool:
+        judged, freed_bytes = self.expendable.judged(), 0
+        start = self.look()
+        for item in self._candidates(needed_bytes):
+            if not (judged.may_go(item) and self.let_go(item, "for room on the disk")):
+                continue
+            freed_bytes += item.freed_bytes
+            promised = start._replace(free_bytes=start.free_bytes + freed_bytes, has_inodes=True)
+            if self._holds(promised, needed_bytes):
+                if self._settled(needed_bytes):
+                    return True
+                start, freed_bytes = self.look(), 0
+        if self._settled(needed_bytes):
+            return True
+        self._spent = time.monotonic(), needed_bytes, self.layout.added_aside
+        return False
+
+    def _candidates(self, needed_bytes: int) -> Iterator[Item]:
+        """No earlier version goes for nothing."""
+        for kind in Kind:
+            items = self.expendable.of(kind)
+            if kind is Kind.HISTORY:
+                space = self.look()
+                most = space.free_bytes + sum(item.size_bytes for item in items)
+                if space.has_inodes and not self._holds(
+                    space._replace(free_bytes=most), needed_bytes
+                ):
+                    return
+            yield from items
+
+    def _settled(self, needed_bytes: int) -> bool:
+        """Whether there is room, once the disk knows what was let go of. Less than its length is
+        freed where others share the blocks, or have it open."""
+        for wait_s in _SETTLE_S:
+            time.sleep(wait_s)
+            if self._holds(self.look(), needed_bytes):
+                return True
+            self.fs.sync_all(self.layout.root)  # btrfs frees when its transaction ends
+        return False
+
+    def let_go(self, item: Item, why: str) -> bool:
+        with contextlib.suppress(OSError):
+            self.look()
+        gone = self.expendable.let_go(item)
+        if gone:
+            self.given_up += 1
+            what = item.told if item.kind is Kind.HISTORY else f"{item.kind.value} {item.name}"
+            told = f"{what} is let go: {why}; {item.size_bytes} bytes"
+            say(logging.WARNING, item.path or "?", told)
+        return gone
+
+    def clean(self, item: Item) -> bool:
+        """Let go of it because somebody asks for it, who has looked at what it is; of an earlier
+        version only while a newer good one is left. Whether it is gone by that."""
+        if item.kind is Kind.HISTORY and not self.expendable.judged().may_go(item):
+            return False
+        return self.let_go(self.expendable.found(item), "asked for")
+
+    def retried(self, work: Callable[[], T], needed_bytes: int = 0) -> T:
+        """Do ``work``, which may be begun anew; where it finds no room, again once there is."""
+        while True:
+            before = self.given_up
+            try:
+                return work()
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not self.found(needed_bytes, before):
+                    raise
+
+    def found(self, needed_bytes: int, before: int) -> bool:
+        """After ENOSPC of what began when ``given_up`` was ``before``: whether there was too little
+        room, and is enough now. There may be enough, and none for what was asked: in the xattrs of
+        an inode."""
+        with contextlib.suppress(OSError):
+            lacked = self.given_up != before or not self._holds(self.look(), needed_bytes)
+            return lacked and self.make_room(needed_bytes)
+        return False
+
+    # --- ahead of it -----------------------------------------------------------------------------
+
+    def expected(self, path: str, stands_bytes: int = 0) -> int:
+        """How much a save at the path will take, by what stands there or was saved last under a
+        name of its kind; 0 where nothing tells."""
+        return stands_bytes or self._usual.get(_kind_of(path), 0)
+
+    def saved(self, path: str, size_bytes: int) -> None:
+        self._spent = _NEVER
+        if len(self._usual) >= _NAMES_REMEMBERED:
+            self._usual.clear()
+        self._usual[_kind_of(path)] = size_bytes
+
+    def is_short_of(self, expected_bytes: int) -> bool:
+        """Whether room should be made before that much is written."""
+        if not expected_bytes or self._is_spent(self._with_margin(expected_bytes)):
+            return False
+        with contextlib.suppress(OSError):
+            return not self._holds(self.look(), self._with_margin(expected_bytes))
+        return False
+
+    def _with_margin(self, expected_bytes: int) -> int:
+        return expected_bytes + min(expected_bytes // 16, _AHEAD_BYTES)
+
+    def ahead_of(self, expected_bytes: int) -> None:
+        """Make room for what is going to be written, if it is to be had."""
+        if self.is_short_of(expected_bytes):
+            with contextlib.suppress(OSError):
+                self.make_room(self._with_margin(expected_bytes))
+
+    def still_to_come(self, staged: Staged, size_bytes: int, grown_bytes: int) -> int:
+        """Of a version of this size that has grown since the last look."""
+        if grown_bytes <= 0:
+            return 0
+        missing = staged.expected_bytes - size_bytes
+        if missing > 0:
+            return missing
+        with contextlib.suppress(OSError):
+            total_bytes = self.fs.space(self.layout.root).total_bytes
+            return min(_GROWTH_AHEAD * grown_bytes, total_bytes // _SHARE_AHEAD)
+        return 0
+
+    # --- what found no room ----------------------------------------------------------------------
+
+    def begins(self, staged: Staged, stands_bytes: int) -> None:
+        staged.fulls = self.fulls
+        with contextlib.suppress(OSError):
+            if self.look().is_full and not self.sees_writes:
+                self.doubt(staged)
+        staged.expected_bytes = self.expected(staged.path, stands_bytes)
+
+    def doubt(self, staged: Staged) -> None:
+        """A write to it has failed for lack of room, or may have."""
+        staged.fulls = _IN_DOUBT
+
+    def in_doubt(self, staged: Staged) -> bool:
+        """Whether it may lack what found no room."""
+        missed = self.is_unseen(staged) and staged.fulls != self.fulls
+        return staged.fulls == _IN_DOUBT or missed
+
+    def is_unseen(self, staged: Staged) -> bool:
+        """Whether writes to it pass the store, so that it hears of none that fails."""
+        return not self.sees_writes and staged.base is None
+
+    def failed(self, staged: Staged) -> None:
+        """A save has failed for lack of room, and its bytes are gone: the next of its kind is to
+        find some. They come back once everybody has closed it."""
+        with contextlib.suppress(OSError):
+            size = self.fs.stat(staged.fd).st_size
+            expected = max(size, staged.expected_bytes)
+            self.saved(staged.path, expected)
+            self.make_room(self._with_margin(expected) - size)
+
+
+def _kind_of(path: str) -> str:
+    """The name, whatever its numbers: ``step-000100.pt`` and ``step-000200.pt`` are of a kind."""
+    return re.sub(r"\d+", "0", path.rpartition("/")[2])
+
+
+# --- calls that are made again --------------------------------------------------------------------
+
+_METHODS = tuple(name for name in vars(FileSystem) if not name.startswith("_"))
+_TAKING = ("open", "write", "clone", "copy", "rename", "exchange", "link", "mkdir", "setxattr")
+
+
+class _Patient:
+    """The filesystem below, whose calls are made again where they found no room and it was made.
+    An fsync is not: its failure is final."""
+
+    def __init__(self, below: FileSystem) -> None:
+        self._below = below
+        self.room: DiskRoom | None = None
+        for name in _METHODS:
+            call = getattr(below, name)
+            setattr(self, name, self._patient(name, call) if name in _TAKING else call)
+
+    def _patient(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def patient(*arguments: Any, **named: Any) -> Any:
+            while True:
+                before = self.room.given_up if self.room is not None else 0
+                try:
+                    return call(*arguments, **named)
+                except OSError as error:
+                    if error.errno != errno.ENOSPC or self.room is None:
+                        raise
+                    if not self.room.found(self._needed(name, arguments), before):
+                        raise
+
+        return patient
+
+    def _needed(self, name: str, arguments: tuple[Any, ...]) -> int:
+        if name == "write":
+            return len(arguments[1])
+        if name == "copy":
+            _, target, start, end = arguments
+            return max(0, int(end) - int(start) - held_bytes(self._below.stat(target)))
+        return 0
+
+
+def patient(fs: FileSystem) -> tuple[FileSystem, Callable[[DiskRoom], None]]:
+    """The filesystem that makes calls again, and what gives it the room to do so."""
+    made = _Patient(fs)
+
+    def give(room: DiskRoom) -> None:
+        made.room = room
+
+    return cast(FileSystem, made), give

@@ -1,0 +1,158 @@
+"""C2 on a disk that is nearly full, through a mount: a save gets the room that salvage and earlier
+versions took, and what found none is not published behind its writer's back."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import mounts
+import pytest
+from test_mount_disk_trouble import Disk, disk_of, serving, verified
+
+MIB = 1 << 20
+SAVE = 24 * MIB
+MODES = [
+    (),
+    ("--no-passthrough",),
+    ("--mode", "atomic_nodirsync"),
+]
+
+
+@pytest.fixture(params=["ext4", "xfs", "btrfs"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
+    with disk_of(request.param, tmp_path) as disk:
+        yield disk
+
+
+@pytest.fixture
+def ext4(tmp_path: Path) -> Iterator[Disk]:
+    with disk_of("ext4", tmp_path) as disk:
+        yield disk
+
+
+def leave(disk: Disk, free_bytes: int) -> None:
+    """Take all but that much of the disk away, as far as it can be told."""
+    with open(disk.path / "ballast", "ab") as file, contextlib.suppress(OSError):
+        while (much := _free(disk) - free_bytes) > 0:
+            size = os.fstat(file.fileno()).st_size
+            os.posix_fallocate(file.fileno(), size, min(much, 8 * MIB))
+            os.sync()
+
+
+def _free(disk: Disk) -> int:
+    status = os.statvfs(disk.path)
+    return status.f_bavail * status.f_frsize
+
+
+def save(path: Path, number: int, size: int = SAVE) -> int:
+    """The errno it ends with, or 0."""
+    code = """
+import os, sys
+path, number, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+found = 0
+try:
+    with open(path, "wb", buffering=0) as file:
+        rest = memoryview(bytes([number]) * size)
+        while rest:
+            rest = rest[file.write(rest):]
+except OSError as error:
+    found = error.errno
+print(found)
+"""
+    return int(mounts.python(code, path, number, size))
+
+
+def killed_save(path: Path, size: int) -> None:
+    """Its bytes go to salvage."""
+    code = """
+import os, sys
+with open(sys.argv[1], "wb", buffering=0) as file:
+    file.write(bytes(int(sys.argv[2])))
+    os.kill(os.getpid(), 9)
+"""
+    with pytest.raises(AssertionError):
+        mounts.python(code, path, size)
+
+
+def salvaged(served: mounts.Served) -> int:
+    return len(mounts.ckptfs("salvage", served.path, "--json").stdout.splitlines())
+
+
+@pytest.mark.parametrize("options", MODES, ids=" ".join)
+def test_saves_go_on_where_two_versions_fit_and_three_do_not(
+    options: tuple[str, ...], ext4: Disk
+) -> None:
+    leave(ext4, int(2.5 * SAVE))
+    with serving(ext4, *options) as served:
+        for number in range(1, 6):
+            assert save(served.path / "a.pt", number) == 0
+            assert (served.path / "a.pt").read_bytes()[-1] == number
+        verified(served.path)
+        assert "history/" in served.log_text() and "for room on the disk" in served.log_text()
+
+
+def test_salvage_that_fills_the_disk_goes_before_a_save_fails(disk: Disk) -> None:
+    with serving(disk) as served:
+        assert save(served.path / "a.pt", 1) == 0
+        for number in range(4):
+            killed_save(served.path / f"killed-{number}.pt", SAVE // 2)
+        served.wait_until(lambda: salvaged(served) == 4)
+        leave(disk, SAVE // 4)
+        assert save(served.path / "a.pt", 2) == 0
+        assert (served.path / "a.pt").read_bytes()[-1] == 2
+        assert salvaged(served) < 4
+        verified(served.path)
+
+
+@pytest.mark.parametrize("options", MODES, ids=" ".join)
+def test_who_gets_enospc_once_and_goes_on_is_saved_the_next_time(
+    options: tuple[str, ...], ext4: Disk
+) -> None:
+    """Nothing told ahead how long it would be, and it wrote faster than room was made."""
+    with serving(ext4, *options) as served:
+        for number in range(6):
+            killed_save(served.path / f"killed-{number}.bin", SAVE // 4)
+        served.wait_until(lambda: salvaged(served) == 6)
+        leave(ext4, SAVE // 4)
+        found = [save(served.path / "new-1.bin", 3), save(served.path / "new-2.bin", 4)]
+        assert found[0] in (0, errno.ENOSPC)
+        assert found[1] == (0 if found[0] else errno.ENOSPC) or not any(found)
+        if found[0]:
+            assert not (served.path / "new-1.bin").exists()
+            assert (served.path / "new-2.bin").stat().st_size == SAVE
+
+
+def test_what_found_no_room_is_not_published_once_there_is_some(ext4: Disk) -> None:
+    """The kernel told its program alone. By the time of the close others had made room."""
+    with serving(ext4) as served:
+        path = served.path / "a.bin"
+        assert save(path, 1, MIB) == 0
+        leave(ext4, 3 * MIB)
+        fd = os.open(path, os.O_WRONLY | os.O_TRUNC)
+        with pytest.raises(OSError):
+            for _ in range(64):
+                os.write(fd, b"\2" * MIB)
+        served.wait_until(lambda: _free(ext4) < MIB)
+        assert save(served.path / "other.bin", 3, 64) == errno.ENOSPC  # who looks finds it full
+        (ext4.path / "ballast").unlink()
+        os.sync()
+        with pytest.raises(OSError) as told:
+            os.close(fd)
+        assert told.value.errno == errno.ENOSPC
+        assert path.read_bytes() == b"\1" * MIB
+        assert save(path, 4) == 0
+
+
+def test_relayed_writes_find_room_while_they_are_written(ext4: Disk) -> None:
+    with serving(ext4, "--no-passthrough") as served:
+        for number in range(4):
+            killed_save(served.path / f"killed-{number}.pt", SAVE // 2)
+        served.wait_until(lambda: salvaged(served) == 4)
+        leave(ext4, 0)  # so that the first write finds none
+        assert save(served.path / "new.bin", 7, SAVE) == 0
+        assert (served.path / "new.bin").read_bytes() == b"\7" * SAVE
+        verified(served.path)
