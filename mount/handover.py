@@ -41,7 +41,7 @@ from ckptfs.osfs import FileSystem, OsFs
 from ckptfs.staged import Base
 
 # One more whenever a class that is written here changes its fields: tests/test_restart.py has them.
-FORMAT = 3
+FORMAT = 4
 _BATCH = 1000
 _FIXED = range(ROOT_ID, HISTORY_ID + 1)
 _RLOCK = type(threading.RLock())

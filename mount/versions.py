@@ -900,7 +900,7 @@ class Versions:
             self._by_folder = carried["by folder"]
             self._sealed = carried["sealed"]
             self.lingering = carried["lingering"]
-            self.store.room.fulls = carried.get("fulls", 0)
+            self.store.room.fulls = carried["fulls"]
         self.pause()
         self.go_on()
 
