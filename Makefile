@@ -8,7 +8,7 @@ MOUNT_TESTS := $(wildcard tests/test_mount*.py) tests/test_lifecycle.py \
     tests/test_killed_writers.py tests/test_bad_input.py
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: demo test test-frameworks lint types pytest portable packages bench site clean
+.PHONY: demo test test-frameworks lint types pytest portable packages bench site walk clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/ckptfs demo
@@ -45,6 +45,10 @@ bench: $(VENV)/dev.installed
 
 site: $(VENV)/dev.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# README, line by line as printed, on a fresh machine; installs torch there.
+walk: $(VENV)/dev.installed
+	$(BIN)/pytest -m walk tests/test_readme.py
 
 packages:
 	@sh .ci/packages
