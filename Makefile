@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # Tests start thousands of programs: what each compiles anew is a third of the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-frameworks lint types pytest portable packages bench site clean
+.PHONY: demo test test-frameworks lint types pytest portable packages bench site walk clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/ckptfs demo
@@ -48,6 +48,10 @@ bench: $(VENV)/dev.installed
 
 site: $(VENV)/dev.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# README, line by line as printed, on a fresh machine; installs torch there.
+walk: $(VENV)/dev.installed
+	$(BIN)/pytest -m walk tests/test_readme.py
 
 packages:
 	@sh .ci/packages

@@ -74,7 +74,8 @@ def _rights() -> Check:
     if shutil.which("fusermount3"):
         advice = "passthrough needs root; data is relayed"
         return Check("warn", "rights", "fusermount3: mounts", advice)
-    return Check("FAIL", "rights", "neither root nor fusermount3", "install the package fuse3")
+    advice = "`ckptfs run DIR COMMAND` needs neither; for `ckptfs mount` install the package fuse3"
+    return Check("FAIL", "rights", "neither root nor fusermount3", advice)
 
 
 def _served(directory: str) -> Check:

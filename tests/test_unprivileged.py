@@ -124,6 +124,8 @@ def test_without_fusermount3_the_message_names_run(lab: Lab) -> None:
     done = lab.run(ALICE, "env", path, lab.python, "-m", "ckptfs", "mount", own)
     assert done.returncode == 8
     assert "fuse3" in done.stderr and "ckptfs run" in done.stderr and done.stderr.count("\n") == 1
+    done = lab.run(ALICE, "env", path, lab.python, "-m", "ckptfs", "doctor", own)
+    assert done.returncode == 8 and "`ckptfs run DIR COMMAND` needs neither" in done.stdout, done
 
 
 def test_allow_other_where_the_machine_forbids_it(lab: Lab) -> None:
