@@ -19,7 +19,7 @@ import os
 import resource
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ckptfs import osfs
@@ -203,6 +203,14 @@ class Room:
     def for_users(self) -> bool:
         """Whether a user may open something."""
         return self.is_left(self.reserve)
+
+    def for_one_more(self, uid: int, held: Callable[[], int]) -> bool:
+        """Whether this user may, who has ``held`` open: as many as he leaves to the others. Root
+        and the daemon's own user may have them all."""
+        left = self.total - self.reserve - _in_use()
+        if uid in (0, os.geteuid()) or left > self.total // 2:
+            return left > 0
+        return left > held()
 
     def is_short(self) -> bool:
         """Whether users are about to be refused, or are."""

@@ -46,7 +46,7 @@ class Files(Relay):
             return self._open_virtual(node, flags, caller)
         if not isinstance(node, File) or node.parent is None:
             raise OSError(errno.EISDIR if isinstance(node, Directory) else errno.ENXIO, "no file")
-        if not self.room.for_users():
+        if not self._has_room_for(caller):
             return Slow(lambda: self._refuse(node, caller))
         writing = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
         if not writing:
@@ -55,6 +55,14 @@ class Files(Relay):
         if self.in_place(node.parent, node.name) and not own:
             return Slow(lambda: self._open_in_place(node, flags))
         return self._open_for_writing(node, node.parent, flags, caller)
+
+    def _has_room_for(self, caller: Caller) -> bool:
+        def held() -> int:
+            return sum(
+                each.user == caller.uid and each.fd >= 0 for each in [*self.handles.values()]
+            )
+
+        return self.room.for_one_more(caller.uid, held)
 
     def _refuse(self, node: File, caller: Caller) -> NoReturn:
         """No descriptor is left for it."""
@@ -378,7 +386,7 @@ class Files(Relay):
 
     def create(self, parent_id: int, name: str, flags: int, new: New) -> tuple[Entry, Handle]:
         parent = self._writable_parent(parent_id, name)
-        if not self.room.for_users():
+        if not self._has_room_for(new.caller):
             raise no_room()
         with self.lock:
             taken = exists(parent.fd, name) or bool(self.versions.at(parent, name))

@@ -253,6 +253,23 @@ def test_who_opens_too_many_files_stops_nobody(served: Served, name: str, mode: 
     assert served.ckptfs("status", "--check", served.path).returncode == 0
 
 
+@pytest.mark.parametrize("mode", ["w", "r"])
+def test_one_user_leaves_as_many_to_the_others_as_he_takes(served: Served, mode: str) -> None:
+    served.path.chmod(0o777)
+    with actors(served.path, 2) as (hostile, trainer):
+        hostile.do("open('old.pt', 'w').write('old')")
+        for user, uid in ((hostile, 60001), (trainer, 60002)):
+            user.do(f"os.setgroups([]); os.setgid({uid}); os.setuid({uid})")
+        _take_all(hostile, "new%d.pt" if mode == "w" else "old.pt%.0s", mode)
+        trainer.do("held = [open(f'own{i}.pt', 'w') for i in range(5)]")
+        trainer.do("[each.write('new') for each in held]; [each.close() for each in held]")
+        assert trainer.value("[open(f'own{i}.pt').read() for i in range(5)]") == ["new"] * 5
+        with pytest.raises(Failed):
+            hostile.do("open('one more', 'w')")
+        hostile.do("[file.close() for file in taken]")
+        hostile.do("open('one more', 'w').close()")
+
+
 # --- the long run --------------------------------------------------------------------------------
 
 
