@@ -285,7 +285,7 @@ def test_a_million_names(disk_dir: Path) -> None:
         mounts.shell("ls -R . > /dev/null", disk_dir, limit_s=3000)
         again_s = time.monotonic() - again
         descriptors = len(os.listdir(f"/proc/{pid}/fd"))
-        (disk_dir / "group1/run1/model.pt").write_text("new")
+        (disk_dir / "group1/run200/model.pt").write_text("new")
         assert served.ckptfs("status", "--check", disk_dir).returncode == 0
         Path("/proc/sys/vm/drop_caches").write_text("2")
         time.sleep(3)
