@@ -172,12 +172,16 @@ class Committer(Names):
         return self.judge(staged.path, size, read).verdict is Verdict.SOUND
 
     def is_whole(self, staged: Staged) -> bool:
-        """Whether its structure tells so, and no checksum that its format carries tells otherwise.
-        Reads all of it, where there are any."""
+        """Whether no write to it can be missing: by checksums that its format carries, else by its
+        structure where it was begun empty, for a lost write leaves a hole then. Reads all of it,
+        where there are checksums."""
         size, read = self._content(staged)
         if self.judge(staged.path, size, read).verdict is not Verdict.SOUND:
             return False
-        return structure.prove(size, read).proof is not Proof.FAILS
+        proof = structure.prove(size, read).proof
+        begun_empty = staged.base is None and staged.as_opened[0] == 0
+        full = begun_empty and (size == 0 or self.fs.next_hole(staged.fd, 0) >= size)
+        return proof is Proof.HOLDS or (proof is Proof.NONE and full)
 
     def _content(self, staged: Staged) -> tuple[int, Read]:
         size = self.fs.stat(staged.fd).st_size

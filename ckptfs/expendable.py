@@ -7,17 +7,20 @@
 
 The oldest goes first in each. What is left for a person to decide: quarantine of a path that has no
 good version, since nothing else is left of it. Good means proven: a record, and the bytes were read
-and are what it says.
+from the disk, past the page cache, and are what it says. That something was good once, when it was
+committed or last opened, does not do: it may have rotted since.
 
-Invariant: whatever is let go, at any instant, every path keeps a good version that it had. Nothing
-need be durable for that: what stays is not touched. Thread-safe; no lock but that of the lineages
-is taken, for the single unlink.
+Invariant: whatever is let go, at any instant, every path keeps a good version that it had. So what
+proves that is looked at ahead of each unlink, and read again where it has changed. Nothing need be
+durable for that: what stays is not touched. Thread-safe; no lock but that of the lineages is taken,
+for the single unlink.
 """
 
 from __future__ import annotations
 
 import contextlib
 import enum
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +30,7 @@ from ckptfs import history, osfs
 from ckptfs.errors import RecordDamaged
 from ckptfs.format import Record
 from ckptfs.guard import Guard
-from ckptfs.verify import Condition, examine
+from ckptfs.verify import Condition, Stamp, examine, stamp
 
 _ANY = 1 << 63  # above all generations
 _BROKEN = "broken"
@@ -54,6 +57,7 @@ class Item:
     time_ns: int
     reason: str = ""
     newest: bool = False  # generation of its file
+    uid: int = -1  # its owner
 
     @property
     def told(self) -> str:
@@ -71,28 +75,28 @@ def item_of(kind: Kind, story: dict[str, object]) -> Item:
         size,
         int(str(story["time_ns"])),
         str(story["reason"]),
+        uid=int(str(story["uid"])),
     )
 
 
 class Judged:
-    """What was found good, while one look lasts: to prove it takes reading."""
+    """What was found good, while one look lasts: to prove it takes reading. No more is read than
+    the budget; what it does not suffice for is not proven."""
 
-    def __init__(self, guard: Guard) -> None:
-        self.guard, self.layout, self.fs = guard, guard.layout, guard.fs
+    def __init__(self, guard: Guard, budget_bytes: float) -> None:
+        self.layout, self.fs = guard.layout, guard.fs
         self.lineages = guard.committer.lineages
-        self._floors: dict[str, int] = {}
-        self._paths: dict[str | None, bool] = {None: False}
+        self._left_bytes = budget_bytes
+        self._proven: dict[tuple[Stamp, Record], bool] = {}
 
     def may_go(self, item: Item) -> bool:
         """Whether a good version is left without it. May read what stands at its path."""
         if item.kind is Kind.SALVAGE:
             return True
         if item.kind is Kind.QUARANTINE:
-            return self._has_good(item.path)
+            return item.path is not None and self._has_good(item.path)
         lineage, number = _generation(item.name)
-        if lineage not in self._floors:
-            self._floors[lineage] = self._floor(lineage)
-        return number < self._floors[lineage]
+        return number < self._floor(lineage)
 
     def _floor(self, lineage: str) -> int:
         """A good version stands for all generations below this number."""
@@ -108,13 +112,7 @@ class Judged:
                 return generation
         return 0
 
-    def _has_good(self, path: str | None) -> bool:
-        if path not in self._paths:
-            assert path is not None
-            self._paths[path] = self._find_good(path)
-        return self._paths[path]
-
-    def _find_good(self, path: str) -> bool:
+    def _has_good(self, path: str) -> bool:
         lineage = ""
         with (
             contextlib.suppress(OSError),
@@ -165,9 +163,14 @@ class Judged:
             return False
         if lineage and not self._belongs(at, lineage, record):
             return False
-        if self.guard.known_good(at, name):
-            return True
-        return examine(self.layout, at, name, called=path).condition is Condition.OK
+        key = stamp(status), record
+        if key not in self._proven:
+            if status.st_size > self._left_bytes:
+                return False
+            self._left_bytes -= status.st_size
+            found = examine(self.layout, at, name, called=path, direct=True)
+            self._proven[key] = found.condition is Condition.OK
+        return self._proven[key]
 
     def _belongs(self, folder: int, lineage: str, record: Record) -> bool:
         return history.holds(self.layout, folder, lineage, record)
@@ -181,8 +184,8 @@ class Expendable:
         self._in_use: set[str] = set()  # entries that are being taken back
         self._using = threading.Lock()
 
-    def judged(self) -> Judged:
-        return Judged(self.guard)
+    def judged(self, budget_bytes: float = math.inf) -> Judged:
+        return Judged(self.guard, budget_bytes)
 
     # --- what there is ---------------------------------------------------------------------------
 
@@ -221,7 +224,8 @@ class Expendable:
             freed = self.fs.exclusive_bytes(fd) if status.st_nlink == 1 else 0
         name = f"{lineage}/{generation}"
         told = f"generation {generation}"
-        return Item(Kind.HISTORY, name, path, status.st_size, freed, time_ns, told, newest)
+        size, uid = status.st_size, status.st_uid
+        return Item(Kind.HISTORY, name, path, size, freed, time_ns, told, newest, uid)
 
     def found(self, item: Item) -> Item:
         """As it is now: a request names it only."""
@@ -286,7 +290,7 @@ def parse(text: str) -> Item | None:
     """An item as it is named in a request, ``kind/name``; None for what is none."""
     kind, _, name = text.partition("/")
     lineage, _, number = name.partition("/")
-    plain = lineage and "." not in lineage  # a note, or a way out
+    plain = lineage and "." not in lineage and "\0" not in text  # a note, or a way out
     if kind not in {each.value for each in Kind} or not plain:
         return None
     if (kind == Kind.HISTORY.value) is not history.is_generation(number):

@@ -300,8 +300,8 @@ class Layout:
                 self.fs.unlink(folder, name)
 
     def set_aside(self, folder: int) -> list[dict[str, object]]:
-        """What lies in salvage or quarantine, oldest first: the notes, each with ``id``, ``size``
-        and, whatever stands in them, ``time_ns``, ``path`` and ``reason`` of their types."""
+        """What lies in salvage or quarantine, oldest first: the notes, each with ``id``, ``size``,
+        ``uid`` and, whatever stands in them, ``time_ns``, ``path``, ``reason`` of their types."""
         found: list[dict[str, object]] = []
         for name in self.fs.listdir(folder):
             if name.endswith(fmt.NOTE):
@@ -323,7 +323,7 @@ class Layout:
             story["path"] = None
         if not isinstance(story.get("reason"), str):
             story["reason"] = "no note"
-        return {**story, "id": name, "size": held_bytes(status)}
+        return {**story, "id": name, "size": held_bytes(status), "uid": status.st_uid}
 
 
 @contextlib.contextmanager

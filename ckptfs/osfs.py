@@ -94,6 +94,10 @@ class FileSystem(Protocol):
         """Where data may lie next, from ``offset`` on; the size of the file where there is no more.
         What comes before is a hole. It is ``offset`` where the filesystem does not tell."""
 
+    def next_hole(self, fd: int, offset: int) -> int:
+        """Where the next hole begins, from ``offset`` on, which is below the size of the file; that
+        size where there is none, or the filesystem does not tell."""
+
     def write(self, fd: int, data: bytes, offset: int) -> int: ...
     def truncate(self, fd: int, size: int) -> None: ...
     def clone(self, source: int, target: int) -> None:
@@ -258,6 +262,9 @@ class OsFs:
             if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
                 return offset
             raise
+
+    def next_hole(self, fd: int, offset: int) -> int:
+        return os.lseek(fd, offset, os.SEEK_HOLE)
 
     def write(self, fd: int, data: bytes, offset: int) -> int:
         return os.pwrite(fd, data, offset)

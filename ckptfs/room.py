@@ -20,7 +20,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar, cast
 
 from ckptfs.events import say
@@ -34,11 +34,13 @@ _RESERVE_BYTES = 2 << 20  # for names, records and directories; more than what c
 _AHEAD_BYTES = 64 << 20  # at most, beyond what a save is expected to take
 _GROWTH_AHEAD = 4  # times as much as was written since the last look
 _SHARE_AHEAD = 20  # of the disk, at most, for what nobody knows the length of
+_PROOF_BYTES, _PROOF_SHARE = 1 << 30, 4  # read to prove others good: so much, and times the need
 _SPENT_S = 5.0  # until it is looked through again, where too little could be let go
 _SETTLE_S = (0.0, 0.02, 0.1)  # a filesystem frees blocks behind the unlink
 _NAMES_REMEMBERED = 1024
 _IN_DOUBT = -1
-_NEVER = 0.0, 0, Amount(0, 0)
+_NOBODY = -1
+_Spent = tuple[float, int, Amount]  # monotonic, how much was needed, what had been put aside
 T = TypeVar("T")
 
 
@@ -54,7 +56,7 @@ class DiskRoom:
         self._fits = Amount(-1, -1)  # how much may be put aside in all before it is bounded again
         self._bounding = threading.Lock()
         self._usual: dict[str, int] = {}  # lengths of saves, by the kind of their names
-        self._spent = _NEVER  # when too little could be let go, for what
+        self._spent: dict[int, _Spent] = {}  # by user: when too little could be let go, for what
         self._here = threading.local()
 
     # --- salvage and quarantine ------------------------------------------------------------------
@@ -106,31 +108,49 @@ class DiskRoom:
             self.fulls += 1
         return space
 
-    def make_room(self, needed_bytes: int = 0) -> bool:
+    def make_room(self, needed_bytes: int = 0, uid: int = _NOBODY) -> bool:
         """Give up what is expendable until ``needed_bytes`` can be written, and a little more.
-        Whether they can. Raises OSError where the disk does not say what is left."""
+        Whether they can. Earlier versions and quarantine go for a save of their own user alone.
+        Raises OSError where the disk does not say what is left."""
         if self._holds(self.look(), needed_bytes):
             return True
-        if getattr(self._here, "busy", False) or self._is_spent(needed_bytes):
+        if getattr(self._here, "busy", False) or self._is_spent(needed_bytes, uid):
             return False
         self._here.busy = True
         try:
-            return self._give_up(needed_bytes)
+            return self._give_up(needed_bytes, uid)
         finally:
             self._here.busy = False
+
+    @contextlib.contextmanager
+    def saving(self, staged: Staged) -> Iterator[None]:
+        """What finds no room inside is a save of this version's owner."""
+        before = getattr(self._here, "fd", -1)
+        self._here.fd = staged.fd
+        try:
+            yield
+        finally:
+            self._here.fd = before
+
+    def _owner(self, fd: int | None = None) -> int:
+        with contextlib.suppress(OSError):
+            return self.fs.stat(getattr(self._here, "fd", -1) if fd is None else fd).st_uid
+        return _NOBODY
 
     def _holds(self, space: Space, needed_bytes: int) -> bool:
         return space.holds(needed_bytes + _RESERVE_BYTES)
 
-    def _is_spent(self, needed_bytes: int) -> bool:
-        since, needed, added = self._spent
-        lately = since and time.monotonic() < since + _SPENT_S
-        return bool(lately) and needed_bytes >= needed and added == self.layout.added_aside
+    def _is_spent(self, needed_bytes: int, uid: int) -> bool:
+        if uid not in self._spent:
+            return False
+        since, needed, added = self._spent[uid]
+        lately = time.monotonic() < since + _SPENT_S
+        return lately and needed_bytes >= needed and added == self.layout.added_aside
 
-    def _give_up(self, needed_bytes: int) -> bool:
-        judged, freed_bytes = self.expendable.judged(), 0
-        start = self.look()
-        for item in self._candidates(needed_bytes):
+    def _give_up(self, needed_bytes: int, uid: int) -> bool:
+        judged = self.expendable.judged(_PROOF_BYTES + _PROOF_SHARE * needed_bytes)
+        start, freed_bytes = self.look(), 0
+        for item in self._candidates(needed_bytes, uid):
             if not (judged.may_go(item) and self.let_go(item, "for room on the disk")):
                 continue
             freed_bytes += item.freed_bytes
@@ -141,19 +161,20 @@ class DiskRoom:
                 start, freed_bytes = self.look(), 0
         if self._settled(needed_bytes):
             return True
-        self._spent = time.monotonic(), needed_bytes, self.layout.added_aside
+        self._spent[uid] = time.monotonic(), needed_bytes, self.layout.added_aside
         return False
 
-    def _candidates(self, needed_bytes: int) -> Iterator[Item]:
-        """No earlier version goes for nothing."""
+    def _candidates(self, needed_bytes: int, uid: int) -> Iterator[Item]:
+        """No earlier version goes for nothing, and none for somebody else's save."""
         for kind in Kind:
-            items = self.expendable.of(kind)
-            if kind is Kind.HISTORY:
-                space = self.look()
-                most = space.free_bytes + sum(item.size_bytes for item in items)
-                if space.has_inodes and not self._holds(
-                    space._replace(free_bytes=most), needed_bytes
-                ):
+            items, space = self.expendable.of(kind), self.look()
+            if kind is not Kind.SALVAGE:
+                items = [item for item in items if item.uid == uid]
+            if space.has_inodes:
+                items = [item for item in items if item.freed_bytes]
+                most = space.free_bytes + sum(item.freed_bytes for item in items)
+                enough = self._holds(space._replace(free_bytes=most), needed_bytes)
+                if kind is Kind.HISTORY and not enough:
                     return
             yield from items
 
@@ -178,30 +199,35 @@ class DiskRoom:
             say(logging.WARNING, item.path or "?", told)
         return gone
 
-    def clean(self, item: Item) -> bool:
-        """Let go of it because somebody asks for it, who has looked at what it is; of an earlier
-        version only while a newer good one is left. Whether it is gone by that."""
-        if item.kind is Kind.HISTORY and not self.expendable.judged().may_go(item):
-            return False
-        return self.let_go(self.expendable.found(item), "asked for")
+    def clean(self, items: Iterable[Item]) -> list[Item]:
+        """Let go of them because somebody asks for it, who has looked at what they are; of an
+        earlier version only while a newer good one is left. Returns those that are gone by that."""
+        judged = self.expendable.judged()
+        return [
+            item
+            for item in items
+            if (item.kind is not Kind.HISTORY or judged.may_go(item))
+            and self.let_go(self.expendable.found(item), "asked for")
+        ]
 
-    def retried(self, work: Callable[[], T], needed_bytes: int = 0) -> T:
-        """Do ``work``, which may be begun anew; where it finds no room, again once there is."""
+    def retried(self, work: Callable[[], T], needed_bytes: int, fd: int) -> T:
+        """Do ``work``, which writes to ``fd`` and may be begun anew; where it finds no room, again
+        once there is."""
         while True:
             before = self.given_up
             try:
                 return work()
             except OSError as error:
-                if error.errno != errno.ENOSPC or not self.found(needed_bytes, before):
+                if error.errno != errno.ENOSPC or not self.found(needed_bytes, before, fd):
                     raise
 
-    def found(self, needed_bytes: int, before: int) -> bool:
+    def found(self, needed_bytes: int, before: int, fd: int | None = None) -> bool:
         """After ENOSPC of what began when ``given_up`` was ``before``: whether there was too little
         room, and is enough now. There may be enough, and none for what was asked: in the xattrs of
         an inode."""
         with contextlib.suppress(OSError):
             lacked = self.given_up != before or not self._holds(self.look(), needed_bytes)
-            return lacked and self.make_room(needed_bytes)
+            return lacked and self.make_room(needed_bytes, self._owner(fd))
         return False
 
     # --- ahead of it -----------------------------------------------------------------------------
@@ -212,14 +238,18 @@ class DiskRoom:
         return stands_bytes or self._usual.get(_kind_of(path), 0)
 
     def saved(self, path: str, size_bytes: int) -> None:
-        self._spent = _NEVER
+        """``size_bytes``: what it takes on the disk."""
+        self._spent.clear()
+        self._expect(path, size_bytes)
+
+    def _expect(self, path: str, size_bytes: int) -> None:
         if len(self._usual) >= _NAMES_REMEMBERED:
             self._usual.clear()
         self._usual[_kind_of(path)] = size_bytes
 
-    def is_short_of(self, expected_bytes: int) -> bool:
+    def is_short_of(self, expected_bytes: int, uid: int) -> bool:
         """Whether room should be made before that much is written."""
-        if not expected_bytes or self._is_spent(self._with_margin(expected_bytes)):
+        if not expected_bytes or self._is_spent(self._with_margin(expected_bytes), uid):
             return False
         with contextlib.suppress(OSError):
             return not self._holds(self.look(), self._with_margin(expected_bytes))
@@ -228,11 +258,17 @@ class DiskRoom:
     def _with_margin(self, expected_bytes: int) -> int:
         return expected_bytes + min(expected_bytes // 16, _AHEAD_BYTES)
 
-    def ahead_of(self, expected_bytes: int) -> None:
-        """Make room for what is going to be written, if it is to be had."""
-        if self.is_short_of(expected_bytes):
+    def ahead_of(self, expected_bytes: int, uid: int) -> None:
+        """Make room for what this user is going to write, if it is to be had."""
+        if self.is_short_of(expected_bytes, uid):
             with contextlib.suppress(OSError):
-                self.make_room(self._with_margin(expected_bytes))
+                self.make_room(self._with_margin(expected_bytes), uid)
+
+    def before_freeing(self) -> None:
+        """Blocks are about to come back that ckptfs has not given up: whoever found none by now is
+        not to look as if he had."""
+        with contextlib.suppress(OSError):
+            self.look()
 
     def still_to_come(self, staged: Staged, size_bytes: int, grown_bytes: int) -> int:
         """Of a version of this size that has grown since the last look."""
@@ -272,10 +308,11 @@ class DiskRoom:
         """A save has failed for lack of room, and its bytes are gone: the next of its kind is to
         find some. They come back once everybody has closed it."""
         with contextlib.suppress(OSError):
-            size = self.fs.stat(staged.fd).st_size
+            status = self.fs.stat(staged.fd)
+            size = held_bytes(status)
             expected = max(size, staged.expected_bytes)
-            self.saved(staged.path, expected)
-            self.make_room(self._with_margin(expected) - size)
+            self._expect(staged.path, expected)
+            self.make_room(self._with_margin(expected) - size, status.st_uid)
 
 
 def _kind_of(path: str) -> str:
@@ -286,6 +323,7 @@ def _kind_of(path: str) -> str:
 # --- calls that are made again --------------------------------------------------------------------
 
 _METHODS = tuple(name for name in vars(FileSystem) if not name.startswith("_"))
+_TARGETS = {"write": 0, "setxattr": 0, "clone": 1, "copy": 1}  # which argument is written to
 _TAKING = ("open", "write", "clone", "copy", "rename", "exchange", "link", "mkdir", "setxattr")
 
 
@@ -309,7 +347,9 @@ class _Patient:
                 except OSError as error:
                     if error.errno != errno.ENOSPC or self.room is None:
                         raise
-                    if not self.room.found(self._needed(name, arguments), before):
+                    at = _TARGETS.get(name)
+                    fd = None if at is None else arguments[at]
+                    if not self.room.found(self._needed(name, arguments), before, fd):
                         raise
 
         return patient

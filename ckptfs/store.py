@@ -25,7 +25,7 @@ from ckptfs.events import DISK_FULL, Events, say
 from ckptfs.format import Record
 from ckptfs.growth import Alone, nobody_else
 from ckptfs.guard import Guard, shows_no_more
-from ckptfs.layout import Amount, Layout
+from ckptfs.layout import Amount, Layout, held_bytes
 from ckptfs.orphans import Orphans
 from ckptfs.osfs import FileSystem, OsFs
 from ckptfs.protocol import Mode, Outside, State
@@ -232,7 +232,9 @@ class Store:
         staged = self.committer.stage(path)
         try:
             stands = self._standing(at, name) if exists else None
-            self.room.begins(staged, stands.size if stands and truncate else 0)
+            self.room.begins(
+                staged, held_bytes(self.fs.lstat(at, name)) if stands and truncate else 0
+            )
             if exists:
                 staged.stood = stands
                 self.committer.inherit(staged, at, name)
@@ -283,14 +285,16 @@ class Store:
             raise Superseded(f"{staged.path}: {reason}")
         begun_s = time.monotonic()
         try:
-            record = self.committer.commit(staged, at, name, alone)
+            with self.room.saving(staged):
+                record = self.committer.commit(staged, at, name, alone)
         except BaseException as error:
             self._events.not_committed(staged.path, error)
             if getattr(error, "errno", None) == errno.ENOSPC:
                 self.room.failed(staged)
             raise
         self.tally.committed(record.size_bytes, time.monotonic() - begun_s)
-        self.room.saved(staged.path, record.size_bytes)
+        with contextlib.suppress(OSError):
+            self.room.saved(staged.path, held_bytes(self.fs.stat(staged.fd)))
         with contextlib.suppress(OSError):  # it is committed; the next open verifies it then
             self.guard.remember(staged.fd)
         self.note("committed", staged.path)

@@ -29,6 +29,7 @@ class _Behind:
     done_bytes: int = 0
     size_bytes: int = 0  # at the last look
     to_come_bytes: int = 0  # of what is being written
+    uid: int = -1  # its owner
     due_s: float | None = None  # monotonic; None while there is nothing to hand over
 
 
@@ -68,8 +69,10 @@ class Writeback:
             busy = [self._step(txid) for txid in list(self._behind)]
             if self._room is not None:
                 with self._guard:
-                    to_come = sum(behind.to_come_bytes for behind in self._behind.values())
-                self._room.ahead_of(to_come)
+                    growing = [each for each in self._behind.values() if each.to_come_bytes]
+                to_come = sum(behind.to_come_bytes for behind in growing)
+                for uid in {behind.uid for behind in growing}:
+                    self._room.ahead_of(to_come, uid)
             self._stopping.wait(_BUSY_INTERVAL_S if any(busy) else _IDLE_INTERVAL_S)
 
     def _note_growth(self, behind: _Behind, size: int) -> None:
@@ -87,7 +90,8 @@ class Writeback:
             try:
                 # Not the tail: a writer that appends to a page under writeback waits for it, and
                 # with it for all that was handed to the disk before (stable pages).
-                size = self.fs.stat(staged.fd).st_size
+                status = self.fs.stat(staged.fd)
+                size, behind.uid = status.st_size, status.st_uid
                 self._note_growth(behind, size)
                 end = size - _STEP_BYTES
                 end -= end % _STEP_BYTES

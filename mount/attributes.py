@@ -110,6 +110,7 @@ class Attributes(Files):
         if not isinstance(node, File) or node.parent is None:
             raise IsADirectoryError(errno.EISDIR, "is a directory")
         assert change.size is not None
+        self.store.room.before_freeing()
         version = node.version
         if handle is not None:
             self.cut(handle, change.size)

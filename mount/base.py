@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from ckptfs import format as fmt
 from ckptfs import osfs
+from ckptfs.layout import held_bytes
 from ckptfs.mount import acl, listing
 from ckptfs.mount.control import Control
 from ckptfs.mount.descriptors import Room
@@ -257,7 +258,8 @@ class Base:
             return 0
         with contextlib.suppress(OSError):
             node = self.nodes.get(nodeid)
-            return self.store.room.expected(node.name, self.size_of(nodeid))
+            held = held_bytes(self.getattr(nodeid, None))
+            return self.store.room.expected(node.name, held)
         return 0
 
     def size_of(self, nodeid: int) -> int:

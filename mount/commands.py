@@ -169,8 +169,7 @@ def _perform_on_control(ops: Attributes, key: str, value: bytes) -> None:
         items = [expendable.parse(line) for line in os.fsdecode(value).splitlines()]
         if None in items:
             raise OSError(errno.EINVAL, "not an item")
-        for item in filter(None, items):
-            store.room.clean(item)
+        store.room.clean(filter(None, items))
         return
     what, _, name = value.partition(b" ")
     path = os.fsdecode(name)

@@ -441,6 +441,7 @@ class Files(Relay):
         return None if work is None else Slow(work)
 
     def release(self, handle_id: int) -> Slow[None] | None:
+        self.store.room.before_freeing()
         with self.lock:
             handle = self.handles.pop(handle_id)
             if isinstance(handle.node, File | Virtual):

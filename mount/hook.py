@@ -1,7 +1,7 @@
 """``--on-event COMMAND``: run when something happened that somebody must look at.
 
 One at a time, in a thread of its own; what comes meanwhile waits in a bounded queue. The daemon
-waits for no command: one that takes too long is killed, with all that it has started. Nothing of
+waits for no command: one that takes too long is killed, with its process group. Nothing of
 what users choose, such as the name of a file, is in the command: it has that in its environment.
 """
 

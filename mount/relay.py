@@ -73,6 +73,7 @@ class Relay(Base):
         handle = self.handle(handle_id)
 
         def allocate() -> None:
+            self.store.room.before_freeing()  # it may punch a hole
             osfs.allocate(handle.fd, mode, offset, length)
 
         return Slow(lambda: self._changing_bytes(handle, offset, allocate, length))
@@ -99,10 +100,10 @@ class Relay(Base):
         staged = handle.version.staged if handle.version is not None else None
         try:
             if handle.base is None or staged is None:
-                return self.store.room.retried(change, size)
+                return self.store.room.retried(change, size, handle.fd)
             with staged.lock:
                 self.store.committer.growth.change(staged, offset)
-                return self.store.room.retried(change, size)
+                return self.store.room.retried(change, size, handle.fd)
         except OSError as error:
             if error.errno == errno.ENOSPC and staged is not None:
                 self.store.room.doubt(staged)

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import mounts
 import pytest
@@ -145,6 +147,74 @@ def test_what_found_no_room_is_not_published_once_there_is_some(ext4: Disk) -> N
         assert told.value.errno == errno.ENOSPC
         assert path.read_bytes() == b"\1" * MIB
         assert save(path, 4) == 0
+
+
+def _truncated(path: Path) -> None:
+    os.truncate(path / "big.log", 0)
+
+
+def _punched(path: Path) -> None:
+    mounts.shell(f"fallocate --punch-hole --offset 0 --length {SAVE} big.log", path)
+
+
+def _last_reader(path: Path) -> None:
+    reading.pop().close()
+
+
+reading: list[IO[bytes]] = []
+
+
+@pytest.mark.parametrize("frees", [_truncated, _punched, _last_reader], ids=lambda f: f.__name__)
+def test_what_found_no_room_is_not_published_once_a_program_has_made_some(
+    ext4: Disk, frees: Callable[[Path], None]
+) -> None:
+    with serving(ext4) as served:
+        path = served.path / "a.bin"
+        assert save(path, 1, MIB) == 0
+        (served.path / "big.log").write_bytes(b"\3" * SAVE)
+        if frees is _last_reader:
+            reading.append((served.path / "big.log").open("rb"))
+            (served.path / "big.log").unlink()
+        leave(ext4, 3 * MIB)
+        fd = os.open(path, os.O_WRONLY | os.O_TRUNC)
+        with pytest.raises(OSError):
+            for _ in range(64):
+                os.write(fd, b"\2" * MIB)
+        frees(served.path)
+        os.sync()
+        with pytest.raises(OSError) as told:
+            os.close(fd)
+        assert told.value.errno == errno.ENOSPC
+        assert path.read_bytes() == b"\1" * MIB
+
+
+def test_a_length_does_not_prove_that_nothing_is_missing(ext4: Disk) -> None:
+    """A write in the middle found no room; those behind it did, once there was some."""
+    numpy = pytest.importorskip("numpy")
+    with serving(ext4) as served:
+        path = served.path / "w.npy"
+        numpy.save(path, numpy.ones(MIB, numpy.uint8))
+        head = numpy.lib.format.header_data_from_array_1_0(numpy.ones(64 * MIB, numpy.uint8))
+        (served.path / "big.log").write_bytes(b"\3" * SAVE)
+        leave(ext4, 3 * MIB)
+        with io.BytesIO() as header:
+            numpy.lib.format.write_array_header_1_0(header, head)
+            start, lost = header.tell(), 0
+            fd = os.open(path, os.O_WRONLY | os.O_TRUNC)
+            os.write(fd, header.getvalue())
+        for number in range(64):
+            try:
+                os.pwrite(fd, b"\2" * MIB, start + number * MIB)
+            except OSError:
+                lost += 1
+                (served.path / "big.log").unlink(missing_ok=True)
+                os.truncate(ext4.path / "ballast", 0)
+                os.sync()
+        assert lost and os.fstat(fd).st_size == start + 64 * MIB
+        with pytest.raises(OSError) as told:
+            os.close(fd)
+        assert told.value.errno == errno.ENOSPC
+        assert numpy.load(path).size == MIB
 
 
 def test_relayed_writes_find_room_while_they_are_written(ext4: Disk) -> None:

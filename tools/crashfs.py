@@ -377,6 +377,9 @@ class CrashFs:
     def next_data(self, fd: int, offset: int) -> int:
         return offset
 
+    def next_hole(self, fd: int, offset: int) -> int:
+        return self.stat(fd).st_size
+
     def write(self, fd: int, data: bytes, offset: int) -> int:
         number, data = self._number(fd), bytes(data)
         inode = self.live[number].inode

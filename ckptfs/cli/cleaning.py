@@ -191,6 +191,8 @@ class _Plan:
                 break
             if older_than_s is not None and item.time_ns > now_ns - older_than_s * 1e9:
                 continue
+            if item.kind is Kind.HISTORY and not item.freed_bytes:
+                continue  # it has another name, or shares all that it has
             if self._judged.may_go(item):
                 going.append(item)
                 left -= item.size_bytes
@@ -222,7 +224,7 @@ def _let_go(below: Below, going: list[Item]) -> list[Item]:
     """Returns what is gone by that."""
     if below.served is None:
         with opened_store(below) as store:
-            return [item for item in going if store.room.clean(item)]
+            return store.room.clean(going)
     from ckptfs.mount import commands as mount_commands
 
     try:

@@ -288,12 +288,12 @@ class Session:
             expected = room.expected(names(body[wire.CREATE_IN.size :])[0])
         else:
             expected = self.ops.about_to_save(nodeid, wire.OPEN_IN.unpack_from(body)[0])
-        if not room.is_short_of(expected):
+        if not room.is_short_of(expected, caller.uid):
             return None
         kept = memoryview(bytes(body))  # the buffer is the next request's by then
 
         def make_room_first() -> Any:
-            room.ahead_of(expected)
+            room.ahead_of(expected, caller.uid)
             return self.again.work(opcode, unique, nodeid, caller, kept)()
 
         return lambda: Slow(make_room_first)
