@@ -163,14 +163,6 @@ class Committer(Names):
     def judge_staged(self, staged: Staged) -> Structure:
         return self.judge(staged.path, *self._content(staged))
 
-    def is_proven(self, staged: Staged) -> bool:
-        """Whether checksums that its format carries tell that it is whole. Reads all of it, where
-        there are any."""
-        size, read = self._content(staged)
-        if structure.prove(size, read).proof is not Proof.HOLDS:
-            return False
-        return self.judge(staged.path, size, read).verdict is Verdict.SOUND
-
     def is_whole(self, staged: Staged) -> bool:
         """Whether no write to it can be missing: by checksums that its format carries, else by its
         structure where it was begun empty, for a lost write leaves a hole then. Reads all of it,

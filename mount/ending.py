@@ -49,6 +49,7 @@ def umount(path: str, timeout_s: float | None = None, *, force: bool, say: Say) 
     here = mounting.topmost(mountpoint) if mountpoint else None
     if mountpoint is None or here is None or here.type != mounting.FS_TYPE:
         raise inspect.not_mounted(path)
+    _require_nothing_in(here)
     end = _End(here, path, timeout_s, in_use_s, say)
     try:
         end.gently()
@@ -67,10 +68,15 @@ def release(path: str) -> None:
     here = mounting.topmost(mountpoint) if mountpoint else None
     if here is None or here.type != mounting.FS_TYPE:
         raise inspect.not_mounted(path)
-    for each in mounting.mounts():
-        if each.parent == here.id:
-            raise MountBusy(f"{here.point}: {each.point} is mounted in it; end that first")
+    _require_nothing_in(here)
     mounting.unmount(here, lazy=True)
+
+
+def _require_nothing_in(mount: Mount) -> None:
+    """Raises MountBusy: what is mounted in it would go along."""
+    for each in mounting.mounts():
+        if each.parent == mount.id:
+            raise MountBusy(f"{mount.point}: {each.point} is mounted in it; end that first")
 
 
 @dataclass

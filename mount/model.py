@@ -48,7 +48,7 @@ class Handle:
     flushed: bool = False  # closed by the process that opened it
     bystander: bool = False  # may never write: another joined while nothing was written
     killed: bool = False  # the last process that closed it was killed
-    given: bool = False  # closed by the process that opened it, which left it to a child
+    as_joined: Fingerprint | None = None  # what its version held when it was opened
     listing: Listing | None = None  # of a directory, while it is read
     cached: bool = False  # so that the kernel may list it without asking
     locks: LockSet = field(default_factory=LockSet)  # of the path it was opened by
@@ -94,7 +94,7 @@ class Version:
     mappers: set[int] = field(default_factory=set)  # processes that opened it O_RDWR
     numbers: set[int] = field(default_factory=set)  # the inode numbers that it was shown under
     synced: Fingerprint | None = None  # what its writer has fsynced
-    # what it held when a process closed it that had opened it, and others had it yet
+    # what it held when a process closed it that had opened it and wrote, and others had it yet
     closers: dict[int, Fingerprint] = field(default_factory=dict)
     held: bool = False  # some process had a descriptor of it: a FLUSH came
     is_meant: bool = False  # without a byte written it is whole: who opened it is done with it

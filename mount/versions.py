@@ -245,6 +245,7 @@ class Versions:
         # Another user may hold it open for ever, and end as he likes.
         handle.bystander = version.user not in (None, caller.uid)
         with contextlib.suppress(OSError, CkptfsError):  # its close hears of it
+            handle.as_joined = self._content(version)
             if version.handles and version.unpublished and self.is_untouched(version):
                 for each in (*version.handles, handle):
                     each.bystander = bool(each.flags & (os.O_CREAT | os.O_TRUNC))
@@ -378,8 +379,6 @@ class Versions:
             if process is None or process != handle.opener:
                 if fate is Fate.KILLED and writers.crashed(caller.pid):
                     version.mauled |= self._may_have_written(process, caller, handle)
-                if handle.given and process is not None and fate in (Fate.ALIVE, Fate.EXITING):
-                    return lambda: self._close_given(version, handle)
                 return None  # a forked child, or unknown: its RELEASE decides
             if fate is Fate.KILLED and not handle.flushed:
                 version.killed |= version.user in (None, handle.user)
@@ -395,17 +394,12 @@ class Versions:
                 return close
             handle.flushed = True
             if version.unpublished and not version.closed:
-                version.closers[process] = self._content(version)
-                return lambda: self._close_early(version)
+                now = self._content(version)
+                wrote = process in handle.wrote or writers.has_written(caller.pid)
+                if wrote and now != handle.as_joined:  # touch(1) moves the time of it, too
+                    version.closers[process] = now
+                return None
         return lambda: self._close(version)
-
-    def _close_early(self, version: Version) -> None:
-        """Others have it open yet. The rest may be theirs to write, unless checksums tell that
-        nothing is missing."""
-        with version.staged.lock:
-            if self._may_be_whole(version) and self.store.committer.is_proven(version.staged):
-                version.closing = True
-                self._commit(version)
 
     def _may_have_written(self, process: int | None, caller: Caller, handle: Handle) -> bool:
         """Whether a process that has the handle from its parent wrote by it. Where the kernel
@@ -433,28 +427,8 @@ class Versions:
         """It is whole once its openers have closed it, not where that was a duplicate, as shells
         close it before they write, nor where a child has it, for which it was opened."""
         synced = version.synced is not None and version.synced == version.staged.as_opened
-        numbers = frozenset(version.numbers)
-        if synced or not holders.holds_or_gave(process, numbers):
+        if synced or not holders.holds_or_gave(process, frozenset(version.numbers)):
             self._finish_empty(version, {handle})
-        else:
-            handle.given = not holders.holds(process, numbers)
-
-    def _close_given(self, version: Version, handle: Handle) -> None:
-        """By the last of those to whom its opener left it, which still runs: who waits for their
-        end finds it committed."""
-        opener = handle.opener
-        if opener is None or not writers.is_running(opener):
-            return
-        if holders.holds_or_gave(opener, frozenset(version.numbers)):
-            return
-        if self.is_untouched(version):
-            self._finish_empty(version, {handle})
-            return
-        with version.staged.lock, self.lock:
-            handle.flushed = True
-            if not version.closed:
-                return
-        self._close(version)
 
     def close_empty(self, versions: Iterable[Version], process: int | None) -> None:
         """Commit those that are empty and that their opener, which asks, has closed, whatever its

@@ -493,7 +493,7 @@ def test_who_changes_what_is_carried_over_changes_its_format() -> None:
     }
     assert dataclass_fields == {
         model.Handle: "id node fd flags opener user carrier version relayed flushed bystander "
-        "killed given listing cached locks wrote owners locker base",
+        "killed as_joined listing cached locks wrote owners locker base",
         model.Version: "staged node at members fresh known user expected public closing ended "
         "lingering appends is_log is_binary grows_since before overtakers mappers numbers synced "
         "closers held is_meant killed mauled failure handles",

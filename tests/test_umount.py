@@ -298,17 +298,18 @@ def test_a_copied_lock_file_leads_to_nobody_elses_mount(disk_dir: Path, tmp_path
         mount.end()
 
 
-def test_a_release_takes_no_mount_below_along(mount: Served) -> None:
+@pytest.mark.parametrize("how", [[], ["--force"], ["--release"]], ids=" ".join)
+def test_no_mount_below_is_taken_along(mount: Served, how: list[str]) -> None:
     folder = mount.path / "scratch"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
     try:
-        done = ckptfs("umount", mount.path, "--release")
+        done = ckptfs("umount", mount.path, *how)
         assert done.returncode == 2 and f"{folder} is mounted in it" in done.stderr
         assert os.path.ismount(folder) and ckptfs("status", mount.path, "--check").returncode == 0
     finally:
         subprocess.run(["umount", folder], check=True)
-    assert ckptfs("umount", mount.path, "--release").returncode == 0
+    assert ckptfs("umount", mount.path, *how).returncode == 0
 
 
 @pytest.mark.parametrize("command", [["umount"], ["umount", "--release"], ["status"]])
