@@ -258,8 +258,9 @@ class Base:
             return 0
         with contextlib.suppress(OSError):
             node = self.nodes.get(nodeid)
-            held = held_bytes(self.getattr(nodeid, None))
-            return self.store.room.expected(node.name, held)
+            if isinstance(node, File):
+                held = held_bytes(self.getattr(nodeid, None))
+                return self.store.room.expected(node.name, held)
         return 0
 
     def size_of(self, nodeid: int) -> int:
