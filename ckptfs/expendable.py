@@ -30,10 +30,11 @@ from ckptfs import history, osfs
 from ckptfs.errors import RecordDamaged
 from ckptfs.format import Record
 from ckptfs.guard import Guard
+from ckptfs.layout import Layout
+from ckptfs.structure import Verdict
 from ckptfs.verify import Condition, Stamp, examine, stamp
 
 _ANY = 1 << 63  # above all generations
-_BROKEN = "broken"
 
 
 class Kind(enum.Enum):
@@ -62,6 +63,15 @@ class Item:
     @property
     def told(self) -> str:
         return f"{self.kind.value}/{self.name}"
+
+
+def folder_of(layout: Layout, kind: Kind) -> int:
+    """In which items of the kind lie."""
+    return {
+        Kind.SALVAGE: layout.salvage,
+        Kind.QUARANTINE: layout.quarantine,
+        Kind.HISTORY: layout.history,
+    }[kind]
 
 
 def item_of(kind: Kind, story: dict[str, object]) -> Item:
@@ -157,11 +167,11 @@ class Judged:
                 record = self.layout.read_record(fd)
         except RecordDamaged:
             return False
-        if record is None or record.structure == _BROKEN or record.live:
+        if record is None or record.structure == Verdict.BROKEN.value or record.live:
             return False
         if (status.st_size, status.st_mtime_ns) != (record.size_bytes, record.mtime_ns):
             return False
-        if lineage and not self._belongs(at, lineage, record):
+        if lineage and not history.holds(self.layout, at, lineage, record):
             return False
         key = stamp(status), record
         if key not in self._proven:
@@ -171,9 +181,6 @@ class Judged:
             found = examine(self.layout, at, name, called=path, direct=True)
             self._proven[key] = found.condition is Condition.OK
         return self._proven[key]
-
-    def _belongs(self, folder: int, lineage: str, record: Record) -> bool:
-        return history.holds(self.layout, folder, lineage, record)
 
 
 class Expendable:
@@ -193,11 +200,9 @@ class Expendable:
         """In the order in which it would go."""
         return self._generations() if kind is Kind.HISTORY else self._aside(kind)
 
-    def _folder(self, kind: Kind) -> int:
-        return self.layout.salvage if kind is Kind.SALVAGE else self.layout.quarantine
-
     def _aside(self, kind: Kind) -> list[Item]:
-        return [item_of(kind, story) for story in self.layout.set_aside(self._folder(kind))]
+        stories = self.layout.set_aside(folder_of(self.layout, kind))
+        return [item_of(kind, story) for story in stories]
 
     def _generations(self) -> list[Item]:
         found = [item for lineage in history.lineages(self.layout) for item in self._kept(lineage)]
@@ -234,7 +239,7 @@ class Expendable:
                 lineage, generation = _generation(item.name)
                 path = history.noted_path(self.layout, lineage)
                 return self._kept_item(lineage, generation, path, newest=False)
-            story = self.layout.story(self._folder(item.kind), item.name)
+            story = self.layout.story(folder_of(self.layout, item.kind), item.name)
             return item_of(item.kind, story)
         return item
 
@@ -258,7 +263,7 @@ class Expendable:
                 return self._let_generation_go(*_generation(item.name))
             with self._using:
                 if item.name not in self._in_use:
-                    return self._let_entry_go(self._folder(item.kind), item.name)
+                    return self._let_entry_go(folder_of(self.layout, item.kind), item.name)
         return False
 
     def _let_entry_go(self, folder: int, name: str) -> bool:

@@ -391,7 +391,7 @@ def _write(fs: FileSystem, fd: int, content: bytes) -> None:
 
 def held_bytes(status: osfs.Status) -> int:
     """Of a file that may have a hole; of what is no file nothing."""
-    return min(status.st_size, status.st_blocks * 512) if osfs.is_regular(status) else 0
+    return min(status.st_size, osfs.allocated_bytes(status)) if osfs.is_regular(status) else 0
 
 
 def _inode_name(fs: FileSystem, fd: int) -> str:

@@ -192,7 +192,7 @@ _IOPRIO_THREAD, _IOPRIO_IDLE = 1, 3 << 13
 def _data_ranges(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Where data lies. All of a file that has its blocks: what was preallocated stays so."""
     status = os.fstat(fd)
-    if status.st_blocks * 512 >= status.st_size:
+    if allocated_bytes(status) >= status.st_size:
         yield start, end
         return
     at = start
@@ -309,7 +309,7 @@ class OsFs:
                 at += length
 
     def exclusive_bytes(self, fd: int) -> int:
-        allocated = os.fstat(fd).st_blocks * 512
+        allocated = allocated_bytes(os.fstat(fd))
         with contextlib.suppress(OSError):
             shared = sum(end - start for start, end, _, shared in self.extents(fd) if shared)
             return max(0, allocated - shared)
@@ -579,10 +579,9 @@ def place(fs: FileSystem, root: int, path: str) -> Iterator[tuple[int, str]]:
         fs.close(at)
 
 
-def free_space(fd: int) -> int:
-    """Bytes an ordinary user may still write on the filesystem of ``fd``."""
-    status = os.fstatvfs(fd)
-    return status.f_bavail * status.f_frsize
+def allocated_bytes(status: Status) -> int:
+    """What it takes on the disk; ``st_blocks`` counts in 512 bytes whatever a block is."""
+    return status.st_blocks * 512
 
 
 def yield_disk() -> None:

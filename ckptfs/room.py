@@ -132,7 +132,7 @@ class DiskRoom:
         finally:
             self._here.fd = before
 
-    def _owner(self, fd: int | None = None) -> int:
+    def _owner(self, fd: int | None) -> int:
         with contextlib.suppress(OSError):
             return self.fs.stat(getattr(self._here, "fd", -1) if fd is None else fd).st_uid
         return _NOBODY
@@ -189,8 +189,7 @@ class DiskRoom:
         return False
 
     def let_go(self, item: Item, why: str) -> bool:
-        with contextlib.suppress(OSError):
-            self.look()
+        self.before_freeing()
         gone = self.expendable.let_go(item)
         if gone:
             self.given_up += 1
@@ -210,18 +209,18 @@ class DiskRoom:
             and self.let_go(self.expendable.found(item), "asked for")
         ]
 
-    def retried(self, work: Callable[[], T], needed_bytes: int, fd: int) -> T:
-        """Do ``work``, which writes to ``fd`` and may be begun anew; where it finds no room, again
-        once there is."""
+    def retried(self, work: Callable[[], T], needed_bytes: Callable[[], int], fd: int | None) -> T:
+        """Do ``work``, which may be begun anew, and writes to ``fd`` if that is known; where it
+        finds no room, again once there is."""
         while True:
             before = self.given_up
             try:
                 return work()
             except OSError as error:
-                if error.errno != errno.ENOSPC or not self.found(needed_bytes, before, fd):
+                if error.errno != errno.ENOSPC or not self._found(needed_bytes(), before, fd):
                     raise
 
-    def found(self, needed_bytes: int, before: int, fd: int | None = None) -> bool:
+    def _found(self, needed_bytes: int, before: int, fd: int | None) -> bool:
         """After ENOSPC of what began when ``given_up`` was ``before``: whether there was too little
         room, and is enough now. There may be enough, and none for what was asked: in the xattrs of
         an inode."""
@@ -265,8 +264,7 @@ class DiskRoom:
                 self.make_room(self._with_margin(expected_bytes), uid)
 
     def before_freeing(self) -> None:
-        """Blocks are about to come back that ckptfs has not given up: whoever found none by now is
-        not to look as if he had."""
+        """Blocks are about to come back: whoever found none by now is not to look as if he had."""
         with contextlib.suppress(OSError):
             self.look()
 
@@ -339,18 +337,16 @@ class _Patient:
             setattr(self, name, self._patient(name, call) if name in _TAKING else call)
 
     def _patient(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        at = _TARGETS.get(name)
+
         def patient(*arguments: Any, **named: Any) -> Any:
-            while True:
-                before = self.room.given_up if self.room is not None else 0
-                try:
-                    return call(*arguments, **named)
-                except OSError as error:
-                    if error.errno != errno.ENOSPC or self.room is None:
-                        raise
-                    at = _TARGETS.get(name)
-                    fd = None if at is None else arguments[at]
-                    if not self.room.found(self._needed(name, arguments), before, fd):
-                        raise
+            if self.room is None:
+                return call(*arguments, **named)
+            return self.room.retried(
+                lambda: call(*arguments, **named),
+                lambda: self._needed(name, arguments),
+                None if at is None else arguments[at],
+            )
 
         return patient
 

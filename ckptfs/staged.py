@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ckptfs.digest import Hasher
 from ckptfs.format import Record
-from ckptfs.osfs import FileSystem
+from ckptfs.osfs import FileSystem, Status
 from ckptfs.protocol import Event, State, advance
 from ckptfs.structure import Structure, Verdict
 
@@ -23,6 +23,10 @@ class Stood(NamedTuple):
     inode: int
     size: int
     mtime_ns: int
+
+    @classmethod
+    def of(cls, status: Status) -> Stood:
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 class Digested(NamedTuple):

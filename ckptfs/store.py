@@ -231,12 +231,10 @@ class Store:
             self.verify_open(path, at, name)
         staged = self.committer.stage(path)
         try:
-            stands = self._standing(at, name) if exists else None
-            self.room.begins(
-                staged, held_bytes(self.fs.lstat(at, name)) if stands and truncate else 0
-            )
+            stands = self._status(at, name) if exists else None
+            self.room.begins(staged, held_bytes(stands) if stands and truncate else 0)
             if exists:
-                staged.stood = stands
+                staged.stood = Stood.of(stands) if stands else None
                 self.committer.inherit(staged, at, name)
                 if not truncate:
                     self.committer.growth.start(staged, at, name, lazily=lazily)
@@ -303,15 +301,14 @@ class Store:
     def _changed_without_us(self, staged: Staged, at: int, name: str) -> bool:
         """Whether there stands what stood there neither when the version was begun nor by a
         commit."""
-        stands = self._standing(at, name)
-        if stands is None or stands == staged.stood:
+        stands = self._status(at, name)
+        if stands is None or Stood.of(stands) == staged.stood:
             return False
         return not self.guard.known_good(at, name)
 
-    def _standing(self, at: int, name: str) -> Stood | None:
+    def _status(self, at: int, name: str) -> osfs.Status | None:
         with contextlib.suppress(OSError):
-            status = self.fs.lstat(at, name)
-            return Stood(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            return self.fs.lstat(at, name)
         return None
 
     def abort(self, staged: Staged, reason: str) -> None:

@@ -16,7 +16,6 @@ from ckptfs import osfs
 from ckptfs.layout import Layout
 from ckptfs.walk import files
 
-_BLOCK_BYTES = 512  # of st_blocks
 _Inode = tuple[int, int]
 
 
@@ -68,7 +67,7 @@ def _count(share: Share, seen: set[_Inode], status: osfs.Status) -> bool:
             return False
         seen.add(inode)
     share.files += 1
-    share.bytes += status.st_blocks * _BLOCK_BYTES
+    share.bytes += osfs.allocated_bytes(status)
     return True
 
 

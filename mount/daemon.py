@@ -474,6 +474,7 @@ class Daemon:
         """What ``.ckptfs/status.json`` shows."""
         store, session, options = self.store, self.session, self.options
         passthrough, refusal = session.passthrough_state()
+        conditions = self.monitor.conditions()
         return {
             "version": ckptfs.__version__,
             "pid": writers.own_pid(),
@@ -491,7 +492,7 @@ class Daemon:
             "binding": options.binding,
             "passthrough": passthrough,
             "passthrough_refusal": refusal,
-            "degraded": [*self._degraded(), *self.monitor.conditions()],
+            "degraded": [*self._degraded(), *conditions],
             "in_place": list(store.patterns),
             "writing": heapq.nsmallest(_WRITING_SHOWN, self._being_written()),
             "scrub": self.scrub.status(),
@@ -503,7 +504,7 @@ class Daemon:
             "refused": self._restarter.refused if self._restarter else "",
             "restart_waits_for": self._restarter.waits_for if self._restarter else "",
             "in_flight": len(self.operations.versions.all()),
-            **self.monitor.status(store),
+            **self.monitor.status(store, conditions),
             "metrics": options.metrics,
             "log": options.log_file or logfile.default(options.mountpoint),
         }

@@ -158,7 +158,7 @@ def _xattrs(at: int) -> Check:
 
 
 def _space(at: int) -> Check:
-    free = osfs.free_space(at)
+    free = osfs.OsFs().space(at).free_bytes
     text = f"{free / (1 << 30):.1f} GiB"
     if free < _LOW_SPACE_BYTES:
         return Check("warn", "free space", text, "a save needs room for old and new side by side")

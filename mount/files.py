@@ -556,7 +556,7 @@ class Files(Relay):
 def _frees_much(fd: int) -> bool:
     """Whether closing it may free the blocks of a long file, which takes a while."""
     status = os.fstat(fd)
-    return status.st_nlink == 0 and status.st_blocks * 512 >= _MUCH_BYTES
+    return status.st_nlink == 0 and osfs.allocated_bytes(status) >= _MUCH_BYTES
 
 
 def _adds_to_log(node: File, flags: int) -> bool:

@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 
+from ckptfs import osfs
 from ckptfs.store import Store
 from ckptfs.threads import started
 
@@ -19,7 +20,6 @@ log = logging.getLogger("ckptfs.space")
 
 EVENT = "low space"
 _LOOK_S = 30.0
-_BLOCK_BYTES = 512  # of st_blocks
 _LEAST_SHARE, _LEAST_BYTES = 100, 1 << 30  # free in any case: one part of so many, but no more
 
 
@@ -76,5 +76,5 @@ class LowSpace:
 
 def _held_bytes(fd: int) -> int:
     with contextlib.suppress(OSError):  # it has ended meanwhile
-        return os.fstat(fd).st_blocks * _BLOCK_BYTES
+        return osfs.allocated_bytes(os.fstat(fd))
     return 0

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ckptfs.monitor")
 
-_BLOCK_BYTES = 512  # of st_blocks
-
 
 class Monitor:
     """Of one daemon. ``degraded`` says what it lacks."""
@@ -74,11 +72,12 @@ class Monitor:
         if self._server is not None:
             self._server.start(lambda: {"served": True, **status()})
 
-    def status(self, store: Store) -> dict[str, Any]:
-        low = bool(self._space.look())
-        found: dict[str, Any] = {"tally": store.tally.told(), "low_space": low, "free_bytes": None}
+    def status(self, store: Store, conditions: list[str]) -> dict[str, Any]:
+        """``conditions`` are those of this moment."""
+        found: dict[str, Any] = {"tally": store.tally.told(), "low_space": bool(conditions)}
+        found["free_bytes"] = None
         with contextlib.suppress(OSError):
-            found["free_bytes"] = osfs.free_space(store.root)
+            found["free_bytes"] = store.fs.space(store.root).free_bytes
             for folder, what in (
                 (store.layout.salvage, fmt.SALVAGE),
                 (store.layout.quarantine, fmt.QUARANTINE),
@@ -95,6 +94,6 @@ class Monitor:
             for name in os.listdir(folder):
                 with contextlib.suppress(FileNotFoundError):
                     found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                    total += stat.S_ISREG(found.st_mode) and found.st_blocks * _BLOCK_BYTES
+                    total += stat.S_ISREG(found.st_mode) and osfs.allocated_bytes(found)
             self._aside[folder] = now_ns, total
         return total

@@ -187,8 +187,7 @@ class Namespace(Base):
         parent = self._writable_parent(parent_id, name)
 
         def unlink() -> None:
-            with contextlib.suppress(OSError):
-                self.store.room.look()  # a write that found no room is not to look as if it had
+            self.store.room.before_freeing()
             with self.versions.held(parent, name) as staged:
                 try:
                     with self._losing_its_name(parent, name):

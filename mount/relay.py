@@ -100,10 +100,10 @@ class Relay(Base):
         staged = handle.version.staged if handle.version is not None else None
         try:
             if handle.base is None or staged is None:
-                return self.store.room.retried(change, size, handle.fd)
+                return self.store.room.retried(change, lambda: size, handle.fd)
             with staged.lock:
                 self.store.committer.growth.change(staged, offset)
-                return self.store.room.retried(change, size, handle.fd)
+                return self.store.room.retried(change, lambda: size, handle.fd)
         except OSError as error:
             if error.errno == errno.ENOSPC and staged is not None:
                 self.store.room.doubt(staged)

@@ -246,7 +246,8 @@ class Versions:
         handle.bystander = version.user not in (None, caller.uid)
         with contextlib.suppress(OSError, CkptfsError):  # its close hears of it
             handle.as_joined = self._content(version)
-            if version.handles and version.unpublished and self.is_untouched(version):
+            untouched = handle.as_joined == version.staged.as_opened
+            if version.handles and version.unpublished and untouched:
                 for each in (*version.handles, handle):
                     each.bystander = bool(each.flags & (os.O_CREAT | os.O_TRUNC))
         version.appends |= bool(handle.flags & os.O_APPEND)
@@ -705,19 +706,15 @@ class Versions:
         name, and so says that it is whole: it is committed, and live from here on. Not of a
         stranger, nor what is broken by its structure. Raises what a commit raises."""
         with version.staged.lock:
-            if not self._may_be_whole(version):
+            if not version.joinable or version.at is None or version.killed or version.mauled:
                 return
-            if self.is_written_by(version, caller.process) and not self._looks_broken(version):
+            if self.overtaken(version) or not self._is_written_by(version, caller.process):
+                return
+            if not self._looks_broken(version):
                 version.closing = True
                 self._commit(version)
 
-    def _may_be_whole(self, version: Version) -> bool:
-        """Though somebody has it open, so that no last close says so."""
-        killed = version.killed or version.mauled
-        placed = version.joinable and version.at is not None
-        return placed and not killed and not self.overtaken(version)
-
-    def is_written_by(self, version: Version, process: int | None) -> bool:
+    def _is_written_by(self, version: Version, process: int | None) -> bool:
         with self.lock:
             has_it = any(handle.opener == process for handle in version.handles)
             at_close = version.closers.get(process) if process is not None else None

@@ -13,8 +13,12 @@ import tempfile
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from disks import Disk
 
 _IMAGE_BYTES = 320 << 20  # XFS refuses less than 300 MB; the file is sparse
 _MAKE = {
@@ -125,6 +129,23 @@ def loop_fs(request: pytest.FixtureRequest, _mounts: dict[str, Mounted]) -> Iter
     directory = Path(tempfile.mkdtemp(dir=mounted.path))
     yield Mounted(mounted.kind, directory, mounted.image)
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(params=["ext4", "xfs", "btrfs"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
+    """A filesystem of the test's own, to be filled or broken."""
+    from disks import disk_of
+
+    with disk_of(request.param, tmp_path) as disk:
+        yield disk
+
+
+@pytest.fixture
+def ext4(tmp_path: Path) -> Iterator[Disk]:
+    from disks import disk_of
+
+    with disk_of("ext4", tmp_path) as disk:
+        yield disk
 
 
 @pytest.fixture

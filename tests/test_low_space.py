@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import mounts
 import pytest
+from disks import Disk, leave
 from harness import store_on
 from mounts import ckptfs
-from test_mount_disk_trouble import Disk, disk_of
 
 from ckptfs.mount.lowspace import LowSpace
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def ext4(tmp_path: Path) -> Iterator[Disk]:
-    with disk_of("ext4", tmp_path) as disk:
-        yield disk
-
-
-def leave(disk: Disk, free_bytes: int) -> Path:
-    space = os.statvfs(disk.path)
-    ballast = disk.path / "ballast"
-    with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, space.f_bavail * space.f_frsize - free_bytes)
-    return ballast
 
 
 def test_low_space_is_an_alarm_while_it_lasts(ext4: Disk, tmp_path: Path) -> None:
@@ -38,7 +23,7 @@ def test_low_space_is_an_alarm_while_it_lasts(ext4: Disk, tmp_path: Path) -> Non
     with mounts.served(ext4.served, "--keep", "0", "--on-event", command) as mount:
         (mount.path / "last.bin").write_bytes(b"x" * 30 * MIB)
         assert ckptfs("status", mount.path, "--check").returncode == 0
-        ballast = leave(ext4, 20 * MIB)
+        leave(ext4, 20 * MIB)
         for _ in range(2):
             done = ckptfs("status", mount.path, "--check")
             assert done.returncode == 2
@@ -48,7 +33,7 @@ def test_low_space_is_an_alarm_while_it_lasts(ext4: Disk, tmp_path: Path) -> Non
         told = [line for line in mount.log_text().splitlines() if "low space" in line]
         assert len(told) == 1 and " WARNING " in told[0]
         mount.wait_until(out.exists)
-        ballast.unlink()
+        (ext4.path / "ballast").unlink()
         mount.wait_until(lambda: not mount.status()["low_space"])
         assert ckptfs("status", mount.path, "--check").returncode == 0
         assert out.read_text().count("low space") == 2  # the event, and its detail

@@ -11,104 +11,19 @@ import os
 import select
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mounts
 import pytest
-from conftest import Mounted, make_image, mount_image
+from conftest import mount_image
+from disks import LIMIT_S, Disk, disk_of, serving, verified
 from harness import rot
 
 from ckptfs.tools import hooked, rig
 
 OLD, NEW = b"old " * 50_000, b"new " * 60_000
-LIMIT_S = 60
 XFS_SHUT_DOWN = 0x8004587D  # XFS_IOC_GOINGDOWN
-
-
-class Disk(Mounted):
-    """A filesystem in an image file, and a directory on it that can be served."""
-
-    @property
-    def served(self) -> Path:
-        return self.path / "checkpoints"
-
-    def run(self, *words: object) -> subprocess.CompletedProcess[str]:
-        command = [str(word) for word in words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
-
-    def umount(self) -> None:
-        done = self.run("umount", self.path)
-        assert done.returncode == 0, done.stderr
-
-    def fill(self) -> Path:
-        """Leave no room: a file that takes it all."""
-        ballast = self.path / "ballast"
-        fd = os.open(ballast, os.O_RDWR | os.O_CREAT)
-        try:
-            for step in (64 << 20, 8 << 20, 1 << 20, 64 << 10, 4 << 10):
-                with contextlib.suppress(OSError):
-                    while True:
-                        os.posix_fallocate(fd, os.fstat(fd).st_size, step)
-        finally:
-            os.close(fd)
-        return ballast
-
-    def end(self) -> None:
-        while os.path.ismount(self.path):
-            if self.run("umount", "-l", self.path).returncode != 0:
-                break
-        assert self.image is not None
-        self.image.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def disk_of(kind: str, folder: Path) -> Iterator[Disk]:
-    if mounts.why_no_mounts():
-        pytest.skip(f"cannot mount here: {mounts.why_no_mounts()}")
-    disk = Disk(kind, folder / kind, folder / f"{kind}.img")
-    make_image(disk)
-    try:
-        mount_image(disk)
-        disk.served.mkdir()
-        yield disk
-    finally:
-        disk.end()
-
-
-@pytest.fixture(params=["ext4", "xfs", "btrfs"])
-def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
-    with disk_of(request.param, tmp_path) as disk:
-        yield disk
-
-
-@pytest.fixture
-def ext4(tmp_path: Path) -> Iterator[Disk]:
-    with disk_of("ext4", tmp_path) as disk:
-        yield disk
-
-
-@contextlib.contextmanager
-def serving(disk: Disk, *options: str) -> Iterator[mounts.Served]:
-    """Unmounted at the end of the block, or aborted. The log lies on a disk without trouble."""
-    served = mounts.Served(disk.served, *options)
-    served.log = disk.image.parent / "served.log"
-    watchdog = threading.Timer(mounts.TEST_LIMIT_S, served.abort)
-    watchdog.start()
-    try:
-        yield served.start()
-        served.umount()
-        assert "Traceback" not in served.log_text(), served.log_text()
-    finally:
-        watchdog.cancel()
-        served.end()
-
-
-def verified(path: Path) -> None:
-    done = mounts.ckptfs("verify", path)
-    assert done.returncode == 0, done.stdout
 
 
 SAVE = """

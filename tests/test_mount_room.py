@@ -3,17 +3,16 @@ versions took, and what found none is not published behind its writer's back."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 import mounts
 import pytest
-from test_mount_disk_trouble import Disk, disk_of, serving, verified
+from disks import Disk, free_on, killed_save, leave, serving, verified
 
 MIB = 1 << 20
 SAVE = 24 * MIB
@@ -22,32 +21,6 @@ MODES = [
     ("--no-passthrough",),
     ("--mode", "atomic_nodirsync"),
 ]
-
-
-@pytest.fixture(params=["ext4", "xfs", "btrfs"])
-def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
-    with disk_of(request.param, tmp_path) as disk:
-        yield disk
-
-
-@pytest.fixture
-def ext4(tmp_path: Path) -> Iterator[Disk]:
-    with disk_of("ext4", tmp_path) as disk:
-        yield disk
-
-
-def leave(disk: Disk, free_bytes: int) -> None:
-    """Take all but that much of the disk away, as far as it can be told."""
-    with open(disk.path / "ballast", "ab") as file, contextlib.suppress(OSError):
-        while (much := _free(disk) - free_bytes) > 0:
-            size = os.fstat(file.fileno()).st_size
-            os.posix_fallocate(file.fileno(), size, min(much, 8 * MIB))
-            os.sync()
-
-
-def _free(disk: Disk) -> int:
-    status = os.statvfs(disk.path)
-    return status.f_bavail * status.f_frsize
 
 
 def save(path: Path, number: int, size: int = SAVE) -> int:
@@ -66,18 +39,6 @@ except OSError as error:
 print(found)
 """
     return int(mounts.python(code, path, number, size))
-
-
-def killed_save(path: Path, size: int) -> None:
-    """Its bytes go to salvage."""
-    code = """
-import os, sys
-with open(sys.argv[1], "wb", buffering=0) as file:
-    file.write(bytes(int(sys.argv[2])))
-    os.kill(os.getpid(), 9)
-"""
-    with pytest.raises(AssertionError):
-        mounts.python(code, path, size)
 
 
 def salvaged(served: mounts.Served) -> int:
@@ -138,7 +99,7 @@ def test_what_found_no_room_is_not_published_once_there_is_some(ext4: Disk) -> N
         with pytest.raises(OSError):
             for _ in range(64):
                 os.write(fd, b"\2" * MIB)
-        served.wait_until(lambda: _free(ext4) < MIB)
+        served.wait_until(lambda: free_on(ext4) < MIB)
         assert save(served.path / "other.bin", 3, 64) == errno.ENOSPC  # who looks finds it full
         (ext4.path / "ballast").unlink()
         os.sync()

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import mounts
 import pytest
+from disks import Disk, free_on, killed_save, leave, serving
 from mounts import PYTHON, Served, ckptfs
 from test_metrics import free_port, read, scraped
-from test_mount_disk_trouble import Disk, disk_of, serving
-from test_mount_room import _free, killed_save, leave
 
 pytest.importorskip("torch")
 pytest.importorskip("prometheus_client")
@@ -57,19 +56,13 @@ class Trainer:
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    with disk_of("ext4", tmp_path) as disk:
-        yield disk
-
-
-@pytest.fixture
 def port() -> int:
     return free_port()
 
 
 @pytest.fixture
-def mount(disk: Disk, port: int) -> Iterator[Served]:
-    with serving(disk, "--metrics", str(port)) as mount:
+def mount(ext4: Disk, port: int) -> Iterator[Served]:
+    with serving(ext4, "--metrics", str(port)) as mount:
         yield mount
 
 
@@ -95,13 +88,13 @@ def checked(mount: Served) -> tuple[int, str]:
 
 
 def test_an_operator_s_day(
-    mount: Served, trainer: Trainer, disk: Disk, port: int, tmp_path: Path
+    mount: Served, trainer: Trainer, ext4: Disk, port: int, tmp_path: Path
 ) -> None:
     assert [trainer.saves(), trainer.saves()] == ["saved 1", "saved 2"]
     assert checked(mount)[0] == 0
     _damage_is_seen(mount, port)
     assert trainer.saves() == "saved 3"
-    _a_full_disk_is_got_over(mount, trainer, disk, port)
+    _a_full_disk_is_got_over(mount, trainer, ext4, port)
     _the_log_is_rotated(mount)
     _is_upgraded(mount)
     assert trainer.saves().startswith("saved")
@@ -142,7 +135,7 @@ def _a_full_disk_is_got_over(mount: Served, trainer: Trainer, disk: Disk, port: 
     assert code == 2 and "low space" in told and "aborted last.pt" in told
     assert read(scraped(port))["ckptfs_low_space"] == 1
     os.truncate(disk.path / "ballast", 0)
-    mount.wait_until(lambda: _free(disk) > 4 * SAVE)
+    mount.wait_until(lambda: free_on(disk) > 4 * SAVE)
     assert trainer.saves() == "saved 6"
     assert ckptfs("ack", mount.path).returncode == 0
     assert checked(mount)[0] == 0

@@ -32,7 +32,7 @@ from rich.table import Table
 from ckptfs.errors import CkptfsError
 from ckptfs.tools import bench_cost, bench_rows, plots
 from ckptfs.tools.bench_rows import ON_THE_MOUNT, QUICK, Bench, Result, Sizes
-from ckptfs.tools.rig import Mount, fill_page_cache, memory
+from ckptfs.tools.rig import Mount, fill_page_cache, memory, mount_table
 from ckptfs.units import parse_bytes
 
 ROWS = {**bench_rows.ROWS, bench_cost.ROW: bench_cost.cost}
@@ -68,10 +68,9 @@ def run(
 
 def _remove(folder: Path) -> None:
     """Only what is not served: below a mount the files of a stuck server would be waited for."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        if any(line.split()[4].startswith(f"{folder}/") for line in mounts):
-            click.echo(f"{folder}: still mounted, left where it is", err=True)
-            return
+    if any(fields[4].startswith(f"{folder}/") for fields in mount_table()):
+        click.echo(f"{folder}: still mounted, left where it is", err=True)
+        return
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -19,7 +19,7 @@ import click
 
 from ckptfs.tools import plots
 from ckptfs.tools.bench_rows import Bench, Result, only, state_of, synced, torch_or_fail
-from ckptfs.tools.rig import Mount, Subject, memory, timed
+from ckptfs.tools.rig import Mount, Subject, memory, mount_table, timed
 from ckptfs.tools.stats import Estimate, estimate, ratio
 
 ROW = "cost"
@@ -163,12 +163,8 @@ def plot(results: Sequence[Result], stem: Path) -> bool:
     panels[0][0].invert_yaxis()
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    figure.suptitle(
-        "Time of a torch.save through the mount, as a multiple of the plain one",
-        fontsize=13,
-        weight="bold",
-        x=0.01,
-        ha="left",
+    plots.headline(
+        figure, "Time of a torch.save through the mount, as a multiple of the plain one", 13
     )
     plots.save(figure, stem)
     pyplot.close(figure)
@@ -207,11 +203,10 @@ def _panel(
 def machine(folder: Path) -> str:
     """In words: cores, memory, kernel, filesystem."""
     kind = "?"
-    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
-        fields = [line.split() for line in mounts]
     here = os.path.realpath(folder)
-    inside = [f for f in fields if (here + "/").startswith(f[1].rstrip("/") + "/")]
+    inside = [f for f in mount_table() if (here + "/").startswith(f[4].rstrip("/") + "/")]
     if inside:
-        kind = max(inside, key=lambda f: len(f[1]))[2]
+        above = max(inside, key=lambda f: len(f[4]))
+        kind = above[above.index("-") + 1]
     release = ".".join(os.uname().release.split(".")[:2])
     return f"{os.cpu_count()} cores, {round(memory() / 2**30)} GiB, Linux {release}, {kind}"

@@ -49,7 +49,7 @@ def plot(rows: Sequence[Row], stem: Path, *, control: bool) -> bool:
     title = f"{len(found[-1].rows):,} damaged checkpoints: what is noticed"
     if control:
         title += " (control: opens are not checked)"
-    figure.suptitle(title, fontsize=14, weight="bold", x=0.01, ha="left")
+    plots.headline(figure, title)
     figure.supxlabel("\n".join(_NOTES), fontsize=8.5, color="#404040", x=0.01, ha="left")
     plots.save(figure, stem)
     pyplot.close(figure)

@@ -21,6 +21,11 @@ def pyplot() -> Any | None:
     return pyplot
 
 
+def headline(figure: Any, text: str, fontsize: int = 14) -> None:
+    """Above all panels, at the left edge."""
+    figure.suptitle(text, fontsize=fontsize, weight="bold", x=0.01, ha="left")
+
+
 def save(figure: Any, stem: Path) -> None:
     """As ``stem``.png and .svg."""
     for suffix in (".png", ".svg"):

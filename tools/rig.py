@@ -169,9 +169,13 @@ def verify(folder: Path, limit_s: float = _MOUNT_LIMIT_S) -> tuple[int, list[Row
 
 def mounted_device(path: Path) -> str | None:
     """``major:minor`` of the ckptfs mount at ``path``; None if there is none. Cannot hang."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            fields = line.split()
-            if fields[4] == str(path) and "fuse.ckptfs" in fields:
-                return fields[2]
+    for fields in mount_table():
+        if fields[4] == str(path) and "fuse.ckptfs" in fields:
+            return fields[2]
     return None
+
+
+def mount_table() -> list[list[str]]:
+    """The fields of each line of ``/proc/self/mountinfo``; see proc(5). Asks no mount anything."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        return [line.split() for line in mounts]

@@ -16,7 +16,7 @@ from ckptfs.cli.base import Below, byte_count, commands, say, seconds, size, whe
 from ckptfs.cli.keeping import opened_store
 from ckptfs.commit import Committer
 from ckptfs.errors import CannotServe, NoSuchEntry, UsageError
-from ckptfs.expendable import Expendable, Item, Kind, item_of
+from ckptfs.expendable import ASIDE, Expendable, Item, Kind, folder_of, item_of
 from ckptfs.guard import Guard
 from ckptfs.layout import Layout
 from ckptfs.protocol import Mode, Outside
@@ -49,8 +49,8 @@ def salvage(
         _copy_out(layout, story, target)
         say(f"{target}: {size(int(story['size']))} of {story['path'] or 'a file without a name'}")
         return
-    kinds = (Kind.SALVAGE, Kind.QUARANTINE) if quarantine else (Kind.SALVAGE,)
-    found = [story for kind in kinds for story in _stories(layout, kind)]
+    kinds = ASIDE if quarantine else (Kind.SALVAGE,)
+    found = list(_stories(layout, kinds))
     for story in found:
         if as_json:
             click.echo(json.dumps(story))
@@ -60,10 +60,10 @@ def salvage(
         say(f"{directory}: nothing lies in {' and '.join(kind.value for kind in kinds)}")
 
 
-def _stories(layout: Layout, kind: Kind) -> Iterator[dict[str, Any]]:
-    folder = layout.salvage if kind is Kind.SALVAGE else layout.quarantine
-    for story in layout.set_aside(folder):
-        yield {"kind": kind.value, **story}
+def _stories(layout: Layout, kinds: Iterable[Kind]) -> Iterator[dict[str, Any]]:
+    for kind in kinds:
+        for story in layout.set_aside(folder_of(layout, kind)):
+            yield {"kind": kind.value, **story}
 
 
 def _line(story: dict[str, Any], with_kind: bool) -> str:
@@ -75,12 +75,8 @@ def _line(story: dict[str, Any], with_kind: bool) -> str:
 def _entry(layout: Layout, directory: str, entry: str) -> dict[str, Any]:
     """By its id, the beginning of one, or as ``ckptfs log`` names it. Raises NoSuchEntry."""
     start = entry.removeprefix("salvage/").removeprefix("quarantine/")
-    found = [
-        story
-        for kind in (Kind.SALVAGE, Kind.QUARANTINE)
-        for story in _stories(layout, kind)
-        if start and story["id"].startswith(start)
-    ]
+    stories = _stories(layout, ASIDE)
+    found = [story for story in stories if start and story["id"].startswith(start)]
     if len(found) != 1:
         which = "several entries begin so" if found else "there is no such entry"
         raise NoSuchEntry(f"{entry}: {which}; see `ckptfs salvage {directory} --quarantine`")
@@ -89,7 +85,7 @@ def _entry(layout: Layout, directory: str, entry: str) -> dict[str, Any]:
 
 def _copy_out(layout: Layout, story: dict[str, Any], target: str) -> None:
     """To a file that was not there, whole or not at all; holes stay holes."""
-    folder = layout.salvage if story["kind"] == Kind.SALVAGE.value else layout.quarantine
+    folder = folder_of(layout, Kind(story["kind"]))
     with osfs.opened(layout.fs, folder, story["id"], osfs.O_RDONLY) as fd:
         try:
             with osfs.new_file(target) as copy:
@@ -149,7 +145,7 @@ def clean(
         stories = [_entry(layout, directory, entry) for entry in entries]
         going = [item_of(Kind(story["kind"]), story) for story in stories]
     else:
-        plan = _Plan(_expendable(layout), kinds or [Kind.SALVAGE, Kind.QUARANTINE])
+        plan = _Plan(_expendable(layout), kinds or ASIDE)
         going = plan.going(older_than, down_to)
         for line in plan.staying:
             say(line)
@@ -235,17 +231,10 @@ def _let_go(below: Below, going: list[Item]) -> list[Item]:
 
 
 def _is_there(layout: Layout, item: Item) -> bool:
-    folders = {
-        Kind.SALVAGE: layout.salvage,
-        Kind.QUARANTINE: layout.quarantine,
-        Kind.HISTORY: layout.history,
-    }
-    with contextlib.suppress(FileNotFoundError):
-        folder, _, name = item.name.rpartition("/")
-        if not folder:
-            layout.fs.lstat(folders[item.kind], name)
-            return True
-        with osfs.opened(layout.fs, folders[item.kind], folder, osfs.DIRECTORY) as at:
-            layout.fs.lstat(at, name)
-            return True
+    with (
+        contextlib.suppress(FileNotFoundError),
+        osfs.place(layout.fs, folder_of(layout, item.kind), item.name) as (at, name),
+    ):
+        layout.fs.lstat(at, name)
+        return True
     return False

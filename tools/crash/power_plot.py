@@ -57,13 +57,7 @@ def plot(rows: Sequence[Row], stem: Path) -> bool:
         title="the worst that is wrong in a state",
         title_fontsize=8.5,
     )
-    figure.suptitle(
-        f"{states_in(rows):,} crash states at block level",
-        fontsize=14,
-        weight="bold",
-        x=0.01,
-        ha="left",
-    )
+    plots.headline(figure, f"{states_in(rows):,} crash states at block level")
     plots.save(figure, stem)
     pyplot.close(figure)
     return True
