@@ -40,7 +40,7 @@ _SETTLE_S = (0.0, 0.02, 0.1)  # a filesystem frees blocks behind the unlink
 _NAMES_REMEMBERED = 1024
 _IN_DOUBT = -1
 _NOBODY = -1
-_Spent = tuple[float, int, Amount]  # monotonic, how much was needed, what had been put aside
+_Spent = tuple[float, int, tuple[Amount, int]]  # monotonic, how much was needed, what there was
 T = TypeVar("T")
 
 
@@ -57,6 +57,7 @@ class DiskRoom:
         self._bounding = threading.Lock()
         self._usual: dict[str, int] = {}  # lengths of saves, by the kind of their names
         self._spent: dict[int, _Spent] = {}  # by user: when too little could be let go, for what
+        self._saves = 0
         self._here = threading.local()
 
     # --- salvage and quarantine ------------------------------------------------------------------
@@ -143,11 +144,16 @@ class DiskRoom:
     def _is_spent(self, needed_bytes: int, uid: int) -> bool:
         if uid not in self._spent:
             return False
-        since, needed, added = self._spent[uid]
+        since, needed, there_was = self._spent[uid]
         lately = time.monotonic() < since + _SPENT_S
-        return lately and needed_bytes >= needed and added == self.layout.added_aside
+        return lately and needed_bytes >= needed and there_was == self._what_there_is()
+
+    def _what_there_is(self) -> tuple[Amount, int]:
+        """Of salvage and quarantine, and of earlier versions: each save leaves one."""
+        return self.layout.added_aside, self._saves
 
     def _give_up(self, needed_bytes: int, uid: int) -> bool:
+        there_was = self._what_there_is()  # more may come while it is looked through
         judged = self.expendable.judged(_PROOF_BYTES + _PROOF_SHARE * needed_bytes)
         start, freed_bytes = self.look(), 0
         for item in self._candidates(needed_bytes, uid):
@@ -161,7 +167,7 @@ class DiskRoom:
                 start, freed_bytes = self.look(), 0
         if self._settled(needed_bytes):
             return True
-        self._spent[uid] = time.monotonic(), needed_bytes, self.layout.added_aside
+        self._spent[uid] = time.monotonic(), needed_bytes, there_was
         return False
 
     def _candidates(self, needed_bytes: int, uid: int) -> Iterator[Item]:
@@ -238,7 +244,7 @@ class DiskRoom:
 
     def saved(self, path: str, size_bytes: int) -> None:
         """``size_bytes``: what it takes on the disk."""
-        self._spent.clear()
+        self._saves += 1
         self._expect(path, size_bytes)
 
     def _expect(self, path: str, size_bytes: int) -> None:

@@ -591,6 +591,29 @@ def test_room_is_made_ahead_of_what_is_expected(quick_dir: Path, disk: SmallDisk
     store.close()
 
 
+def test_what_is_kept_while_a_disk_is_looked_through_is_found_the_next_time(
+    quick_dir: Path, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room is made for what grows while a commit is under way, whose earlier version comes then."""
+    store = store_on(quick_dir, disk.fs)
+    store.put("a.pt", version(1))
+    squeeze(store, disk, 5 * MIB)
+    of = store.room.expendable.of
+
+    def and_saves(kind: Kind) -> list[Item]:
+        found = of(kind)
+        if kind is Kind.HISTORY:
+            monkeypatch.setattr(store.room.expendable, "of", of)
+            store.put("a.pt", version(2, MIB))
+        return found
+
+    monkeypatch.setattr(store.room.expendable, "of", and_saves)
+    assert not store.room.make_room(4 * MIB, UID)
+    assert store.room.make_room(4 * MIB, UID)
+    assert kept(store, quick_dir) == []
+    store.close()
+
+
 def test_a_disk_with_nothing_to_give_is_not_looked_through_again_and_again(
     quick_dir: Path, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
