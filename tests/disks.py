@@ -13,6 +13,8 @@ import mounts
 import pytest
 from conftest import Mounted, make_image, mount_image
 
+from ckptfs.tools.rig import sync
+
 LIMIT_S = 60
 
 
@@ -93,7 +95,7 @@ def leave(disk: Disk, free_bytes: int) -> None:
         while (much := free_on(disk) - free_bytes) > 0:
             size = os.fstat(file.fileno()).st_size
             os.posix_fallocate(file.fileno(), size, min(much, 8 << 20))
-            os.sync()
+            sync(disk.path)
 
 
 def free_on(disk: Disk) -> int:

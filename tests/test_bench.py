@@ -51,14 +51,16 @@ def test_the_same_values_give_the_same_interval() -> None:
         ratio([1.0], [1.0, 2.0])
 
 
-def test_subjects_take_turns_and_the_warm_up_is_not_counted() -> None:
+def test_subjects_take_turns_and_the_warm_up_is_not_counted(tmp_path: Path) -> None:
     order: list[str] = []
 
     def subject(name: str, seconds: float) -> float:
         order.append(name)
         return seconds
 
-    samples = alternate({"a": lambda: subject("a", 1.0), "b": lambda: subject("b", 2.0)}, 2)
+    samples = alternate(
+        {"a": lambda: subject("a", 1.0), "b": lambda: subject("b", 2.0)}, 2, tmp_path
+    )
     assert order == ["b", "a", "a", "b", "b", "a"]
     assert samples == {"a": [1.0, 1.0], "b": [2.0, 2.0]}
 

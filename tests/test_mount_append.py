@@ -19,6 +19,8 @@ from actors import Actor, actors
 from conftest import Mounted
 from harness import rot
 
+from ckptfs.tools.rig import sync
+
 MIB = 1 << 20
 BASE = bytes(range(256)) * (2 * MIB // 256) + b"tail"
 
@@ -55,7 +57,7 @@ def assert_clean(served: mounts.Served) -> None:
 
 def written_bytes(directory: Path) -> int:
     """What the block device below took so far."""
-    os.sync()
+    sync(directory)
     number = directory.stat().st_dev
     name = f"{os.major(number)}:{os.minor(number)}"
     if os.major(number) == 0:  # btrfs has a number of its own

@@ -21,6 +21,7 @@ from disks import LIMIT_S, Disk, disk_of, serving, verified
 from harness import rot
 
 from ckptfs.tools import hooked, rig
+from ckptfs.tools.rig import sync
 
 OLD, NEW = b"old " * 50_000, b"new " * 60_000
 XFS_SHUT_DOWN = 0x8004587D  # XFS_IOC_GOINGDOWN
@@ -108,7 +109,7 @@ def test_c2_saves_on_a_full_disk_say_so_until_it_is_freed(disk: Disk) -> None:
             assert found == KEPT
         assert mounts.ckptfs("status", served.path, "--check").returncode == 2
         ballast.unlink()
-        os.sync()
+        sync(disk.path)
         assert saver.save() == ([], "new")
         verified(served.path)
     verified(disk.served)

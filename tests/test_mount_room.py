@@ -14,6 +14,8 @@ import mounts
 import pytest
 from disks import Disk, free_on, killed_save, leave, serving, verified
 
+from ckptfs.tools.rig import sync
+
 MIB = 1 << 20
 SAVE = 24 * MIB
 MODES = [
@@ -102,7 +104,7 @@ def test_what_found_no_room_is_not_published_once_there_is_some(ext4: Disk) -> N
         served.wait_until(lambda: free_on(ext4) < MIB)
         assert save(served.path / "other.bin", 3, 64) == errno.ENOSPC  # who looks finds it full
         (ext4.path / "ballast").unlink()
-        os.sync()
+        sync(ext4.path)
         with pytest.raises(OSError) as told:
             os.close(fd)
         assert told.value.errno == errno.ENOSPC
@@ -142,7 +144,7 @@ def test_what_found_no_room_is_not_published_once_a_program_has_made_some(
             for _ in range(64):
                 os.write(fd, b"\2" * MIB)
         frees(served.path)
-        os.sync()
+        sync(ext4.path)
         with pytest.raises(OSError) as told:
             os.close(fd)
         assert told.value.errno == errno.ENOSPC
@@ -170,7 +172,7 @@ def test_a_length_does_not_prove_that_nothing_is_missing(ext4: Disk) -> None:
                 lost += 1
                 (served.path / "big.log").unlink(missing_ok=True)
                 os.truncate(ext4.path / "ballast", 0)
-                os.sync()
+                sync(ext4.path)
         assert lost and os.fstat(fd).st_size == start + 64 * MIB
         with pytest.raises(OSError) as told:
             os.close(fd)

@@ -8,6 +8,7 @@ from pathlib import Path
 from conftest import Mounted
 from harness import store_on
 
+from ckptfs.tools.rig import sync
 from ckptfs.usage import Share, usage
 
 MIB = 1 << 20
@@ -36,7 +37,7 @@ def test_each_class_is_counted(loop_fs: Mounted) -> None:
     os.fsync(lost.fd)
     store.abort(lost, "for the test")
     (directory / ".ckptfs/quarantine/q").write_bytes(b"g" * MIB)
-    os.sync()
+    sync(directory)
 
     found = usage(store.layout)
 

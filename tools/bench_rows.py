@@ -25,7 +25,7 @@ from ckptfs.errors import UsageError
 from ckptfs.fsck import Check, Scope
 from ckptfs.layout import Layout
 from ckptfs.osfs import OsFs
-from ckptfs.tools.rig import Mount, Samples, Subject, alternate, timed
+from ckptfs.tools.rig import Mount, Samples, Subject, alternate, sync, timed
 from ckptfs.tools.stats import Estimate, estimate, ratio, size_text
 from ckptfs.verify import Condition
 
@@ -96,7 +96,7 @@ class Bench:
     ) -> Samples:
         if self.control and control and _PLAIN in subjects:
             subjects = {**subjects, _AGAIN: subjects[_PLAIN]}
-        return alternate(subjects, rounds or self.sizes.rounds, self.step)
+        return alternate(subjects, rounds or self.sizes.rounds, self.folder, self.step)
 
     def add(self, row: str, what: str, value: Estimate, unit: str, **more: Any) -> None:
         samples: Samples = more.get("samples", {})
@@ -264,7 +264,7 @@ def many_files(bench: Bench, _rows: set[str]) -> None:
     """Row 8: how soon a large directory is served."""
     folder = bench.folder / "many"
     _tree(folder, bench.sizes.many_files, 1000)
-    os.sync()
+    sync(folder)
     mount = Mount(folder)
     times = []
     with contextlib.ExitStack() as ending:
@@ -354,7 +354,7 @@ def metadata(bench: Bench, _rows: set[str]) -> None:
             def subject(folder: Path, work: Work = work, cold: bool = cold) -> Subject:
                 def run() -> float:
                     if cold:
-                        _forget_everything()
+                        _forget_everything(bench.folder)
                     else:
                         work(folder)
                     return timed(lambda: work(folder))()
@@ -478,9 +478,9 @@ def _sha256sum(paths: list[Path]) -> None:
     subprocess.run(each, input=names, check=True, stdout=subprocess.DEVNULL)
 
 
-def _forget_everything() -> None:
+def _forget_everything(folder: Path) -> None:
     """Cached names, attributes and pages, of the mount and of the filesystem below."""
-    os.sync()
+    sync(folder)
     Path("/proc/sys/vm/drop_caches").write_text("3")
 
 

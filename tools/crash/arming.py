@@ -1,16 +1,16 @@
 """One fault in a daemon, armed from outside: the k-th call of its store fails.
 
 The daemon runs over :func:`armed` (see ``tools.hooked``) and maps the file of a :class:`Switch`;
-whoever maps it too arms a fault within microseconds, and hears how many calls there were and which
-one failed. Calls that the mount makes past the store (``mkdir``, relayed data) are not among them.
+whoever maps it too arms a fault within microseconds, and hears which call failed. Calls that the
+mount makes past the store (``mkdir``, relayed data) are not among them.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
-import struct
 import threading
 from collections.abc import Container
 from dataclasses import dataclass
@@ -45,47 +45,57 @@ FAULTS = {
 _NAMES = list(FAULTS)
 
 
-class Switch:
-    """The control file, mapped. One process arms, the other counts."""
+class _Words(ctypes.Structure):
+    _fields_ = (
+        ("k", ctypes.c_uint32),  # 0: disarmed
+        ("fault", ctypes.c_uint32),
+        ("round", ctypes.c_uint32),
+        ("failed", ctypes.c_char * 32),
+    )
 
-    _FORMAT = struct.Struct("=IIII32s")  # k (0: disarmed), number of the fault, calls, done, failed
+
+class Switch:
+    """The control file, mapped. One process arms; the other counts, and tells what failed. Nobody
+    writes a word of the other's: what was read a moment ago would be put over what is said now."""
 
     def __init__(self, path: Path) -> None:
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            os.ftruncate(fd, self._FORMAT.size)
-            self._map = mmap.mmap(fd, self._FORMAT.size)
+            os.ftruncate(fd, ctypes.sizeof(_Words))
+            self._words = _Words.from_buffer(mmap.mmap(fd, ctypes.sizeof(_Words)))
         finally:
             os.close(fd)
         self._guard = threading.Lock()
+        self._round = self._calls = 0  # of the process that counts
 
     def arm(self, fault: str, k: int) -> None:
-        self._FORMAT.pack_into(self._map, 0, 0, _NAMES.index(fault), 0, 0, b"")
-        struct.pack_into("=I", self._map, 0, k)
+        self.disarm()
+        self._words.fault = _NAMES.index(fault)
+        self._words.failed = b""
+        self._words.round += 1
+        self._words.k = k
 
     def disarm(self) -> None:
-        struct.pack_into("=I", self._map, 0, 0)
-
-    @property
-    def calls(self) -> int:
-        return int(self._FORMAT.unpack_from(self._map)[2])
+        self._words.k = 0
 
     @property
     def failed(self) -> str:
         """The method that failed; empty if none did."""
-        return str(self._FORMAT.unpack_from(self._map)[4].rstrip(b"\0").decode())
+        return bytes(self._words.failed).decode()
 
     def count(self, method: str) -> Fault | None:
         """The fault of this call, if it is the one that fails."""
+        k, fault = self._words.k, FAULTS[_NAMES[self._words.fault]]
+        if k == 0 or method not in fault.methods:
+            return None
         with self._guard:
-            k, number, calls, done, _ = self._FORMAT.unpack_from(self._map)
-            fault = FAULTS[_NAMES[number]]
-            if k == 0 or method not in fault.methods:
+            if self._round != self._words.round:
+                self._round, self._calls = self._words.round, 0
+            self._calls += 1
+            if self._calls != k:
                 return None
-            fails = not done and calls + 1 == k
-            failed = method.encode() if fails else self.failed.encode()
-            self._FORMAT.pack_into(self._map, 0, k, number, calls + 1, done or fails, failed)
-            return fault if fails else None
+            self._words.failed = method.encode()
+            return fault
 
 
 class Armed(Intercepted):

@@ -23,7 +23,7 @@ from ckptfs.tools.crash.marking import MARKING
 from ckptfs.tools.crash.oracle import Marks, Oracle, contents_of, marks_of
 from ckptfs.tools.crash.states import Cut, Log, Spec
 from ckptfs.tools.crash.workloads import WORKLOADS, Writer
-from ckptfs.tools.rig import served
+from ckptfs.tools.rig import served, sync
 
 PLAIN = "plain"  # the workload on the filesystem itself
 _LIMIT_S = 120.0
@@ -133,7 +133,7 @@ def _compare(recording: Recording, image: Path) -> None:
 def _work(setting: Setting, folder: Path, mounted: Path, marks: Marks) -> None:
     root = mounted / "checkpoints"
     root.mkdir()
-    os.sync()
+    sync(mounted)
     if setting.mode == PLAIN:
         marks.add("begin")
         _run(setting, root, marks, folder)
