@@ -149,10 +149,9 @@ class Check:
             if finding.condition is Condition.MISSING:
                 continue  # deleted or renamed since the walk came by
             record = finding.record
-            if record is not None:
+            if record is not None and record.lineage in self._kept:
+                self._live.add(record.lineage)
                 self._highest = max(self._highest, record.generation)
-                if record.lineage in self._kept:
-                    self._live.add(record.lineage)
             known = self._known.get(finding.path)
             if finding.condition is Condition.UNRECORDED and known and known not in self._pinned:
                 detail = f"history knows it as lineage {known}"
@@ -343,6 +342,8 @@ class Check:
                     yield Finding(f"{fmt.CONTROL}/{where}/{name}", Condition.STRAY, detail=detail)
 
     def _counter(self) -> Iterator[Finding]:
+        """Of files that were copied from another directory, records and all, it knows nothing: each
+        goes on from its own number."""
         counted = self.layout.stored_counter()
         if counted < self._highest:
             detail = f"counts to {counted}, there is generation {self._highest}"

@@ -212,16 +212,22 @@ def how_to_end(path: str) -> str:
     return f"see its log, or `ckptfs umount --force {path}`"
 
 
+def covered_by(path: str) -> str:
+    """The type of what is mounted over a mount at ``path``; empty where nothing is."""
+    top = mounted_type(path) or ""
+    ours = any(each.type == FS_TYPE and each.point == path for each in mounting.mounts())
+    return top if ours and top != FS_TYPE else ""
+
+
 def not_mounted(path: str) -> NotMounted:
     """Why there is no mount to be seen at ``path``."""
-    top = mounted_type(path)
-    if top == FS_TYPE:
+    if mounted_type(path) == FS_TYPE:
         return NotMounted(
             f"{path}: its daemon is gone, and the mount is left dead; `ckptfs mount {path}` serves "
             f"it again, `ckptfs umount {path}` takes it away"
         )
-    if any(each.type == FS_TYPE and each.point == path for each in mounting.mounts()):
-        return NotMounted(f"{path}: another mount ({top}) covers it; end that first")
+    if over := covered_by(path):
+        return NotMounted(f"{path}: another mount ({over}) covers it; end that first")
     pid = _serving_elsewhere(path)
     if pid is None:
         return NotMounted(f"{path}: not mounted; serve it with `ckptfs mount {path}`")

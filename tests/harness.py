@@ -8,6 +8,7 @@ from typing import Any
 
 from ckptfs import osfs
 from ckptfs import verify as verify_module
+from ckptfs.format import Record
 from ckptfs.osfs import OsFs
 from ckptfs.store import Options, Store
 from ckptfs.verify import Condition, Finding
@@ -58,10 +59,14 @@ def condition(store: Store, path: str) -> Condition:
     return examine(store, path).condition
 
 
-def lineage(store: Store, path: str) -> str:
+def recorded(store: Store, path: str) -> Record:
     record = examine(store, path).record
     assert record is not None
-    return record.lineage
+    return record
+
+
+def lineage(store: Store, path: str) -> str:
+    return recorded(store, path).lineage
 
 
 def contents(directory: Path) -> list[bytes]:

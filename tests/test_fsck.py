@@ -16,7 +16,7 @@ from typing import Any
 import jsonschema
 import mounts
 import pytest
-from harness import NEW, NEWER, OLD, contents, lineage, rot, store_on, touch
+from harness import NEW, NEWER, OLD, contents, lineage, recorded, rot, store_on, touch
 
 from ckptfs import format as fmt
 from ckptfs.verify import BAD, Condition
@@ -221,6 +221,23 @@ def test_repair_deletes_nothing(tmp_path: Path) -> None:
 def is_data(path: Path) -> bool:
     notes = ("lock", "generation", "alarms")
     return path.is_file() and path.suffix != ".json" and path.name not in notes
+
+
+def test_files_that_were_copied_with_their_records_are_no_damage(tmp_path: Path) -> None:
+    """The counter is that of another directory: it stayed behind in its ``.ckptfs``."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    build(one)
+    shutil.copytree(one, other, ignore=shutil.ignore_patterns(fmt.CONTROL))
+    ckptfs("adopt", other, code=0)
+    ckptfs("verify", other, code=0)
+    store = store_on(other)
+    before = recorded(store, "a.pt")
+    store.put("a.pt", NEWER)
+    after = recorded(store, "a.pt")
+    store.close()
+    assert (after.generation, after.lineage) == (before.generation + 1, before.lineage)
+    ckptfs("verify", other, code=0)
 
 
 def test_a_missing_file_is_brought_back_when_it_is_named(tmp_path: Path) -> None:

@@ -312,7 +312,9 @@ def test_no_mount_below_is_taken_along(mount: Served, how: list[str]) -> None:
     assert ckptfs("umount", mount.path, *how).returncode == 0
 
 
-@pytest.mark.parametrize("command", [["umount"], ["umount", "--release"], ["status"]])
+@pytest.mark.parametrize(
+    "command", [["umount"], ["umount", "--release"], ["status"], ["log"], ["verify"], ["adopt"]]
+)
 def test_a_covered_mount_says_what_covers_it(mount: Served, command: list[str]) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "none", mount.path], check=True)
     try:
