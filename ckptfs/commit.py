@@ -2,7 +2,7 @@
 
     stage -> seal -> keep -> publish -> settle
 
-Promises (DESIGN C1, C2): a path holds one whole committed version at every instant, across crashes
+Promises (C1, C2): a path holds one whole committed version at every instant, across crashes
 too; ``commit`` returning means settled, as durable as the mode says; ``commit`` raising means the
 old version stays and the new bytes lie in salvage, but for a full disk: they are gone.
 

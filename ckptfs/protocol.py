@@ -1,6 +1,6 @@
 """The commit protocol: write modes, and the life of one version as a table. Pure.
 
-    stage -> seal -> keep -> publish -> settle        (DESIGN: "Commit protocol")
+    stage -> seal -> keep -> publish -> settle        (docs/design.md, "Commit")
 
 Invariant: ``PUBLISHED`` is reached only through ``SEALED``, so a version that is visible under its
 name has durable data and a record. An event the table does not list raises

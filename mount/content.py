@@ -2,7 +2,7 @@
 
 A checkpoint is written at once and is good when it is whole. A log is good line by line, and a
 database keeps its own transactions: held back until a close they would be lost with their writer,
-so they are written in place (DESIGN: "Logs and databases").
+so they are written in place (docs/design.md, "Logs and databases").
 """
 
 from __future__ import annotations

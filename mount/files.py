@@ -1,7 +1,7 @@
 """Opening, creating and closing.
 
 An open for writing gets a version of its own, hence a node of its own: the kernel is answered
-ESTALE once, looks the path up again, and opens the node that the lookup then gives (DESIGN §7).
+ESTALE once, looks the path up again, and opens the node that the lookup then gives.
 """
 
 from __future__ import annotations

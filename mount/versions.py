@@ -1,4 +1,4 @@
-"""The life of a version under its writers: when is a file finished? (DESIGN §5)
+"""The life of a version under its writers: when is a file finished?
 
 A version commits at the FLUSH with which its last open write handle was closed by the process
 that opened it; at the last RELEASE where no such FLUSH came (descriptors passed to children,

@@ -135,7 +135,7 @@ def test_only_the_classes_that_are_chosen_go(prepared: Path) -> None:
     assert len(rows(prepared)) == 2
 
 
-def test_history_keeps_the_last_good_version(prepared: Path) -> None:
+def test_C8_history_keeps_the_last_good_version(prepared: Path) -> None:
     """The file as it stands has rotted, unseen."""
     below = ckptfs("status", prepared, "--json")
     found = json.loads(below.stdout) if below.returncode == 0 else None

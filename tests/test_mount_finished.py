@@ -1,4 +1,4 @@
-"""When is a file finished? (DESIGN §5)
+"""When is a file finished?
 
 FLUSH comes for every close of every duplicate, RELEASE after the last one, and neither says what
 the program meant. Each test is one way in which real programs end a file.

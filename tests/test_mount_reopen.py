@@ -1,5 +1,5 @@
 """What a path shows through renames, deletions, forks and pid namespaces, while it is being written
-and then committed (DESIGN §6)."""
+and then committed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a path shows while it is being written, and to whom (DESIGN §6)."""
+"""What a path shows while it is being written, and to whom."""
 
 from __future__ import annotations
 

@@ -280,7 +280,7 @@ def versions(store: Store, count: int) -> None:
         store.put("a.pt", version(number))
 
 
-def test_where_the_file_has_rotted_its_newest_good_generation_stays(
+def test_C8_where_the_file_has_rotted_its_newest_good_generation_stays(
     quick_dir: Path, disk: SmallDisk
 ) -> None:
     store = store_on(quick_dir, disk.fs, keep=9)
@@ -307,7 +307,7 @@ def test_rot_that_no_stamp_shows_is_read(quick_dir: Path, disk: SmallDisk) -> No
     store.close()
 
 
-def test_what_rots_while_room_is_made_keeps_its_generation(
+def test_C8_what_rots_while_room_is_made_keeps_its_generation(
     quick_dir: Path, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = store_on(quick_dir, disk.fs, keep=9)
@@ -359,7 +359,7 @@ def test_what_is_longer_than_is_worth_to_read_stays(
     store.close()
 
 
-def test_where_the_newest_generation_has_rotted_too_the_one_before_stays(
+def test_C8_where_the_newest_generation_has_rotted_too_the_one_before_stays(
     quick_dir: Path, disk: SmallDisk
 ) -> None:
     store = store_on(quick_dir, disk.fs, keep=9)
@@ -456,7 +456,7 @@ def test_what_a_commit_has_just_kept_stays(quick_dir: Path, disk: SmallDisk) -> 
     store.close()
 
 
-def test_a_crash_at_any_unlink_leaves_a_good_version_of_everything(quick_dir: Path) -> None:
+def test_C8_a_crash_at_any_unlink_leaves_a_good_version_of_everything(quick_dir: Path) -> None:
     number = 0
     while True:
         number += 1

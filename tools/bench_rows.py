@@ -1,4 +1,4 @@
-"""The rows of the benchmark: each compares the mount with the plain directory (DESIGN §10).
+"""The rows of the benchmark: each compares the mount with the plain directory.
 
 A row takes the run it belongs to, measures by turns, clears up after itself and adds its results.
 """

@@ -1,4 +1,4 @@
-"""Imports run one way, and one module speaks to the operating system (DESIGN §8)."""
+"""Imports run one way, and one module speaks to the operating system."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[2]
 FOLDERS = {"ckptfs": "ckptfs", "mount": "ckptfs.mount", "tools": "ckptfs.tools"}
 LAYERS = {
     **dict.fromkeys(["errors", "shown", "threads", "units"], 0),
