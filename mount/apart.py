@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from ckptfs import format as fmt
 from ckptfs import osfs, walk
 from ckptfs.errors import CannotServe
-from ckptfs.mount.kernel.mounting import FS_TYPE, mounts
+
+from .kernel.mounting import FS_TYPE, mounts
 
 _ENTRIES = 100_000  # are looked at, about a second
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 
 from ckptfs import format as fmt
 from ckptfs import osfs
-from ckptfs.mount import commands
-from ckptfs.mount.base import Slow, T, stale
-from ckptfs.mount.files import Files
-from ckptfs.mount.model import Caller, Handle, Version
-from ckptfs.mount.nodes import Directory, File, Node, Virtual, identity, stands
+
+from . import commands
+from .base import Slow, T, stale
+from .files import Files
+from .model import Caller, Handle, Version
+from .nodes import Directory, File, Node, Virtual, identity, stands
 
 _SELINUX = "security.selinux"
 

@@ -14,13 +14,15 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.layout import held_bytes
-from ckptfs.mount import acl, listing
-from ckptfs.mount.control import Control
-from ckptfs.mount.descriptors import Room
-from ckptfs.mount.locks import Locks, LockSet
-from ckptfs.mount.metadata import Metadata
-from ckptfs.mount.model import Caller, Handle, Version
-from ckptfs.mount.nodes import (
+from ckptfs.store import Store
+
+from . import acl, listing
+from .control import Control
+from .descriptors import Room
+from .locks import Locks, LockSet
+from .metadata import Metadata
+from .model import Caller, Handle, Version
+from .nodes import (
     ROOT_ID,
     Directory,
     File,
@@ -32,8 +34,7 @@ from ckptfs.mount.nodes import (
     lstat,
     stands,
 )
-from ckptfs.mount.versions import Versions
-from ckptfs.store import Store
+from .versions import Versions
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ import struct
 import threading
 import time
 
-from ckptfs.mount import writers
+from . import writers
 
 _PROBE = 0xCF01  # an ioctl without argument that nobody has
 _SYS_PIDFD_GETFD = 438  # one number on all architectures

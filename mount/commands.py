@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING
 
 from ckptfs import expendable, fsck, history
 from ckptfs import format as fmt
-from ckptfs.mount.base import stale
-from ckptfs.mount.nodes import CONTROL_ID, File, Node, Virtual, stands
 from ckptfs.verify import Condition, Finding
 
+from .base import stale
+from .nodes import CONTROL_ID, File, Node, Virtual, stands
+
 if TYPE_CHECKING:
-    from ckptfs.mount.attributes import Attributes
-    from ckptfs.mount.model import Caller
+    from .attributes import Attributes
+    from .model import Caller
 
 PREFIX = f"{fmt.XATTR}."
 VERIFY, ADOPT, ROLLBACK = f"{PREFIX}verify", f"{PREFIX}adopt", f"{PREFIX}rollback"

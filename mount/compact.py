@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from ckptfs.mount.nodes import Identity
+    from .nodes import Identity
 
 T = TypeVar("T")
 N = TypeVar("N", bound="Numbered")

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ckptfs import format as fmt
-from ckptfs.mount.nodes import CONTROL_ID, STATUS_ID, NodeTable, Virtual
-from ckptfs.mount.past import root_of_history
 from ckptfs.store import Store
+
+from .nodes import CONTROL_ID, STATUS_ID, NodeTable, Virtual
+from .past import root_of_history
 
 
 class Control(Virtual):

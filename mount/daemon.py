@@ -25,19 +25,20 @@ from typing import Any, NoReturn
 import ckptfs
 from ckptfs.errors import AlreadyServed, CannotServe, CkptfsError, MountBusy
 from ckptfs.events import TAKEN_AWAY
-from ckptfs.mount import apart, holding, inspect, logfile, program, sessions, writers
-from ckptfs.mount.handover import Carried
-from ckptfs.mount.kernel import mounting
-from ckptfs.mount.kernel.beneath import covered
-from ckptfs.mount.kernel.session import Session as KernelSession
-from ckptfs.mount.monitor import Monitor
-from ckptfs.mount.operations import Operations
-from ckptfs.mount.portable import PortableSession
-from ckptfs.mount.restart import Restarter
 from ckptfs.orphans import Tidier
 from ckptfs.scrub import Scrub
 from ckptfs.sharing import Sharer
 from ckptfs.store import Options, Store
+
+from . import apart, holding, inspect, logfile, program, sessions, writers
+from .handover import Carried
+from .kernel import mounting
+from .kernel.beneath import covered
+from .kernel.session import Session as KernelSession
+from .monitor import Monitor
+from .operations import Operations
+from .portable import PortableSession
+from .restart import Restarter
 
 log = logging.getLogger("ckptfs.daemon")
 

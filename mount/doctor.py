@@ -14,7 +14,8 @@ from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.errors import CannotServe
 from ckptfs.layout import Layout
-from ckptfs.mount import inspect, writers
+
+from . import inspect, writers
 
 _PASSTHROUGH_SINCE = (6, 9)
 _LOW_SPACE_BYTES = 1 << 30

@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 from ckptfs import format as fmt
 from ckptfs import parts
 from ckptfs.errors import CannotServe, MountBusy
-from ckptfs.mount import holding, inspect, writers
-from ckptfs.mount.kernel import mounting
-from ckptfs.mount.kernel.mounting import Mount
+
+from . import holding, inspect, writers
+from .kernel import mounting
+from .kernel.mounting import Mount
 
 IN_USE_S = 5.0  # that a mount which is used is waited for, if nobody says how long
 _POLL_S, _ENDING_POLL_S = 0.1, 0.02

@@ -15,17 +15,18 @@ from typing import NoReturn
 
 from ckptfs import osfs
 from ckptfs.errors import CkptfsError
-from ckptfs.mount import content, writers
-from ckptfs.mount.base import Entry, New, Slow, exists, or_nothing, own, stale
-from ckptfs.mount.content import Content
-from ckptfs.mount.control import StatusFile
-from ckptfs.mount.descriptors import no_room
-from ckptfs.mount.locks import Lock
-from ckptfs.mount.model import Caller, Handle, Version
-from ckptfs.mount.nodes import Directory, File, Virtual, identity, lstat, stands
-from ckptfs.mount.past import Generation
-from ckptfs.mount.relay import Relay
 from ckptfs.protocol import State
+
+from . import content, writers
+from .base import Entry, New, Slow, exists, or_nothing, own, stale
+from .content import Content
+from .control import StatusFile
+from .descriptors import no_room
+from .locks import Lock
+from .model import Caller, Handle, Version
+from .nodes import Directory, File, Virtual, identity, lstat, stands
+from .past import Generation
+from .relay import Relay
 
 _MUCH_BYTES = 64 << 20
 

@@ -21,11 +21,14 @@ from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple, TypeGuard, cast
 
 from ckptfs.errors import CannotServe
-from ckptfs.mount import past
-from ckptfs.mount.descriptors import Descriptor, OpenFolders
-from ckptfs.mount.kernel.session import Session
-from ckptfs.mount.model import Version
-from ckptfs.mount.nodes import (
+from ckptfs.osfs import FileSystem, OsFs
+from ckptfs.staged import Base
+
+from . import past
+from .descriptors import Descriptor, OpenFolders
+from .kernel.session import Session
+from .model import Version
+from .nodes import (
     HISTORY_ID,
     ROOT_ID,
     Directory,
@@ -35,10 +38,8 @@ from ckptfs.mount.nodes import (
     Openable,
     Virtual,
 )
-from ckptfs.mount.operations import Operations
-from ckptfs.mount.past import PastDirectory, PastFile, View
-from ckptfs.osfs import FileSystem, OsFs
-from ckptfs.staged import Base
+from .operations import Operations
+from .past import PastDirectory, PastFile, View
 
 # One more whenever a class that is written here changes its fields: tests/test_restart.py has them.
 FORMAT = 4

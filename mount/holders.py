@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 
-from ckptfs.mount.writers import CannotSee, descendants, listed
+from .writers import CannotSee, descendants, listed
 
 _INO = b"\nino:\t"
 _LOOKS = 4096  # at descriptors, about 10 us each

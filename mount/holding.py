@@ -11,9 +11,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ckptfs.mount import inspect, proc, writers
-from ckptfs.mount.kernel import mounting
-from ckptfs.mount.kernel.mounting import Mount
+from . import inspect, proc, writers
+from .kernel import mounting
+from .kernel.mounting import Mount
 
 _NAMED = 5  # in one message
 

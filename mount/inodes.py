@@ -12,8 +12,8 @@ import os
 import threading
 from dataclasses import dataclass, field
 
-from ckptfs.mount.model import Handle
-from ckptfs.mount.nodes import Identity, identity
+from .model import Handle
+from .nodes import Identity, identity
 
 Place = tuple[int, str]  # id of the directory, name
 

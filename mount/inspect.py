@@ -19,10 +19,11 @@ from typing import Any
 from ckptfs import format as fmt
 from ckptfs import osfs, parts
 from ckptfs.errors import CannotServe, NotMounted
-from ckptfs.mount import proc, writers
-from ckptfs.mount.kernel import beneath, mounting
-from ckptfs.mount.kernel.mounting import FS_TYPE, mounted_type
 from ckptfs.osfs import OsFs
+
+from . import proc, writers
+from .kernel import beneath, mounting
+from .kernel.mounting import FS_TYPE, mounted_type
 
 _TIMEOUT_S = 5.0
 # The last is said of a daemon that ended before it had begun. Other errors are answers.

@@ -9,7 +9,8 @@ import threading
 from typing import Any
 
 from ckptfs import osfs
-from ckptfs.mount.listing import parts
+
+from .listing import parts
 
 _MAX_WRITE = 128 << 10  # the buffer of libfuse 2
 # Every byte of a name survives: the bindings decode strictly, and names need not be UTF-8.

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from itertools import islice
 
-from ckptfs.mount.nodes import Listed
+from .nodes import Listed
 
 _DOTS = {".": 1, "..": 2}  # first, as everywhere; 0 is where a list begins
 _NAMED = 4  # a bit that all other positions have

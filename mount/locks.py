@@ -20,8 +20,8 @@ from itertools import chain
 from typing import Any
 from weakref import WeakValueDictionary
 
-from ckptfs.mount import calls
-from ckptfs.mount.nodes import Identity
+from . import calls
+from .nodes import Identity
 
 TO_THE_END = 0x7FFFFFFFFFFFFFFF
 _CIRCLE = 11  # waits that the kernel follows

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Set
 from typing import Generic, NamedTuple, TypeVar
 
-from ckptfs.mount import proc
+from . import proc
 
 log = logging.getLogger("ckptfs.writers")
 

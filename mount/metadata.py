@@ -9,11 +9,12 @@ from collections.abc import Iterator
 
 from ckptfs import osfs
 from ckptfs.errors import CkptfsError
-from ckptfs.mount.model import Version
-from ckptfs.mount.nodes import Directory
 from ckptfs.protocol import State
 from ckptfs.staged import Staged
 from ckptfs.store import Store
+
+from .model import Version
+from .nodes import Directory
 
 _OUTDATED = -1, -1  # the fingerprint of no file
 

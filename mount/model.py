@@ -9,12 +9,13 @@ import functools
 from dataclasses import dataclass, field
 
 from ckptfs.errors import CkptfsError
-from ckptfs.mount import writers
-from ckptfs.mount.listing import Listing
-from ckptfs.mount.locks import LockSet
-from ckptfs.mount.nodes import Directory, File, Node
 from ckptfs.protocol import VISIBLE, State
 from ckptfs.staged import Base, Fingerprint, Staged
+
+from . import writers
+from .listing import Listing
+from .locks import LockSet
+from .nodes import Directory, File, Node
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.errors import CannotServe
-from ckptfs.mount import metrics
-from ckptfs.mount.hook import Hook
-from ckptfs.mount.lowspace import LowSpace
 from ckptfs.store import Store
 
+from . import metrics
+from .hook import Hook
+from .lowspace import LowSpace
+
 if TYPE_CHECKING:
-    from ckptfs.mount.daemon import MountOptions
+    from .daemon import MountOptions
 
 log = logging.getLogger("ckptfs.monitor")
 

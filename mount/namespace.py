@@ -10,11 +10,12 @@ from collections.abc import Iterator
 
 from ckptfs import format as fmt
 from ckptfs import osfs
-from ckptfs.mount.base import Base, Entry, New, Slow, or_nothing, own, owner, stale
-from ckptfs.mount.descriptors import Descriptor
-from ckptfs.mount.listing import Listing
-from ckptfs.mount.model import Caller, Handle, Version
-from ckptfs.mount.nodes import ROOT_ID, Directory, File, Node, Virtual, identity, lstat, stands
+
+from .base import Base, Entry, New, Slow, or_nothing, own, owner, stale
+from .descriptors import Descriptor
+from .listing import Listing
+from .model import Caller, Handle, Version
+from .nodes import ROOT_ID, Directory, File, Node, Virtual, identity, lstat, stands
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 _LARGE_BYTES = 128 << 10  # of a directory: listing some thousands of names takes a while

@@ -20,11 +20,12 @@ from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
 from ckptfs import osfs
-from ckptfs.mount.compact import ById, Numbered, Rare, shared
-from ckptfs.mount.descriptors import Descriptor, Folder, OpenFolders, Room
+
+from .compact import ById, Numbered, Rare, shared
+from .descriptors import Descriptor, Folder, OpenFolders, Room
 
 if TYPE_CHECKING:
-    from ckptfs.mount.model import Handle, Version
+    from .model import Handle, Version
 
 ROOT_ID = 1
 CONTROL_ID = 2  # .ckptfs as the mount shows it

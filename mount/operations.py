@@ -9,8 +9,8 @@ Threading: the tables are guarded by ``versions.lock``; operations may run in an
 
 from __future__ import annotations
 
-from ckptfs.mount.attributes import Attributes
-from ckptfs.mount.namespace import Namespace
+from .attributes import Attributes
+from .namespace import Namespace
 
 
 class Operations(Attributes, Namespace):

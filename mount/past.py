@@ -23,10 +23,11 @@ from ckptfs import format as fmt
 from ckptfs import history, osfs
 from ckptfs.errors import CkptfsError
 from ckptfs.layout import Layout
-from ckptfs.mount import acl
-from ckptfs.mount.descriptors import Descriptor, Folder, OpenFolders
-from ckptfs.mount.nodes import HISTORY_ID, Identity, Listed, NodeTable, Virtual, identity
 from ckptfs.store import Store
+
+from . import acl
+from .descriptors import Descriptor, Folder, OpenFolders
+from .nodes import HISTORY_ID, Identity, Listed, NodeTable, Virtual, identity
 
 # Set in the inode numbers of directories here, which are no other names of those that they mirror.
 _PAST = 1 << 62

@@ -23,14 +23,15 @@ from typing import Any, TypeVar, overload
 
 from ckptfs import osfs
 from ckptfs.errors import CannotServe
-from ckptfs.mount import calls, libfuse, sessions, writers
-from ckptfs.mount.attributes import Change
-from ckptfs.mount.base import Entry, New, Slow, exists
-from ckptfs.mount.inodes import Inodes, Opened, Place
-from ckptfs.mount.model import Caller, Handle
-from ckptfs.mount.nodes import ROOT_ID, File, Identity, Node, identity, lstat
-from ckptfs.mount.operations import Operations
-from ckptfs.mount.past import Generation
+
+from . import calls, libfuse, sessions, writers
+from .attributes import Change
+from .base import Entry, New, Slow, exists
+from .inodes import Inodes, Opened, Place
+from .model import Caller, Handle
+from .nodes import ROOT_ID, File, Identity, Node, identity, lstat
+from .operations import Operations
+from .past import Generation
 
 log = logging.getLogger("ckptfs.session")
 

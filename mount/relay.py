@@ -10,8 +10,9 @@ import os
 from collections.abc import Callable
 
 from ckptfs import osfs
-from ckptfs.mount.base import Base, Slow, T
-from ckptfs.mount.model import Caller, Handle
+
+from .base import Base, Slow, T
+from .model import Caller, Handle
 
 
 class Relay(Base):

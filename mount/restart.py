@@ -38,13 +38,14 @@ from ckptfs import threads
 from ckptfs.digest import ALGORITHMS
 from ckptfs.errors import CannotServe, CkptfsError
 from ckptfs.layout import Layout
-from ckptfs.mount import commands, handover, inspect, logfile, metrics, program
-from ckptfs.mount.kernel.session import Session
 from ckptfs.osfs import OsFs
 from ckptfs.parts import parse
 
+from . import commands, handover, inspect, logfile, metrics, program
+from .kernel.session import Session
+
 if TYPE_CHECKING:
-    from ckptfs.mount.daemon import Daemon, MountOptions
+    from .daemon import Daemon, MountOptions
 
 log = logging.getLogger("ckptfs.restart")
 
@@ -78,7 +79,7 @@ def restart(
     ``given``. Waits that long for a moment in which no commit is under way, and tells ``say`` what
     it waits for. Returns what the user should know, once that serves. Raises NotMounted, and
     CannotServe or NotRestarted, with the daemon as it was."""
-    from ckptfs.mount.apart import require_apart
+    from .apart import require_apart
 
     try:
         status = inspect.status_of(path)
@@ -317,7 +318,7 @@ def _try(command: list[str], state: int, root: int) -> None:
 
 def resume(state: int, *, only_try: bool) -> None:
     """Go on with the mount that this process serves, until it ends."""
-    from ckptfs.mount.daemon import Daemon
+    from .daemon import Daemon
 
     with os.fdopen(state, "rb") as file:
         carried = handover.Carried(file)

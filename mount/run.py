@@ -23,11 +23,12 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ckptfs.errors import CannotServe, CkptfsError
-from ckptfs.mount import apart, logfile
-from ckptfs.mount.daemon import Daemon, MountOptions, check
-from ckptfs.mount.kernel import mounting, namespaces
-from ckptfs.mount.kernel.own_rights import OwnRightsSession
-from ckptfs.mount.kernel.session import Session
+
+from . import apart, logfile
+from .daemon import Daemon, MountOptions, check
+from .kernel import mounting, namespaces
+from .kernel.own_rights import OwnRightsSession
+from .kernel.session import Session
 
 log = logging.getLogger("ckptfs.run")
 

@@ -17,7 +17,8 @@ from types import ModuleType
 from typing import Protocol
 
 from ckptfs.errors import CannotServe, CkptfsError
-from ckptfs.mount import writers
+
+from . import writers
 
 log = logging.getLogger("ckptfs.session")
 

@@ -30,10 +30,16 @@ from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.errors import CkptfsError, WriterKilled, final
 from ckptfs.events import DISK_FULL, KILLED, UNKNOWN
-from ckptfs.mount import content, holders, writers
-from ckptfs.mount.content import Content
-from ckptfs.mount.model import Before, Caller, Handle, Version
-from ckptfs.mount.nodes import (
+from ckptfs.protocol import VISIBLE, State
+from ckptfs.staged import Base, Fingerprint, Inode, Staged
+from ckptfs.store import Store
+from ckptfs.structure import Verdict
+from ckptfs.writeback import Writeback
+
+from . import content, holders, writers
+from .content import Content
+from .model import Before, Caller, Handle, Version
+from .nodes import (
     Directory,
     File,
     Node,
@@ -42,13 +48,8 @@ from ckptfs.mount.nodes import (
     lstat,
     stands,
 )
-from ckptfs.mount.watch import Watch
-from ckptfs.mount.writers import Fate
-from ckptfs.protocol import VISIBLE, State
-from ckptfs.staged import Base, Fingerprint, Inode, Staged
-from ckptfs.store import Store
-from ckptfs.structure import Verdict
-from ckptfs.writeback import Writeback
+from .watch import Watch
+from .writers import Fate
 
 _SEALS_REMEMBERED = 10_000
 _EXPECTED_S = 1.0  # how long a close waits for an open that was sent to look again

@@ -14,13 +14,14 @@ import time
 from typing import TYPE_CHECKING
 
 from ckptfs.errors import CkptfsError
-from ckptfs.mount import writers
-from ckptfs.mount.mappings import Snapshot
 from ckptfs.threads import started
 
+from . import writers
+from .mappings import Snapshot
+
 if TYPE_CHECKING:
-    from ckptfs.mount.model import Version
-    from ckptfs.mount.versions import Versions
+    from .model import Version
+    from .versions import Versions
 
 log = logging.getLogger("ckptfs.watch")
 

@@ -22,8 +22,8 @@ import os
 import signal
 from collections.abc import Collection, Iterator, Set
 
-from ckptfs.mount import proc
-from ckptfs.mount.mappings import Snapshot, Unseen
+from . import proc
+from .mappings import Snapshot, Unseen
 
 _PF_EXITING = 0x4
 _SIGNAL_MASK = 0x7F

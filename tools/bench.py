@@ -30,10 +30,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ckptfs.errors import CkptfsError
-from ckptfs.tools import bench_cost, bench_rows, plots
-from ckptfs.tools.bench_rows import ON_THE_MOUNT, QUICK, Bench, Result, Sizes
-from ckptfs.tools.rig import Mount, fill_page_cache, memory, mount_table
 from ckptfs.units import parse_bytes
+
+from . import bench_cost, bench_rows, plots
+from .bench_rows import ON_THE_MOUNT, QUICK, Bench, Result, Sizes
+from .rig import Mount, fill_page_cache, memory, mount_table
 
 ROWS = {**bench_rows.ROWS, bench_cost.ROW: bench_cost.cost}
 

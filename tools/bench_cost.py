@@ -17,10 +17,10 @@ from typing import Any
 
 import click
 
-from ckptfs.tools import plots
-from ckptfs.tools.bench_rows import Bench, Result, only, state_of, synced, torch_or_fail
-from ckptfs.tools.rig import Mount, Subject, memory, mount_table, timed
-from ckptfs.tools.stats import Estimate, estimate, ratio
+from . import plots
+from .bench_rows import Bench, Result, only, state_of, synced, torch_or_fail
+from .rig import Mount, Subject, memory, mount_table, timed
+from .stats import Estimate, estimate, ratio
 
 ROW = "cost"
 PLAIN, DURABLE = "plain torch.save", "plain + fsync"

@@ -25,9 +25,10 @@ from ckptfs.errors import UsageError
 from ckptfs.fsck import Check, Scope
 from ckptfs.layout import Layout
 from ckptfs.osfs import OsFs
-from ckptfs.tools.rig import Mount, Samples, Subject, alternate, sync, timed
-from ckptfs.tools.stats import Estimate, estimate, ratio, size_text
 from ckptfs.verify import Condition
+
+from .rig import Mount, Samples, Subject, alternate, sync, timed
+from .stats import Estimate, estimate, ratio, size_text
 
 Work = Callable[[Path], object]
 

@@ -20,12 +20,13 @@ from pathlib import Path
 import click
 
 from ckptfs.errors import CkptfsError
-from ckptfs.tools import corrupt_batch, corrupt_plot, corrupt_quiet, corrupt_report, plots
-from ckptfs.tools.corrupt_batch import shortcomings
-from ckptfs.tools.corrupt_draw import Trial, trial
-from ckptfs.tools.corrupt_worker import Loaders
-from ckptfs.tools.study import Row, Rows, progress
 from ckptfs.units import parse_bytes
+
+from . import corrupt_batch, corrupt_plot, corrupt_quiet, corrupt_report, plots
+from .corrupt_batch import shortcomings
+from .corrupt_draw import Trial, trial
+from .corrupt_worker import Loaders
+from .study import Row, Rows, progress
 
 _BATCH_BYTES = 1 << 30
 _READS_PER_ROW = 5000

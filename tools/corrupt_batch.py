@@ -18,9 +18,9 @@ from typing import Any
 
 from blake3 import blake3
 
-from ckptfs.tools import rig
-from ckptfs.tools.corrupt_content import build, shapes
-from ckptfs.tools.corrupt_damage import (
+from . import rig
+from .corrupt_content import build, shapes
+from .corrupt_damage import (
     DONOR,
     Ranges,
     Undamageable,
@@ -29,10 +29,10 @@ from ckptfs.tools.corrupt_damage import (
     record_of,
     write_into,
 )
-from ckptfs.tools.corrupt_draw import NEED_OLDER, OUTSIDE, WHILE_SERVED, Kind, Trial
-from ckptfs.tools.corrupt_worker import Loaders
-from ckptfs.tools.rig import Mount, served
-from ckptfs.tools.study import Row
+from .corrupt_draw import NEED_OLDER, OUTSIDE, WHILE_SERVED, Kind, Trial
+from .corrupt_worker import Loaders
+from .rig import Mount, served
+from .study import Row
 
 _FILLER = "user.filler"
 _FILLER_BYTES = 3900  # of the about 4,040 that ext4 has for the xattrs of a file

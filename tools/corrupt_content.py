@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import StorageMeta
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from ckptfs.tools.corrupt_draw import Trial
+from .corrupt_draw import Trial
 
 _ROW_BYTES = 512
 _OVERHEAD_BYTES = {"pt": 1400, "safetensors": 150, "dcp": 4600, "npz": 600, "json": 60}

@@ -12,7 +12,8 @@ from pathlib import Path
 from ckptfs import format as fmt
 from ckptfs.errors import RecordDamaged
 from ckptfs.format import Record
-from ckptfs.tools.corrupt_draw import OF_BYTES, PAGE_BYTES, Kind, Trial
+
+from .corrupt_draw import OF_BYTES, PAGE_BYTES, Kind, Trial
 
 Ranges = list[tuple[int, int]]  # bytes, from and up to
 _TRIES = 1000

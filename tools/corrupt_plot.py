@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ckptfs.tools import plots
-from ckptfs.tools.corrupt_report import NOTHING, PAPER, Line, Share, lines
-from ckptfs.tools.corrupt_worker import LOADERS
-from ckptfs.tools.study import Row
+from . import plots
+from .corrupt_report import NOTHING, PAPER, Line, Share, lines
+from .corrupt_worker import LOADERS
+from .study import Row
 
 _OURS = ("noticed", "wrong bytes\nserved")
 _GAP = 0.2  # between what is ours and the loaders, in cells

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptfs.tools.corrupt_batch import digest, verify, write_file
-from ckptfs.tools.corrupt_content import build
-from ckptfs.tools.corrupt_damage import kept, record_of
-from ckptfs.tools.corrupt_draw import Trial, trial
-from ckptfs.tools.rig import Mount, served
-from ckptfs.tools.study import Row
+from .corrupt_batch import digest, verify, write_file
+from .corrupt_content import build
+from .corrupt_damage import kept, record_of
+from .corrupt_draw import Trial, trial
+from .rig import Mount, served
+from .study import Row
 
 _FILES = 240
 _FILES_MAX_BYTES = 256 << 10

@@ -7,16 +7,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ckptfs.tools.corrupt_batch import (
+from .corrupt_batch import (
     can_be_noticed,
     had_good_generation,
     is_unproven,
     shortcomings,
 )
-from ckptfs.tools.corrupt_draw import Kind
-from ckptfs.tools.corrupt_quiet import held
-from ckptfs.tools.corrupt_worker import LOADERS, noticed
-from ckptfs.tools.study import Row, markdown
+from .corrupt_draw import Kind
+from .corrupt_quiet import held
+from .corrupt_worker import LOADERS, noticed
+from .study import Row, markdown
 
 PAPER = "arXiv 2511.18323: SHA-256 guard, 1,600 trials, 99.8-100% noticed, 0 false positives"
 NOTHING = "-"

@@ -19,7 +19,7 @@ import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 
-from ckptfs.tools.corrupt_content import fingerprint, quiet
+from .corrupt_content import fingerprint, quiet
 
 _LIMIT_S = 30.0
 _PER_BYTE_S = 1e-7

@@ -20,7 +20,7 @@ from types import FrameType
 
 import torch
 
-from ckptfs.tools import demo_train
+from . import demo_train
 
 _LIMIT_S = 300.0
 _PYTHON = sys.executable

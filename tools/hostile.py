@@ -27,8 +27,9 @@ from pathlib import Path
 import click
 
 from ckptfs.errors import CannotServe
-from ckptfs.tools.hostile_attacks import ATTACKS
-from ckptfs.tools.rig import Mount
+
+from .hostile_attacks import ATTACKS
+from .rig import Mount
 
 HOSTILE, VICTIM = 65534, 65533
 _SAVE_BYTES = 1 << 20

@@ -20,7 +20,8 @@ from typing import Any
 
 from ckptfs.errors import CannotServe
 from ckptfs.osfs import OsFs
-from ckptfs.tools.study import Row
+
+from .study import Row
 
 Subject = Callable[[], float]  # does the work once and returns the seconds that count
 Samples = dict[str, list[float]]

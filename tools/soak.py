@@ -25,7 +25,7 @@ from pathlib import Path
 
 import click
 
-from ckptfs.tools.rig import Mount
+from .rig import Mount
 
 _NAMES = 40
 _WORKERS = 3

@@ -20,14 +20,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from ckptfs.mount import acl
-from ckptfs.mount.base import Entry, Slow, stale
-from ckptfs.mount.kernel import wire
-from ckptfs.mount.kernel.passthrough import Passthrough
-from ckptfs.mount.kernel.wire import Op
-from ckptfs.mount.model import Caller, Handle
-from ckptfs.mount.nodes import File, Node, stands
-from ckptfs.mount.operations import Operations
+from .. import acl
+from ..base import Entry, Slow, stale
+from ..model import Caller, Handle
+from ..nodes import File, Node, stands
+from ..operations import Operations
+from . import wire
+from .passthrough import Passthrough
+from .wire import Op
 
 NO_REPLY = object()  # it comes later
 _AGAIN_S = 1.0  # until then a request by a thread that was sent back is its second try

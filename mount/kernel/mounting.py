@@ -20,8 +20,9 @@ from typing import NamedTuple
 
 from ckptfs import osfs
 from ckptfs.errors import CannotServe
-from ckptfs.mount import proc
-from ckptfs.mount.kernel.beneath import mount_beneath
+
+from .. import proc
+from .beneath import mount_beneath
 
 FS_TYPE = "fuse.ckptfs"
 # Not a path: mkfs and others stat the source of every mount, and would hang on a stuck server.

@@ -19,7 +19,8 @@ from collections.abc import Callable
 
 from ckptfs import osfs
 from ckptfs.errors import CannotServe
-from ckptfs.mount import writers
+
+from .. import writers
 
 _APART = ("ns/user", "ns/mnt", "ns/pid", "root")
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000

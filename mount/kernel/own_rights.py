@@ -18,12 +18,12 @@ import os
 import stat
 from typing import Any
 
-from ckptfs.mount.base import Entry
-from ckptfs.mount.kernel import wire
-from ckptfs.mount.kernel.session import Session, names
-from ckptfs.mount.model import Caller
-from ckptfs.mount.nodes import Directory, File, Virtual, lstat
-from ckptfs.mount.operations import Operations
+from ..base import Entry
+from ..model import Caller
+from ..nodes import Directory, File, Virtual, lstat
+from ..operations import Operations
+from . import wire
+from .session import Session, names
 
 _FOR_EXECUTION = 0x20  # FMODE_EXEC, which the kernel leaves among the flags of an open
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from ckptfs import format as fmt
 from ckptfs import osfs
 from ckptfs.layout import Layout
-from ckptfs.mount.kernel import wire
-from ckptfs.mount.kernel.mounting import mounts
-from ckptfs.mount.model import Handle
+
+from ..model import Handle
+from . import wire
+from .mounting import mounts
 
 _FINAL = frozenset({errno.EPERM, errno.EACCES, errno.ENOTTY, errno.EOPNOTSUPP, errno.ELOOP})
 

@@ -23,21 +23,22 @@ from typing import Any
 
 from ckptfs import osfs
 from ckptfs.errors import CannotServe, CkptfsError
-from ckptfs.mount import acl, commands, mappings
-from ckptfs.mount.attributes import Change
-from ckptfs.mount.base import Caches, Dropped, Entry, New, Slow, without_names
-from ckptfs.mount.kernel import namespaces, wire
-from ckptfs.mount.kernel.again import NO_REPLY, Again, Answers
-from ckptfs.mount.kernel.gate import Gate
-from ckptfs.mount.kernel.passthrough import Passthrough
-from ckptfs.mount.kernel.pool import Flow, Pool, Underway
-from ckptfs.mount.kernel.wire import Op
-from ckptfs.mount.listing import parts
-from ckptfs.mount.locks import Lock, Wait
-from ckptfs.mount.model import Caller, Handle
-from ckptfs.mount.nodes import CONTROL_ID, File, Node, Virtual
-from ckptfs.mount.operations import Operations
-from ckptfs.mount.sessions import Openers, errno_of
+
+from .. import acl, commands, mappings
+from ..attributes import Change
+from ..base import Caches, Dropped, Entry, New, Slow, without_names
+from ..listing import parts
+from ..locks import Lock, Wait
+from ..model import Caller, Handle
+from ..nodes import CONTROL_ID, File, Node, Virtual
+from ..operations import Operations
+from ..sessions import Openers, errno_of
+from . import namespaces, wire
+from .again import NO_REPLY, Again, Answers
+from .gate import Gate
+from .passthrough import Passthrough
+from .pool import Flow, Pool, Underway
+from .wire import Op
 
 log = logging.getLogger("ckptfs.session")
 

@@ -37,16 +37,31 @@ FREE = {"osfs.py", "cli.py"}  # the filesystem; the top layer, which starts daem
 SOURCES = sorted(path for folder in FOLDERS for path in (PROJECT / folder).rglob("*.py"))
 
 
-def imported(source: str) -> set[str]:
-    """Dotted names of all modules that the source imports, also within functions."""
+def imported(module: str, source: str) -> set[str]:
+    """Dotted names of all that the module imports, also within functions and for types."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            whole = node.module or ""
+            if node.level:
+                package = module.split(".")[: -node.level]
+                whole = ".".join([*package, *filter(None, [node.module])])
+            found |= {f"{whole}.{alias.name}" for alias in node.names}
     return found
+
+
+def absolute_to_itself(module: str, source: str) -> list[str]:
+    """Imports of its own top folder by the name that only an installation gives it."""
+    top = ".".join(module.split(".")[:2])
+    return [
+        node.module or ""
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom)
+        and not node.level
+        and f"{node.module}.".startswith(f"{top}.")
+    ]
 
 
 def layer_of(module: str) -> int | None:
@@ -60,22 +75,28 @@ def layer_of(module: str) -> int | None:
 def upward(module: str, source: str) -> list[str]:
     here = layer_of(module)
     assert here is not None, f"{module} has no layer: give it one in LAYERS"
-    above = [name for name in imported(source) if (layer_of(name) or 0) > here]
+    above = [name for name in imported(module, source) if (layer_of(name) or 0) > here]
     # Neighbours in the top layers do not know each other.
     package = module.split(".")[1]
     if package in ("mount", "tools"):
         other = {"mount": "ckptfs.tools", "tools": "ckptfs.mount"}[package]
-        above += [name for name in imported(source) if f"{name}.".startswith(f"{other}.")]
+        above += [name for name in imported(module, source) if f"{name}.".startswith(f"{other}.")]
     return above
 
 
 def system_calls(source: str) -> set[str]:
-    return {name.partition(".")[0] for name in imported(source)} & SYSTEM
+    return {name.partition(".")[0] for name in imported("", source)} & SYSTEM
 
 
 def dotted(path: Path) -> str:
     folder, *rest = path.relative_to(PROJECT).with_suffix("").parts
     return ".".join([FOLDERS[folder], *rest])
+
+
+@pytest.mark.parametrize("top", ["mount", "tools"])
+def test_a_folder_that_is_installed_elsewhere_is_relative_to_itself(top: str) -> None:
+    paths = sorted((PROJECT / top).rglob("*.py"))
+    assert [p.name for p in paths if absolute_to_itself(dotted(p), p.read_text())] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PROJECT)))
@@ -92,7 +113,9 @@ def test_only_osfs_speaks_to_the_operating_system(path: Path) -> None:
 def test_no_import_cycle_within_the_store() -> None:
     graph = {
         path.stem: {
-            name.split(".")[1] for name in imported(path.read_text()) if name.startswith("ckptfs.")
+            name.split(".")[1]
+            for name in imported(dotted(path), path.read_text())
+            if name.startswith("ckptfs.")
         }
         for path in (PROJECT / "ckptfs").rglob("*.py")
     }
@@ -106,5 +129,9 @@ def test_control_wrong_imports_are_seen() -> None:
     assert upward("ckptfs.layout", "from ckptfs.store import Store") == ["ckptfs.store.Store"]
     assert upward("ckptfs.store", "def f():\n    import ckptfs.mount.kernel")
     assert upward("ckptfs.tools.bench", "from ckptfs.mount import operations")
+    assert upward("ckptfs.mount.kernel.wire", "from ...store import x") == []
+    assert upward("ckptfs.mount.kernel.wire", "from ...tools import x") == ["ckptfs.tools.x"]
+    assert absolute_to_itself("ckptfs.tools.rig", "def f():\n    from ckptfs.tools import x")
+    assert not absolute_to_itself("ckptfs.tools.rig", "from . import x\nfrom ckptfs import y")
     assert upward("ckptfs.commit", "from ckptfs import history, osfs") == []
     assert system_calls("from os import path\nimport fcntl as f") == {"os", "fcntl"}

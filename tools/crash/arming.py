@@ -21,7 +21,8 @@ from ckptfs import layout
 from ckptfs.errors import CkptfsError
 from ckptfs.osfs import FileSystem
 from ckptfs.store import Store
-from ckptfs.tools.faults import METHODS, NEVER_FAIL, Call, Intercepted, ShortNth, fall_short
+
+from ..faults import METHODS, NEVER_FAIL, Call, Intercepted, ShortNth, fall_short
 
 
 @dataclass(frozen=True)

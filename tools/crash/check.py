@@ -13,11 +13,12 @@ from ckptfs.errors import CannotServe, CkptfsError
 from ckptfs.fsck import Check, Scope
 from ckptfs.protocol import Mode
 from ckptfs.store import Options, Store
-from ckptfs.tools.crash import device
-from ckptfs.tools.crash.record import PLAIN, Recording
-from ckptfs.tools.crash.states import Spec
-from ckptfs.tools.rig import served
 from ckptfs.verify import BAD, Condition
+
+from ..rig import served
+from . import device
+from .record import PLAIN, Recording
+from .states import Spec
 
 ROOT = "checkpoints"
 NO_FILESYSTEM = "no filesystem"

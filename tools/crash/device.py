@@ -23,7 +23,8 @@ from pathlib import Path
 
 from ckptfs import osfs
 from ckptfs.errors import CannotServe
-from ckptfs.tools.crash.states import SECTOR_BYTES, Entry, Extent
+
+from .states import SECTOR_BYTES, Entry, Extent
 
 _DAEMON = "qemu-storage-daemon"
 _LIMIT_S = 60.0

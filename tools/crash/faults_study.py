@@ -17,10 +17,11 @@ from pathlib import Path
 import click
 
 from ckptfs.errors import CkptfsError
-from ckptfs.tools.crash.arming import FAULTS
-from ckptfs.tools.crash.faults_app import SCENARIOS
-from ckptfs.tools.crash.faults_trial import told, trials, turned
-from ckptfs.tools.study import Row, Rows, markdown, progress
+
+from ..study import Row, Rows, markdown, progress
+from .arming import FAULTS
+from .faults_app import SCENARIOS
+from .faults_trial import told, trials, turned
 
 _OUTCOMES = ("told", "absorbed", "read-only", "untold", "hung")
 _HEADS = ("scenario", "fault", "calls", *_OUTCOMES, "not as promised")

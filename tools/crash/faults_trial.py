@@ -17,11 +17,12 @@ from typing import Any
 
 from ckptfs import format as fmt
 from ckptfs.errors import CannotServe
-from ckptfs.tools import hooked
-from ckptfs.tools.crash.arming import FAULTS, Switch
-from ckptfs.tools.crash.faults_app import SCENARIOS, Application, Scenario, Stuck
-from ckptfs.tools.rig import served, verify
-from ckptfs.tools.study import Row
+
+from .. import hooked
+from ..rig import served, verify
+from ..study import Row
+from .arming import FAULTS, Switch
+from .faults_app import SCENARIOS, Application, Scenario, Stuck
 
 _LIMIT_S = 120.0
 _ARMING = "ckptfs.tools.crash.arming"

@@ -21,8 +21,10 @@ from pathlib import Path
 import click
 
 from ckptfs.errors import CkptfsError
-from ckptfs.tools.crash import kills_report
-from ckptfs.tools.crash.kills_draw import (
+
+from ..study import Row, Rows, progress
+from . import kills_report
+from .kills_draw import (
     DAEMON,
     PAPER,
     PAPER_MODES,
@@ -32,8 +34,7 @@ from ckptfs.tools.crash.kills_draw import (
     Trial,
     trial,
 )
-from ckptfs.tools.crash.kills_jobs import Batch, Jobs
-from ckptfs.tools.study import Row, Rows, progress
+from .kills_jobs import Batch, Jobs
 
 _CONTROLS = ("unsafe", PLAIN)
 

@@ -14,7 +14,8 @@ import threading
 from pathlib import Path
 
 from ckptfs.osfs import FileSystem
-from ckptfs.tools.faults import Before, Call
+
+from ..faults import Before, Call
 
 _ARMED = struct.Struct("<I16s")  # how many times more, of which step
 _REACHED = struct.Struct("<16s")

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from ckptfs.errors import CannotServe
-from ckptfs.tools.crash.kills_draw import BATCH, Trial
-from ckptfs.tools.crash.kills_place import end_all
-from ckptfs.tools.study import Row
+
+from ..study import Row
+from .kills_draw import BATCH, Trial
+from .kills_place import end_all
 
 _START_LIMIT_S = 120.0
 _ROW_LIMIT_S = 90.0

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ckptfs.tools.crash.damage import damage
-from ckptfs.tools.crash.kills_draw import Phase
-from ckptfs.tools.crash.kills_saves import Act, Files, Op
-from ckptfs.tools.study import Row
+from ..study import Row
+from .damage import damage
+from .kills_draw import Phase
+from .kills_saves import Act, Files, Op
 
 OLD, NEW, STRAY = "old", "new", "stray file"
 

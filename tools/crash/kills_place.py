@@ -18,12 +18,13 @@ from ckptfs.errors import CannotServe
 from ckptfs.layout import Layout
 from ckptfs.osfs import OsFs
 from ckptfs.protocol import Mode
-from ckptfs.tools.crash.kills_draw import PLAIN
-from ckptfs.tools.crash.kills_dying import Control
-from ckptfs.tools.crash.kills_saves import Files
-from ckptfs.tools.hooked import program
-from ckptfs.tools.rig import PLAIN_PROGRAM, Mount, mounted_device
 from ckptfs.verify import Finding
+
+from ..hooked import program
+from ..rig import PLAIN_PROGRAM, Mount, mounted_device
+from .kills_draw import PLAIN
+from .kills_dying import Control
+from .kills_saves import Files
 
 _DEATH_LIMIT_S = 20.0
 _UMOUNT_LIMIT_S = 20.0

@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ckptfs.protocol import Step
-from ckptfs.tools.crash.damage import LOST
-from ckptfs.tools.crash.kills_draw import (
+
+from ..study import Row, markdown
+from .damage import LOST
+from .kills_draw import (
     BATCH,
     DAEMON,
     PAPER,
@@ -18,8 +20,7 @@ from ckptfs.tools.crash.kills_draw import (
     Phase,
     Work,
 )
-from ckptfs.tools.crash.kills_judge import NEW, OLD, STRAY
-from ckptfs.tools.study import Row, markdown
+from .kills_judge import NEW, OLD, STRAY
 
 MOUNT_LIMIT_S = 1.0
 _OUTCOMES = ("old version", "new version", "lost or torn")

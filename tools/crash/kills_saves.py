@@ -18,7 +18,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from ckptfs.tools.crash.kills_draw import Trial, Work
+from .kills_draw import Trial, Work
 
 _SMALL_FILES, _SHARDS, _TENSORS = 12, 4, 3
 _NUMBERED_KEPT = 2

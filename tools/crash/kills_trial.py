@@ -15,14 +15,15 @@ import time
 from collections.abc import Container, Iterable
 
 from ckptfs import format as fmt
-from ckptfs.tools.crash import kills_judge, kills_writer
-from ckptfs.tools.crash.kills_draw import DAEMON, How, Phase, Trial, Work
-from ckptfs.tools.crash.kills_judge import Progress, Violation, judge
-from ckptfs.tools.crash.kills_place import Place
-from ckptfs.tools.crash.kills_saves import Act, Files, Op, after, save
-from ckptfs.tools.crash.kills_writer import Death, Told, Writer
-from ckptfs.tools.study import Row
 from ckptfs.verify import BAD, Condition
+
+from ..study import Row
+from . import kills_judge, kills_writer
+from .kills_draw import DAEMON, How, Phase, Trial, Work
+from .kills_judge import Progress, Violation, judge
+from .kills_place import Place
+from .kills_saves import Act, Files, Op, after, save
+from .kills_writer import Death, Told, Writer
 
 _SAVE_S, _CLOSE_S = 0.01, 0.003  # where none was timed
 _SAVES_S = {Work.MANY: 0.03, Work.SHARDS: 0.015}

@@ -20,12 +20,13 @@ import safetensors.torch
 import torch
 
 from ckptfs.errors import CannotServe
-from ckptfs.tools.crash.kills_draw import BATCH, Trial, trial
-from ckptfs.tools.crash.kills_judge import Violation
-from ckptfs.tools.crash.kills_place import Place
-from ckptfs.tools.crash.kills_saves import Files
-from ckptfs.tools.crash.kills_trial import Failed, Run, sound
-from ckptfs.tools.study import Row
+
+from ..study import Row
+from .kills_draw import BATCH, Trial, trial
+from .kills_judge import Violation
+from .kills_place import Place
+from .kills_saves import Files
+from .kills_trial import Failed, Run, sound
 
 _HANGS_S = 60.0
 

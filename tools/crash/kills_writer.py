@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ckptfs.tools.crash.kills_draw import Phase
-from ckptfs.tools.crash.kills_saves import Act, Op, weights
+from .kills_draw import Phase
+from .kills_saves import Act, Op, weights
 
 _WHERE, _WRITTEN, _ERRNO, _BEGAN, _ENDED, _CLOSE_BEGAN, _CLOSE_ENDED, _UNHEARD = range(8)
 _PR_SET_PDEATHSIG = 1

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 from ckptfs.osfs import FileSystem, OsFs
-from ckptfs.tools.crash.oracle import Marks
-from ckptfs.tools.faults import BROKEN, Before, Call
+
+from ..faults import BROKEN, Before, Call
+from .oracle import Marks
 
 MARKING = f"{__name__}:marking"  # for ``tools.hooked``
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckptfs.tools.crash.damage import damage
+from .damage import damage
 
 _NEVER = 1 << 62
 

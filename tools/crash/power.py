@@ -19,15 +19,16 @@ from pathlib import Path
 import click
 
 from ckptfs.errors import CannotServe, CkptfsError
-from ckptfs.tools import plots
-from ckptfs.tools.crash import power_plot, power_report
-from ckptfs.tools.crash.check import judging
-from ckptfs.tools.crash.device import KINDS, why_not
-from ckptfs.tools.crash.power_report import is_control, states_of
-from ckptfs.tools.crash.record import Recording, Setting
-from ckptfs.tools.crash.units import ATOMIC, controls, setting_of, settings, specs_of, unit
-from ckptfs.tools.crash.workloads import WORKLOADS
-from ckptfs.tools.study import Row, Rows, Step, progress
+
+from .. import plots
+from ..study import Row, Rows, Step, progress
+from . import power_plot, power_report
+from .check import judging
+from .device import KINDS, why_not
+from .power_report import is_control, states_of
+from .record import Recording, Setting
+from .units import ATOMIC, controls, setting_of, settings, specs_of, unit
+from .workloads import WORKLOADS
 
 _CONTROL_STATES = 150
 

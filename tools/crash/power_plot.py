@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ckptfs.tools import plots
-from ckptfs.tools.crash.check import severity
-from ckptfs.tools.crash.power_report import how, in_order, states_in, total
-from ckptfs.tools.study import Row
+from .. import plots
+from ..study import Row
+from .check import severity
+from .power_report import how, in_order, states_in, total
 
 _OTHER = "other"
 _COLOURS = [f"C{number}" for number in range(10)]

@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ckptfs.protocol import Mode, Step
-from ckptfs.tools.crash.device import KINDS
-from ckptfs.tools.crash.record import PLAIN
-from ckptfs.tools.crash.states import Cut
-from ckptfs.tools.crash.units import ATOMIC, setting_of
-from ckptfs.tools.crash.workloads import WORKLOADS
-from ckptfs.tools.faults import BROKEN
-from ckptfs.tools.study import Row, markdown
+
+from ..faults import BROKEN
+from ..study import Row, markdown
+from .device import KINDS
+from .record import PLAIN
+from .states import Cut
+from .units import ATOMIC, setting_of
+from .workloads import WORKLOADS
 
 _MIN_AFTER_STEP = 50
 _NAMED = 6  # kinds of violation in a line

@@ -17,13 +17,14 @@ from pathlib import Path
 from ckptfs.errors import CannotServe
 from ckptfs.osfs import OsFs
 from ckptfs.protocol import Mode
-from ckptfs.tools import hooked
-from ckptfs.tools.crash import device
-from ckptfs.tools.crash.marking import MARKING
-from ckptfs.tools.crash.oracle import Marks, Oracle, contents_of, marks_of
-from ckptfs.tools.crash.states import Cut, Log, Spec
-from ckptfs.tools.crash.workloads import WORKLOADS, Writer
-from ckptfs.tools.rig import served, sync
+
+from .. import hooked
+from ..rig import served, sync
+from . import device
+from .marking import MARKING
+from .oracle import Marks, Oracle, contents_of, marks_of
+from .states import Cut, Log, Spec
+from .workloads import WORKLOADS, Writer
 
 PLAIN = "plain"  # the workload on the filesystem itself
 _LIMIT_S = 120.0

@@ -17,12 +17,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from ckptfs.protocol import Mode
-from ckptfs.tools.crash import device
-from ckptfs.tools.crash.check import NO_FILESYSTEM, judging, severity
-from ckptfs.tools.crash.record import PLAIN, Recording, Setting, record
-from ckptfs.tools.crash.states import Cut, Spec, identity, in_order, out_of_order
-from ckptfs.tools.faults import BROKEN
-from ckptfs.tools.study import Row
+
+from ..faults import BROKEN
+from ..study import Row
+from . import device
+from .check import NO_FILESYSTEM, judging, severity
+from .record import PLAIN, Recording, Setting, record
+from .states import Cut, Spec, identity, in_order, out_of_order
 
 ATOMIC = (Mode.ATOMIC_DIRSYNC.value, Mode.ATOMIC_NODIRSYNC.value)
 _SHARE_OUT_OF_ORDER = 0.4

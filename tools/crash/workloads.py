@@ -19,8 +19,8 @@ import torch
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
-from ckptfs.tools.corrupt_content import quiet
-from ckptfs.tools.crash.oracle import Marks
+from ..corrupt_content import quiet
+from .oracle import Marks
 
 _KEPT = 3
 _LONG_BYTES = 1_200_000  # past what is copied when a file is reopened: grows where it lies on ext4
