@@ -16,24 +16,29 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ckptfs import format as fmt
-from ckptfs import growth, history, orphans, osfs
-from ckptfs.alarms import Alarms
-from ckptfs.commit import Committer
+from ckptfs.checking import orphans
+from ckptfs.checking.examine import ROTTEN, Condition, Finding, examine_at
+from ckptfs.checking.opens import Guard, shows_no_more
+from ckptfs.checking.orphans import Orphans
+from ckptfs.disk import osfs
+from ckptfs.disk.filesystem import FileSystem, Status
+from ckptfs.disk.real import OsFs
 from ckptfs.errors import CannotServe, CkptfsError, NoSuchGeneration, RecordDamaged, Superseded
-from ckptfs.events import DISK_FULL, Events, say
-from ckptfs.format import Record
-from ckptfs.growth import Alone, nobody_else
-from ckptfs.guard import Guard, shows_no_more
-from ckptfs.layout import Amount, Layout, held_bytes
-from ckptfs.orphans import Orphans
-from ckptfs.osfs import FileSystem, OsFs
-from ckptfs.protocol import Mode, Outside, State
-from ckptfs.room import DiskRoom, patient
-from ckptfs.sharing import Sharing, never
-from ckptfs.staged import Staged, Stood
-from ckptfs.tally import Tally
-from ckptfs.verify import ROTTEN, Condition, Finding, examine_at
+from ckptfs.history import earlier
+from ckptfs.history.sharing import Sharing, never
+from ckptfs.modes import Mode, Outside
+from ckptfs.records import format as fmt
+from ckptfs.records.format import Record
+from ckptfs.records.layout import Amount, Layout, held_bytes
+from ckptfs.room.making import DiskRoom, patient
+from ckptfs.telling.alarms import Alarms
+from ckptfs.telling.events import DISK_FULL, Events, say
+from ckptfs.telling.tally import Tally
+from ckptfs.versions import extend
+from ckptfs.versions.commit import Committer
+from ckptfs.versions.extend import Alone, nobody_else
+from ckptfs.versions.life import State
+from ckptfs.versions.staged import Staged, Stood
 
 IN_PLACE = (
     "*.lock",
@@ -146,11 +151,11 @@ class Store:
         below the root, by whomever it was made, is durable on return: a later commit syncs only
         what it changes itself. Returns how many versions were salvaged."""
         salvaged = 0
-        put_back = history.put_back(self.layout)
+        put_back = earlier.put_back(self.layout)
         if put_back:
             self.committer.lineages.read_pins()
         for lineage in put_back:
-            path = history.noted_path(self.layout, lineage) or "?"
+            path = earlier.noted_path(self.layout, lineage) or "?"
             say(logging.WARNING, path, "its history lay under the name of another; put back")
         names = self.fs.listdir(self.layout.stage)
         for name in sorted(names, key=lambda name: not name.endswith(fmt.GROWS)):
@@ -158,14 +163,14 @@ class Store:
             if not osfs.is_regular(status):  # none of ours
                 continue
             if name.endswith(fmt.GROWS):  # ahead of the versions that they belong to
-                salvaged += growth.recover(self.layout, name) is not None
+                salvaged += extend.recover(self.layout, name) is not None
                 continue
             salvaged += self._recover_version(name, status)
         self.room.bound()
         self.fs.sync_all(self.root)
         return salvaged
 
-    def _recover_version(self, name: str, status: osfs.Status) -> bool:
+    def _recover_version(self, name: str, status: Status) -> bool:
         """Whether what was being written as ``name`` went to salvage."""
         with osfs.opened(self.fs, self.layout.stage, name, osfs.O_RDONLY) as fd:
             note = self.fs.getxattr(fd, fmt.XATTR) or b""
@@ -193,7 +198,7 @@ class Store:
         with contextlib.suppress(RecordDamaged):
             record = Record.from_bytes(note)
             if record is not None:
-                return history.noted_path(self.layout, record.lineage)
+                return earlier.noted_path(self.layout, record.lineage)
         return fmt.path_of_note(note)
 
     # --- versions --------------------------------------------------------------------------------
@@ -306,7 +311,7 @@ class Store:
             return False
         return not self.guard.known_good(at, name)
 
-    def _status(self, at: int, name: str) -> osfs.Status | None:
+    def _status(self, at: int, name: str) -> Status | None:
         with contextlib.suppress(OSError):
             return self.fs.lstat(at, name)
         return None
@@ -429,7 +434,7 @@ class Store:
         done; nothing, where it is good after all."""
         name = str(generation)
         with osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder:
-            path = history.noted_path(self.layout, lineage)
+            path = earlier.noted_path(self.layout, lineage)
             finding = examine_at(self.layout, name, folder, name, called=path or "", direct=True)
             if finding.condition not in ROTTEN:
                 return ""
@@ -497,8 +502,9 @@ class Store:
         return True
 
     def tidy(self, pause: Callable[[], None] = orphans.nothing) -> orphans.Outcome:
-        """Let history go that no path leads to; see :mod:`ckptfs.orphans`. ``pause`` is called
-        every now and then. Takes as long as history is wide and, where there is such, the tree."""
+        """Let history go that no path leads to; see :mod:`ckptfs.checking.orphans`. ``pause`` is
+        called every now and then. Takes as long as history is wide and, where there is such, the
+        tree."""
         outcome = self.orphans.settle(pause)
         for path in outcome.given_back:
             self.note("given back", path, "its history, which a crash or a rename outside cut off")
@@ -555,8 +561,8 @@ class Store:
 
     def share(self, path: str, stopped: Callable[[], bool] = never) -> int:
         """Let the generations that history holds of ``path`` share the blocks that are as in the
-        committed version, where the filesystem can; see :mod:`ckptfs.sharing`. Takes about as
-        long as reading them all. Returns how many bytes came to be shared. Raises OSError where
+        committed version, where the filesystem can; see :mod:`ckptfs.history.sharing`. Takes about
+        as long as reading them all. Returns how many bytes came to be shared. Raises OSError where
         the path is gone."""
         with self._place(path) as (at, name):
             lineage = self.committer.lineages.look(at, name, path).lineage

@@ -8,9 +8,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ckptfs import format as fmt
-from ckptfs import osfs, walk
+from ckptfs.disk import osfs
+from ckptfs.disk.real import OsFs
 from ckptfs.errors import CannotServe
+from ckptfs.records import format as fmt
+from ckptfs.records import walk
 
 from .kernel.mounting import FS_TYPE, mounts
 
@@ -92,7 +94,7 @@ def is_known(directory: str) -> bool:
     except OSError:
         return False
     try:
-        return walk.is_another(osfs.OsFs(), fd)
+        return walk.is_another(OsFs(), fd)
     finally:
         os.close(fd)
 

@@ -9,8 +9,8 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from ckptfs import format as fmt
-from ckptfs import osfs
+from ckptfs.disk import osfs
+from ckptfs.records import format as fmt
 
 from . import commands
 from .base import Slow, T, stale

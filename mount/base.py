@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from ckptfs import format as fmt
-from ckptfs import osfs
-from ckptfs.layout import held_bytes
+from ckptfs.disk import osfs
+from ckptfs.records import format as fmt
+from ckptfs.records.layout import held_bytes
 from ckptfs.store import Store
 
 from . import acl, listing

@@ -20,9 +20,11 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from ckptfs import expendable, fsck, history
-from ckptfs import format as fmt
-from ckptfs.verify import Condition, Finding
+from ckptfs.checking.examine import Condition, Finding
+from ckptfs.history import earlier
+from ckptfs.records import format as fmt
+from ckptfs.room import expendable
+from ckptfs.upkeep import fsck
 
 from .base import stale
 from .nodes import CONTROL_ID, File, Node, Virtual, stands
@@ -179,7 +181,7 @@ def _perform_on_control(ops: Attributes, key: str, value: bytes) -> None:
     elif key == ADOPT and what == QUARANTINED:
         store.take_back(path)
     elif key == ADOPT:
-        known = history.lineages_by_path(store.layout)
+        known = earlier.lineages_by_path(store.layout)
         store.take(Finding(path, Condition.MISSING), known)
     else:
         raise OSError(errno.EOPNOTSUPP, "no such command")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ckptfs import format as fmt
+from ckptfs.records import format as fmt
 from ckptfs.store import Store
 
 from .nodes import CONTROL_ID, STATUS_ID, NodeTable, Virtual

@@ -23,12 +23,12 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import ckptfs
+from ckptfs.checking.orphans import Tidier
 from ckptfs.errors import AlreadyServed, CannotServe, CkptfsError, MountBusy
-from ckptfs.events import TAKEN_AWAY
-from ckptfs.orphans import Tidier
-from ckptfs.scrub import Scrub
-from ckptfs.sharing import Sharer
+from ckptfs.history.sharing import Sharer
 from ckptfs.store import Options, Store
+from ckptfs.telling.events import TAKEN_AWAY
+from ckptfs.upkeep.scrub import Scrub
 
 from . import apart, holding, inspect, logfile, program, sessions, writers
 from .handover import Carried

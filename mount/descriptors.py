@@ -22,7 +22,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ckptfs import osfs
+from ckptfs.disk import osfs
 
 _MAX_OPEN_DIRECTORIES = 2048
 _OWN = "/proc/self/fd"

@@ -10,10 +10,11 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ckptfs import format as fmt
-from ckptfs import osfs
+from ckptfs.disk import osfs
+from ckptfs.disk.real import OsFs
 from ckptfs.errors import CannotServe
-from ckptfs.layout import Layout
+from ckptfs.records import format as fmt
+from ckptfs.records.layout import Layout
 
 from . import inspect, writers
 
@@ -109,7 +110,7 @@ def _control(directory: str) -> Iterator[Check]:
     """The parts of ``.ckptfs``, where there is one."""
     root = osfs.open_directory(directory)
     try:
-        layout = Layout.existing(osfs.OsFs(), root, directory)
+        layout = Layout.existing(OsFs(), root, directory)
         if layout is not None:
             layout.close()
             yield Check("ok", fmt.CONTROL, "of this layout, and complete")
@@ -159,7 +160,7 @@ def _xattrs(at: int) -> Check:
 
 
 def _space(at: int) -> Check:
-    free = osfs.OsFs().space(at).free_bytes
+    free = OsFs().space(at).free_bytes
     text = f"{free / (1 << 30):.1f} GiB"
     if free < _LOW_SPACE_BYTES:
         return Check("warn", "free space", text, "a save needs room for old and new side by side")

@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ckptfs import format as fmt
-from ckptfs import parts
 from ckptfs.errors import CannotServe, MountBusy
+from ckptfs.records import format as fmt
+from ckptfs.records import parts
 
 from . import holding, inspect, writers
 from .kernel import mounting

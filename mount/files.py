@@ -13,9 +13,9 @@ import os
 import stat
 from typing import NoReturn
 
-from ckptfs import osfs
+from ckptfs.disk import osfs
 from ckptfs.errors import CkptfsError
-from ckptfs.protocol import State
+from ckptfs.versions.life import State
 
 from . import content, writers
 from .base import Entry, New, Slow, exists, or_nothing, own, stale

@@ -20,9 +20,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple, TypeGuard, cast
 
+from ckptfs.disk.filesystem import FileSystem
+from ckptfs.disk.real import OsFs
 from ckptfs.errors import CannotServe
-from ckptfs.osfs import FileSystem, OsFs
-from ckptfs.staged import Base
+from ckptfs.versions.staged import Base
 
 from . import past
 from .descriptors import Descriptor, OpenFolders

@@ -17,8 +17,8 @@ import threading
 import time
 from collections import deque
 
+from ckptfs.disk.worker import started
 from ckptfs.shown import shown
-from ckptfs.threads import started
 
 log = logging.getLogger("ckptfs.hook")
 

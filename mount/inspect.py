@@ -16,10 +16,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ckptfs import format as fmt
-from ckptfs import osfs, parts
+from ckptfs.disk import osfs
+from ckptfs.disk.real import OsFs
 from ckptfs.errors import CannotServe, NotMounted
-from ckptfs.osfs import OsFs
+from ckptfs.records import format as fmt
+from ckptfs.records import parts
 
 from . import proc, writers
 from .kernel import beneath, mounting

@@ -8,7 +8,7 @@ import tempfile
 import threading
 from typing import Any
 
-from ckptfs import osfs
+from ckptfs.disk import osfs
 
 from .listing import parts
 

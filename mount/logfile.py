@@ -17,8 +17,9 @@ import sys
 from io import TextIOWrapper
 from pathlib import Path
 
-from ckptfs import osfs, parts
+from ckptfs.disk import osfs
 from ckptfs.errors import CannotServe
+from ckptfs.records import parts
 from ckptfs.shown import OneLine
 
 log = logging.getLogger("ckptfs.daemon")

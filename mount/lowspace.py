@@ -12,9 +12,9 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 
-from ckptfs import osfs
+from ckptfs.disk import osfs
+from ckptfs.disk.worker import started
 from ckptfs.store import Store
-from ckptfs.threads import started
 
 log = logging.getLogger("ckptfs.space")
 

@@ -7,11 +7,11 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from ckptfs import osfs
+from ckptfs.disk import osfs
 from ckptfs.errors import CkptfsError
-from ckptfs.protocol import State
-from ckptfs.staged import Staged
 from ckptfs.store import Store
+from ckptfs.versions.life import State
+from ckptfs.versions.staged import Staged
 
 from .model import Version
 from .nodes import Directory

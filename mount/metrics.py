@@ -14,8 +14,8 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ckptfs.disk.worker import started
 from ckptfs.errors import CannotServe
-from ckptfs.threads import started
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric

@@ -9,8 +9,8 @@ import functools
 from dataclasses import dataclass, field
 
 from ckptfs.errors import CkptfsError
-from ckptfs.protocol import VISIBLE, State
-from ckptfs.staged import Base, Fingerprint, Staged
+from ckptfs.versions.life import VISIBLE, State
+from ckptfs.versions.staged import Base, Fingerprint, Staged
 
 from . import writers
 from .listing import Listing

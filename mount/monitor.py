@@ -9,9 +9,9 @@ import stat
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from ckptfs import format as fmt
-from ckptfs import osfs
+from ckptfs.disk import osfs
 from ckptfs.errors import CannotServe
+from ckptfs.records import format as fmt
 from ckptfs.store import Store
 
 from . import metrics

@@ -8,8 +8,8 @@ import os
 import stat
 from collections.abc import Iterator
 
-from ckptfs import format as fmt
-from ckptfs import osfs
+from ckptfs.disk import osfs
+from ckptfs.records import format as fmt
 
 from .base import Base, Entry, New, Slow, or_nothing, own, owner, stale
 from .descriptors import Descriptor

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
-from ckptfs import osfs
+from ckptfs.disk import osfs
 
 from .compact import ById, Numbered, Rare, shared
 from .descriptors import Descriptor, Folder, OpenFolders, Room

@@ -19,10 +19,11 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ckptfs import format as fmt
-from ckptfs import history, osfs
+from ckptfs.disk import osfs
 from ckptfs.errors import CkptfsError
-from ckptfs.layout import Layout
+from ckptfs.history import earlier
+from ckptfs.records import format as fmt
+from ckptfs.records.layout import Layout
 from ckptfs.store import Store
 
 from . import acl
@@ -48,7 +49,7 @@ class View:
         if not osfs.is_regular(self.layout.fs.lstat(at, name)):
             return ""
         lineage = self.store.committer.lineages.readable(at, name, path)
-        return lineage if history.generations(self.layout, lineage) else ""
+        return lineage if earlier.generations(self.layout, lineage) else ""
 
 
 class Past(Virtual):
@@ -216,7 +217,7 @@ class PastFile(Past):
 
     def entries(self) -> Iterator[Listed]:
         with self.folder() as folder:
-            for generation in reversed(history.generations(self.view.layout, self.lineage)):
+            for generation in reversed(earlier.generations(self.view.layout, self.lineage)):
                 with contextlib.suppress(FileNotFoundError):
                     status = self.view.layout.fs.lstat(folder, str(generation))
                     yield str(generation), status.st_ino, stat.S_IFREG

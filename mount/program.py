@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 
 import ckptfs
-from ckptfs import osfs
+from ckptfs.disk import osfs
 from ckptfs.errors import CannotServe
 
 _HERE = os.path.dirname(os.path.abspath(__file__))

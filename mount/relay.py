@@ -1,7 +1,7 @@
 """Data where the kernel does not carry it: no passthrough, or a version that goes on from a long
 committed one. Of the latter every write is seen here, so the bytes that no one touched need not be
-copied or hashed again (``ckptfs.growth``). What takes a version's lock, or copies, runs where it
-may block."""
+copied or hashed again (``ckptfs.versions.extend``). What takes a version's lock, or copies, runs
+where it may block."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import errno
 import os
 from collections.abc import Callable
 
-from ckptfs import osfs
+from ckptfs.disk import osfs
 
 from .base import Base, Slow, T
 from .model import Caller, Handle

@@ -33,13 +33,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import IO, TYPE_CHECKING, Any
 
 import ckptfs
-from ckptfs import format as fmt
-from ckptfs import threads
-from ckptfs.digest import ALGORITHMS
+from ckptfs.disk import worker
+from ckptfs.disk.digest import ALGORITHMS
+from ckptfs.disk.real import OsFs
 from ckptfs.errors import CannotServe, CkptfsError
-from ckptfs.layout import Layout
-from ckptfs.osfs import OsFs
-from ckptfs.parts import parse
+from ckptfs.records import format as fmt
+from ckptfs.records.layout import Layout
+from ckptfs.records.parts import parse
 
 from . import commands, handover, inspect, logfile, metrics, program
 from .kernel.session import Session
@@ -179,7 +179,7 @@ class Restarter:
             return
         self._given_up.clear()
         self._request = request  # from here on it can be interrupted
-        if not threads.started(functools.partial(self._obey, request, value), "restart"):
+        if not worker.started(functools.partial(self._obey, request, value), "restart"):
             self._one_at_a_time.release()
             self._session.granting(request)(errno.EAGAIN)
 

@@ -26,15 +26,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Any
 
-from ckptfs import format as fmt
-from ckptfs import osfs
+from ckptfs.disk import osfs
 from ckptfs.errors import CkptfsError, WriterKilled, final
-from ckptfs.events import DISK_FULL, KILLED, UNKNOWN
-from ckptfs.protocol import VISIBLE, State
-from ckptfs.staged import Base, Fingerprint, Inode, Staged
+from ckptfs.records import format as fmt
+from ckptfs.room.writeback import Writeback
 from ckptfs.store import Store
 from ckptfs.structure import Verdict
-from ckptfs.writeback import Writeback
+from ckptfs.telling.events import DISK_FULL, KILLED, UNKNOWN
+from ckptfs.versions.life import VISIBLE, State
+from ckptfs.versions.staged import Base, Fingerprint, Inode, Staged
 
 from . import content, holders, writers
 from .content import Content

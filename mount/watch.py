@@ -13,8 +13,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from ckptfs.disk.worker import started
 from ckptfs.errors import CkptfsError
-from ckptfs.threads import started
 
 from . import writers
 from .mappings import Snapshot

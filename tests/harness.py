@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ckptfs import osfs
-from ckptfs import verify as verify_module
-from ckptfs.format import Record
-from ckptfs.osfs import OsFs
+from ckptfs.checking import examine as verify_module
+from ckptfs.checking.examine import Condition, Finding
+from ckptfs.disk import osfs
+from ckptfs.disk.real import OsFs
+from ckptfs.records.format import Record
 from ckptfs.store import Options, Store
-from ckptfs.verify import Condition, Finding
 
 OLD, NEW, NEWER = b"old " * 700, b"new " * 900, b"newer " * 800
 

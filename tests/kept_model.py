@@ -1,6 +1,6 @@
-"""What a tree holds, and what is kept of each path: the rules of ``ckptfs/lineages.py`` on plain
-dictionaries. Paths that share a version share their history, until one of them moves on: the first
-takes it along, the others begin anew."""
+"""What a tree holds, and what is kept of each path: the rules of ``ckptfs/history/lineages.py`` on
+plain dictionaries. Paths that share a version share their history, until one of them moves on: the
+first takes it along, the others begin anew."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ckptfs.osfs import OsFs, Space
+from ckptfs.disk.filesystem import Space
+from ckptfs.disk.real import OsFs
 from ckptfs.tools.faults import Call, Intercepted
 
 MIB = 1 << 20

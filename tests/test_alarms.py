@@ -19,12 +19,12 @@ from actors import actors
 from harness import rot, store_on, two_versions
 from mounts import Served, ckptfs
 
-from ckptfs import format as fmt
-from ckptfs.alarms import Alarms
+from ckptfs.disk.real import OsFs
 from ckptfs.errors import CkptfsError, Rotten
-from ckptfs.osfs import OsFs
-from ckptfs.scrub import Scrub
+from ckptfs.records import format as fmt
+from ckptfs.telling.alarms import Alarms
 from ckptfs.tools import hooked
+from ckptfs.upkeep.scrub import Scrub
 
 
 def check(directory: Path) -> tuple[int, list[str]]:

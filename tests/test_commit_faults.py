@@ -31,15 +31,15 @@ from harness import (
     two_versions,
 )
 
-from ckptfs import format as fmt
-from ckptfs import osfs
-from ckptfs.commit import DIGESTED_TWICE_BYTES
+from ckptfs.checking.examine import BAD, Condition
+from ckptfs.disk import osfs
+from ckptfs.disk.real import OsFs
 from ckptfs.errors import CkptfsError, Rotten, StoreReadOnly
-from ckptfs.fsck import Check, Scope
-from ckptfs.osfs import OsFs
+from ckptfs.records import format as fmt
 from ckptfs.store import Store
 from ckptfs.tools.faults import METHODS, NEVER_FAIL, Before, Call, FailAlways, FailNth, ShortNth
-from ckptfs.verify import BAD, Condition
+from ckptfs.upkeep.fsck import Check, Scope
+from ckptfs.versions.commit import DIGESTED_TWICE_BYTES
 
 ERRNOS = [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EINTR]
 FALLIBLE = METHODS - NEVER_FAIL

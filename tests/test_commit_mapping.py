@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from harness import examine, store_on
 
-from ckptfs import commit
-from ckptfs.osfs import OsFs
-from ckptfs.protocol import Outside
+from ckptfs.checking.examine import Condition
+from ckptfs.disk.real import OsFs
+from ckptfs.modes import Outside
 from ckptfs.tools.faults import Before, Call, Ignoring
-from ckptfs.verify import Condition
+from ckptfs.versions import commit
 
 _SIZES = [3600, commit.DIGESTED_TWICE_BYTES + 3600]
 

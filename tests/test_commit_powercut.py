@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 from harness import NEW, NEWER, OLD, condition, two_versions
 
-from ckptfs import osfs
+from ckptfs.checking.examine import Condition
+from ckptfs.disk import osfs
 from ckptfs.errors import CkptfsError
-from ckptfs.protocol import Mode
+from ckptfs.modes import Mode
 from ckptfs.store import Options, Store
 from ckptfs.tools.crashfs import CrashFs
 from ckptfs.tools.faults import (
@@ -32,7 +33,6 @@ from ckptfs.tools.faults import (
     RenameBeforeFsync,
     without,
 )
-from ckptfs.verify import Condition
 
 Contents = dict[str, bytes | None]
 Wrap = Callable[[Any], Any]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from harness import NEW, OLD
 
-from ckptfs import osfs
-from ckptfs.osfs import OsFs
-from ckptfs.protocol import Mode
+from ckptfs.disk import osfs
+from ckptfs.disk.real import OsFs
+from ckptfs.modes import Mode
 from ckptfs.store import Options, Store
 from ckptfs.tools.faults import Recording
 

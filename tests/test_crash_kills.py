@@ -23,7 +23,6 @@ import mounts
 import pytest
 
 from ckptfs.errors import CannotServe
-from ckptfs.protocol import Step
 from ckptfs.tools.crash import kills, kills_draw, kills_jobs, kills_report
 from ckptfs.tools.crash.damage import LOST
 from ckptfs.tools.crash.kills_draw import DAEMON, PAPER, PLAIN, WRITER, How, Phase, Work, trial
@@ -32,6 +31,7 @@ from ckptfs.tools.crash.kills_jobs import Jobs
 from ckptfs.tools.crash.kills_judge import Progress, in_salvage, judge, needs_salvage, state
 from ckptfs.tools.crash.kills_saves import Act, Op, after, save
 from ckptfs.tools.study import Rows
+from ckptfs.versions.life import Step
 
 SEED = 4
 WRITERS, DAEMONS = 60, 20  # turns: each phase eight times and more, each step once

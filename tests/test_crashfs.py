@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from ckptfs import osfs
+from ckptfs.disk import osfs
 from ckptfs.tools.crashfs import CrashFs
 
 CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from harness import open_descriptors
 
-from ckptfs import osfs
+from ckptfs.disk.real import OsFs
+from ckptfs.modes import Mode
 from ckptfs.mount.descriptors import Descriptor, OpenFolders, Room
 from ckptfs.mount.nodes import Directory, NodeTable
-from ckptfs.ordering import Ordering
-from ckptfs.protocol import Mode
+from ckptfs.versions.order import Ordering
 
 _OPEN = 4
 _BYTES_OF_A_NAME = 280  # a million of them within 300 MB, beside the interpreter
@@ -260,7 +260,7 @@ def test_what_is_forgotten_takes_nothing(table: NodeTable, tmp_path: Path) -> No
 # --- directories that are to be durable before the next commit ------------------------------------
 
 
-class _Counting(osfs.OsFs):
+class _Counting(OsFs):
     def __init__(self) -> None:
         super().__init__()
         self.synced: list[str] = []

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from ckptfs import digest
-from ckptfs.digest import ALGORITHMS, CHUNK_BYTES, digest_file
+from ckptfs.disk import digest
+from ckptfs.disk.digest import ALGORITHMS, CHUNK_BYTES, digest_file
+from ckptfs.disk.real import OsFs
 from ckptfs.errors import UsageError
-from ckptfs.osfs import OsFs
 from ckptfs.tools.faults import Before, Call, FailNth, Intercepted
 
 SIZES = [0, 1, 4095, 4096, 4097, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES + 5]
@@ -183,8 +183,8 @@ def test_short_reads_do_not_change_the_digest(size: int, content: bytes, tmp_pat
 
 _PEAK = """
 import os, sys
-from ckptfs.digest import digest_file
-from ckptfs.osfs import OsFs
+from ckptfs.disk.digest import digest_file
+from ckptfs.disk.real import OsFs
 
 def peak():
     with open("/proc/self/status") as status:

@@ -11,13 +11,13 @@ from harness import condition, rot, store_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckptfs import format as fmt
-from ckptfs import verify
+from ckptfs.checking import examine
+from ckptfs.checking.examine import Condition
 from ckptfs.errors import RecordDamaged, UnknownLayout
-from ckptfs.format import Record
-from ckptfs.fsck import Check, Scope
-from ckptfs.protocol import Mode
-from ckptfs.verify import Condition
+from ckptfs.modes import Mode
+from ckptfs.records import format as fmt
+from ckptfs.records.format import Record
+from ckptfs.upkeep.fsck import Check, Scope
 
 FIXTURE = Path(__file__).parent / "fixtures" / "layout-1"
 
@@ -168,5 +168,5 @@ def test_control_a_damaged_fixture_is_seen(layout_1: Path) -> None:
     store.close()
 
 
-def found(store: object) -> list[verify.Finding]:
+def found(store: object) -> list[examine.Finding]:
     return list(Check(store.layout, Scope(jobs=2)).files_only())

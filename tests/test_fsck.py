@@ -18,8 +18,8 @@ import mounts
 import pytest
 from harness import NEW, NEWER, OLD, contents, lineage, recorded, rot, store_on, touch
 
-from ckptfs import format as fmt
-from ckptfs.verify import BAD, Condition
+from ckptfs.checking.examine import BAD, Condition
+from ckptfs.records import format as fmt
 
 SCHEMA = json.loads((Path(__file__).parent.parent / "docs" / "verify.schema.json").read_text())
 

@@ -19,9 +19,10 @@ from test_commit_faults import Scenario as Faulty
 from test_commit_faults import faults_of, held
 from test_commit_powercut import Contents, Step, Wrap, judge, no_wrap
 
+from ckptfs.checking.examine import Condition
+from ckptfs.disk.real import OsFs
 from ckptfs.errors import CkptfsError, Rotten
-from ckptfs.osfs import OsFs
-from ckptfs.protocol import Mode
+from ckptfs.modes import Mode
 from ckptfs.store import Options, Store
 from ckptfs.tools.crashfs import CrashFs
 from ckptfs.tools.faults import (
@@ -34,7 +35,6 @@ from ckptfs.tools.faults import (
     Intercepted,
     without,
 )
-from ckptfs.verify import Condition
 
 MORE, MOST = b"and more " * 90, b"and most " * 80
 MODES = [Mode.ATOMIC_DIRSYNC, Mode.ATOMIC_NODIRSYNC]

@@ -11,14 +11,14 @@ from harness import examine, lineage, rot, store_on
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptfs import history
 from ckptfs.errors import NoSuchGeneration, Rotten
+from ckptfs.history import earlier
 from ckptfs.store import Store
 
 
 @given(st.sets(st.integers(0, 1000)), st.integers(0, 8))
 def test_surplus_leaves_exactly_the_newest(generations: set[int], keep: int) -> None:
-    going = history.surplus(generations, keep)
+    going = earlier.surplus(generations, keep)
     staying = generations - set(going)
     assert going == sorted(going)
     assert len(staying) == min(keep, len(generations))
@@ -92,7 +92,7 @@ def test_C5_an_older_file_renamed_onto_a_newer_one_counts_as_the_newest(quick_di
     store.rename("best.pt", "last.pt")
     newest = examine(store, "last.pt").record
     assert newest is not None
-    assert all(newest.generation > number for number in history.generations(store.layout, of))
+    assert all(newest.generation > number for number in earlier.generations(store.layout, of))
     put_all(store, "last.pt", b"three")
     assert versions(quick_dir, of) == [b"two", b"best"]
     store.close()
@@ -173,8 +173,8 @@ def test_generations_passes_over_foreign_names(quick_dir: Path) -> None:
     store = store_on(quick_dir, keep=3)
     of = put_all(store, "a.pt", b"one", b"two", b"three")
     (quick_dir / ".ckptfs" / "history" / of / "note.txt").write_text("mine")
-    assert history.generations(store.layout, of) == [2, 1]
-    assert history.generations(store.layout, "no such lineage") == []
+    assert earlier.generations(store.layout, of) == [2, 1]
+    assert earlier.generations(store.layout, "no such lineage") == []
     store.close()
 
 
@@ -214,12 +214,12 @@ def test_deleting_a_copy_leaves_its_original_the_history(quick_dir: Path) -> Non
 def test_history_knows_a_file_by_its_new_name(quick_dir: Path) -> None:
     store = store_on(quick_dir)
     of = put_all(store, "a.pt", b"a1", b"a2")
-    assert history.lineages_by_path(store.layout) == {"a.pt": of}
+    assert earlier.lineages_by_path(store.layout) == {"a.pt": of}
     store.rename("a.pt", "b.pt")
-    assert history.lineages_by_path(store.layout) == {"b.pt": of}
+    assert earlier.lineages_by_path(store.layout) == {"b.pt": of}
     (quick_dir / "b.pt").rename(quick_dir / "c.pt")  # outside: it hears of it at the next commit
     put_all(store, "c.pt", b"a3")
-    assert history.lineages_by_path(store.layout) == {"c.pt": of}
+    assert earlier.lineages_by_path(store.layout) == {"c.pt": of}
     store.close()
 
 
@@ -230,7 +230,7 @@ def test_a_copy_cannot_be_rolled_back_to_its_originals_versions(quick_dir: Path)
     with pytest.raises(NoSuchGeneration):
         store.rollback("b.pt")
     store.rename("b.pt", "c.pt")
-    assert history.lineages_by_path(store.layout) == {"a.pt": of}
+    assert earlier.lineages_by_path(store.layout) == {"a.pt": of}
     rot(quick_dir / "c.pt")
     with pytest.raises(Rotten):
         store.get("c.pt")
@@ -248,7 +248,7 @@ def test_a_note_that_names_a_place_outside_makes_no_directory_there(
     for data in (b"old", b"new"):
         store.put("a.pt", data)
     known = {"../outside/a.pt": lineage(store, "a.pt")}
-    monkeypatch.setattr(history, "lineages_by_path", lambda _: known)
+    monkeypatch.setattr(earlier, "lineages_by_path", lambda _: known)
     with pytest.raises(OSError, match="not a path within"):
         store.rollback("../outside/a.pt")
     assert not (quick_dir / "outside").exists()
@@ -259,7 +259,7 @@ def test_a_renamed_directory_takes_its_history_along(quick_dir: Path) -> None:
     (quick_dir / "run").mkdir()
     of = put_all(store, "run/a.pt", b"a1", b"a2")
     store.rename("run", "run1")
-    assert history.lineages_by_path(store.layout) == {"run1/a.pt": of}
+    assert earlier.lineages_by_path(store.layout) == {"run1/a.pt": of}
     store.close()
 
 
@@ -267,7 +267,7 @@ def test_exchanged_files_take_their_histories_along(disk_dir: Path) -> None:
     store = store_on(disk_dir)
     of, other = put_all(store, "a.pt", b"a1", b"a2"), put_all(store, "b.pt", b"b1", b"b2")
     store.committer.exchange(store.root, "a.pt", store.root, "b.pt", ("a.pt", "b.pt"))
-    assert history.lineages_by_path(store.layout) == {"b.pt": of, "a.pt": other}
+    assert earlier.lineages_by_path(store.layout) == {"b.pt": of, "a.pt": other}
     store.close()
 
 
@@ -316,5 +316,5 @@ def test_a_file_without_a_record_that_replaces_another_misses_none(quick_dir: Pa
     for content in (b"one", b"two"):
         (quick_dir / "index.lock").write_bytes(content)
         store.rename("index.lock", "index")
-    assert history.lineages_by_path(store.layout) == {}
+    assert earlier.lineages_by_path(store.layout) == {}
     store.close()

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from harness import NEW, NEWER, OLD, condition, contents, examine, rot, store_on
 
-from ckptfs import format as fmt
-from ckptfs import osfs
+from ckptfs.checking.examine import Condition
+from ckptfs.disk import osfs
+from ckptfs.disk.real import OsFs
 from ckptfs.errors import AlreadyServed, CannotServe, UnknownLayout
-from ckptfs.layout import Layout
-from ckptfs.osfs import OsFs
+from ckptfs.records import format as fmt
+from ckptfs.records.layout import Layout
 from ckptfs.store import Store
 from ckptfs.tools.faults import FailAlways
-from ckptfs.verify import Condition
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

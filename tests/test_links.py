@@ -24,12 +24,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from kept_model import Model, Version
 
-from ckptfs import history, orphans, osfs
-from ckptfs.fsck import Check, Scope
-from ckptfs.layout import Layout
-from ckptfs.lineages import Lineages
-from ckptfs.osfs import OsFs
-from ckptfs.verify import Condition
+from ckptfs.checking import orphans
+from ckptfs.checking.examine import Condition
+from ckptfs.disk import osfs
+from ckptfs.disk.real import OsFs
+from ckptfs.history import earlier
+from ckptfs.history.lineages import Lineages
+from ckptfs.records.layout import Layout
+from ckptfs.upkeep.fsck import Check, Scope
 
 _STEPS = 50
 _OPERATIONS = int(os.environ.get("CKPTFS_OPERATIONS", "3000"))
@@ -351,11 +353,11 @@ def reached(layout: Layout, keep: int) -> dict[str, list[bytes]]:
     lineages = Lineages(layout)
     assert orphans.find(lineages) == orphans.Found()
     found: dict[str, list[bytes]] = {}
-    for lineage in history.lineages(layout):
+    for lineage in earlier.lineages(layout):
         folder = Path(f"/proc/self/fd/{layout.history}/{lineage}")
         numbers = sorted(map(int, os.listdir(folder)))
         assert len(numbers) <= keep
-        note = history.note(layout, lineage)
+        note = earlier.note(layout, lineage)
         assert note is not None and note.paths and not note.leaving
         for path in note.paths:
             assert path not in found, "a path has one history"

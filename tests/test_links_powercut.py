@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
-from ckptfs import history, orphans, osfs
-from ckptfs.commit import Committer
-from ckptfs.committed import Replaced
+from ckptfs.checking import orphans
+from ckptfs.disk import osfs
+from ckptfs.history import earlier
 from ckptfs.store import Options, Store
 from ckptfs.tools.crashfs import CrashFs
 from ckptfs.tools.faults import CHANGES, SYNCS, Before, Call
+from ckptfs.versions.commit import Committer
+from ckptfs.versions.standing import Replaced
 
 Kept = dict[str, tuple[bytes, list[bytes]]]  # of each path its content, and what is kept of it
 
@@ -45,7 +47,7 @@ def kept(store: Store, paths: str) -> Kept:
             content,
             [
                 generation(store, lineage, number)
-                for number in history.generations(store.layout, lineage)
+                for number in earlier.generations(store.layout, lineage)
             ],
         )
     return found

@@ -21,10 +21,10 @@ from actors import actors
 from harness import rot, store_on
 from mounts import Served
 
-from ckptfs.alarms import Alarms
 from ckptfs.errors import BrokenStructure
-from ckptfs.events import DISK_FULL, Events
 from ckptfs.shown import OneLine
+from ckptfs.telling.alarms import Alarms
+from ckptfs.telling.events import DISK_FULL, Events
 
 LONG = 2 << 20  # bytes of a version whose blocks would be shared
 
@@ -142,7 +142,7 @@ def test_what_is_kept_of_what_was_told_has_a_bound(
     alarms: Alarms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each abort names a salvage entry of its own, so no two are the same news."""
-    monkeypatch.setattr("ckptfs.events.say", lambda *_: None)
+    monkeypatch.setattr("ckptfs.telling.events.say", lambda *_: None)
     events = Events(time.time_ns, alarms)
     tracemalloc.start()
     try:

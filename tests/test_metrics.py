@@ -18,7 +18,7 @@ from mounts import Served, ckptfs
 
 from ckptfs.errors import CannotServe
 from ckptfs.mount import metrics
-from ckptfs.tally import BOUNDS_S, Tally
+from ckptfs.telling.tally import BOUNDS_S, Tally
 
 parser = pytest.importorskip("prometheus_client.parser")
 

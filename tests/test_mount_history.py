@@ -455,7 +455,7 @@ def test_a_file_renamed_over_a_secret_one_does_not_open_its_past(place: Place, l
 
 def test_a_forged_lineage_leads_nowhere(place: Place, lab: Lab, served: UserMount) -> None:
     """Who owns a directory below can write records into it."""
-    from ckptfs.format import Record
+    from ckptfs.records.format import Record
 
     with lab.actors(place.path, BOB) as (bob,):
         bob.write("f", "1")

@@ -14,10 +14,12 @@ import pytest
 from harness import lineage, store_on
 from test_fsck import ckptfs, conditions
 
-from ckptfs import format as fmt
-from ckptfs import history, orphans, osfs
-from ckptfs.names import Names
+from ckptfs.checking import orphans
+from ckptfs.disk import osfs
+from ckptfs.history import earlier
+from ckptfs.records import format as fmt
 from ckptfs.store import Store
+from ckptfs.versions.names import Names
 
 
 def leak(store: Store, path: str) -> str:
@@ -26,7 +28,7 @@ def leak(store: Store, path: str) -> str:
     record = store.layout.next_generation()
     with osfs.place(store.fs, store.root, path) as (at, name):
         told = lineage(store, path)
-        folder, _ = history.link(store.layout, at, name, of, record, path, told)
+        folder, _ = earlier.link(store.layout, at, name, of, record, path, told)
         store.fs.close(folder)
     return of
 
@@ -43,13 +45,13 @@ def leaked(directory: Path, steps: int = 5) -> Store:
 
 
 def noted(store: Store, of: str) -> tuple[str, ...]:
-    note = history.note(store.layout, of)
+    note = earlier.note(store.layout, of)
     return note.paths if note is not None else ()
 
 
 def versions(store: Store) -> int:
-    kept = history.lineages(store.layout)
-    return sum(len(history.generations(store.layout, each)) for each in kept)
+    kept = earlier.lineages(store.layout)
+    return sum(len(earlier.generations(store.layout, each)) for each in kept)
 
 
 def test_what_was_leaked_is_let_go_and_nothing_else(quick_dir: Path) -> None:
@@ -74,7 +76,7 @@ def test_what_a_file_carries_under_another_name_is_given_back_to_all_its_names(
     store.put("d/best.pt", b"best")
     os.link(quick_dir / "d/best.pt", quick_dir / "d/same.pt")
     of = lineage(store, "d/best.pt")
-    history.set_note(store.layout, of, fmt.HistoryNote(("step.pt",)))
+    earlier.set_note(store.layout, of, fmt.HistoryNote(("step.pt",)))
     assert sorted(store.tidy().given_back) == ["d/best.pt", "d/same.pt"]
     assert noted(store, of) == ("d/best.pt", "d/same.pt")
     assert store.rollback("d/same.pt") and store.get("d/same.pt") == b"good"
@@ -93,7 +95,7 @@ def test_what_is_renamed_while_the_tree_is_walked_is_not_missed(
         store.put("z/best.pt", b"good")
         store.put("z/best.pt", b"best")
         of = lineage(store, "z/best.pt")
-        history.set_note(store.layout, of, fmt.HistoryNote())
+        earlier.set_note(store.layout, of, fmt.HistoryNote())
         walk = orphans.walk
 
         def walked(*given: object, store=store, walk=walk, what=what, new=new):  # type: ignore[no-untyped-def]
@@ -106,7 +108,7 @@ def test_what_is_renamed_while_the_tree_is_walked_is_not_missed(
             patch.setattr(orphans, "walk", walked)
             store.tidy()
         path = new if "/" in new else f"{new}/best.pt"
-        assert history.generations(store.layout, of)
+        assert earlier.generations(store.layout, of)
         assert noted(store, of) == (path,)
         store.close()
 
@@ -137,10 +139,10 @@ def test_a_deletion_that_a_crash_cut_short_is_finished_or_never_was(quick_dir: P
         store.put(path, b"one")
         store.put(path, b"two")
         of = lineage(store, path)
-        history.set_note(store.layout, of, fmt.HistoryNote((path,), leaving=True))
+        earlier.set_note(store.layout, of, fmt.HistoryNote((path,), leaving=True))
     (quick_dir / "a.pt").unlink()
     assert store.tidy().let_go == 1
-    assert history.lineages_by_path(store.layout) == {"b.pt": lineage(store, "b.pt")}
+    assert earlier.lineages_by_path(store.layout) == {"b.pt": lineage(store, "b.pt")}
     store.close()
 
 
@@ -175,7 +177,7 @@ def test_a_rename_that_a_crash_cut_short_leaves_both_their_history(
 
 def test_marks_of_what_is_gone_are_cleared(quick_dir: Path) -> None:
     store = store_on(quick_dir)
-    history.pin(store.layout, "0123456789abcdef")
+    earlier.pin(store.layout, "0123456789abcdef")
     store.close()
     store = store_on(quick_dir)
     store.tidy()
@@ -225,7 +227,7 @@ def test_what_a_crash_in_a_deletion_left_is_no_damage(tmp_path: Path) -> None:
     for content in (b"one", b"two"):
         store.put("a.pt", content)
     of = lineage(store, "a.pt")
-    history.set_note(store.layout, of, fmt.HistoryNote(("a.pt",), leaving=True))
+    earlier.set_note(store.layout, of, fmt.HistoryNote(("a.pt",), leaving=True))
     store.close()
     assert conditions(tmp_path) == {}, "it was not deleted yet"
     (tmp_path / "a.pt").unlink()

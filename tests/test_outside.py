@@ -21,12 +21,13 @@ from outside import (
     saved,
 )
 
-from ckptfs import format as fmt
-from ckptfs import osfs, verify
+from ckptfs.checking import examine
+from ckptfs.checking.examine import Condition
+from ckptfs.disk import osfs
 from ckptfs.errors import Rotten
-from ckptfs.protocol import Outside
+from ckptfs.modes import Outside
+from ckptfs.records import format as fmt
 from ckptfs.store import Store
-from ckptfs.verify import Condition
 
 Change = Callable[[Path, bytes], None]
 _made: dict[tuple[str, int], bytes] = {}
@@ -77,7 +78,7 @@ def test_whoever_runs_the_mount_may_decide_for_all(
 
 def condition(store: Store, name: str) -> Condition:
     with osfs.place(store.fs, store.root, name) as (at, file):
-        return verify.examine(store.layout, at, file).condition
+        return examine.examine(store.layout, at, file).condition
 
 
 def test_an_earlier_version_that_somebody_copies_back_is_a_save(quick_dir: Path) -> None:

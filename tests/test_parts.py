@@ -33,7 +33,7 @@ import ckptfs.cli
 import ckptfs.mount.doctor
 import ckptfs.mount.ending
 import ckptfs.mount.run
-from ckptfs import format as fmt
+from ckptfs.records import format as fmt
 from ckptfs.store import Store
 
 _EVERY = int(os.environ.get("CKPTFS_CASES", "23"))

@@ -7,8 +7,9 @@ import itertools
 import pytest
 
 from ckptfs.errors import IllegalTransition
-from ckptfs.protocol import FINAL, TRANSITIONS, VISIBLE, Event, Mode, State, advance
-from ckptfs.staged import Staged
+from ckptfs.modes import Mode
+from ckptfs.versions.life import FINAL, TRANSITIONS, VISIBLE, Event, State, advance
+from ckptfs.versions.staged import Staged
 
 PAIRS = list(itertools.product(State, Event))
 

@@ -6,8 +6,8 @@ import tracemalloc
 
 import pytest
 
-from ckptfs.remembered import Remembered
-from ckptfs.verify import Stamp
+from ckptfs.checking.examine import Stamp
+from ckptfs.checking.remembered import Remembered
 
 CREATED_NS = 1_700_000_000 * 10**9
 

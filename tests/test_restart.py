@@ -26,7 +26,7 @@ from test_lifecycle import HOLD, child
 
 from ckptfs.mount import handover, model, nodes, writers
 from ckptfs.mount.descriptors import OpenFolders
-from ckptfs.staged import Staged
+from ckptfs.versions.staged import Staged
 
 pytestmark = pytest.mark.kernel_only("libfuse cannot hand its session over")
 

@@ -14,15 +14,17 @@ import pytest
 from harness import rot, store_on
 from smalldisk import MIB, SmallDisk
 
-from ckptfs import fsck, osfs, room
+from ckptfs.disk import osfs
+from ckptfs.disk.real import OsFs
 from ckptfs.errors import Rotten
-from ckptfs.events import DISK_FULL
-from ckptfs.expendable import Item, Kind
-from ckptfs.layout import Amount
-from ckptfs.osfs import OsFs
+from ckptfs.records.layout import Amount
+from ckptfs.room import making
+from ckptfs.room.expendable import Item, Kind
 from ckptfs.store import Store
+from ckptfs.telling.events import DISK_FULL
 from ckptfs.tools.faults import FailNth
 from ckptfs.units import parse_bytes, parse_seconds
+from ckptfs.upkeep import fsck
 
 UID = os.getuid()
 
@@ -350,7 +352,7 @@ def test_what_is_longer_than_is_worth_to_read_stays(
     quick_dir: Path, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sparse file is read in its whole length, though it takes nothing."""
-    monkeypatch.setattr(room, "_PROOF_BYTES", MIB)
+    monkeypatch.setattr(making, "_PROOF_BYTES", MIB)
     store = store_on(quick_dir, disk.fs, keep=9)
     versions(store, 3)
     store.put("a.pt", version(4) + bytes(60 * MIB))

@@ -13,10 +13,10 @@ import mounts
 import pytest
 from harness import NEW, NEWER, OLD, contents, lineage, rot, store_on, two_versions
 
-from ckptfs.osfs import OsFs
-from ckptfs.scrub import Scrub
+from ckptfs.disk.real import OsFs
 from ckptfs.store import Store
 from ckptfs.tools.faults import Call, Intercepted
+from ckptfs.upkeep.scrub import Scrub
 
 
 def nothing() -> set[str]:

@@ -22,11 +22,11 @@ import pytest
 from conftest import Mounted, mounted_image
 from harness import condition, lineage, store_on
 
-from ckptfs import sharing
-from ckptfs.osfs import OsFs
-from ckptfs.sharing import Sharer
+from ckptfs.checking.examine import Condition
+from ckptfs.disk.real import OsFs
+from ckptfs.history import sharing
+from ckptfs.history.sharing import Sharer
 from ckptfs.store import Store
-from ckptfs.verify import Condition
 
 MIB = 1 << 20
 SIZE, CHANGED = 64 * MIB, MIB

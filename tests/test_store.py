@@ -14,13 +14,14 @@ from harness import NEW, NEWER, OLD, condition, contents, lineage, store_on, two
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ckptfs.checking.examine import Condition
+from ckptfs.disk.real import OsFs
 from ckptfs.errors import BrokenStructure
-from ckptfs.osfs import OsFs
-from ckptfs.protocol import Event, Mode, State
+from ckptfs.modes import Mode
+from ckptfs.room.writeback import Writeback
 from ckptfs.store import Store
 from ckptfs.tools.faults import Call, FailAlways, Intercepted
-from ckptfs.verify import Condition
-from ckptfs.writeback import Writeback
+from ckptfs.versions.life import Event, State
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from harness import store_on
 
-from ckptfs.format import Record
-from ckptfs.osfs import OsFs
-from ckptfs.sums import MAX_BLOCKS, UNIT_BYTES, Sums, differing
+from ckptfs.disk.real import OsFs
+from ckptfs.disk.sums import MAX_BLOCKS, UNIT_BYTES, Sums, differing
+from ckptfs.records.format import Record
 
 MIB = 1 << 20
 

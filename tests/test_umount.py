@@ -24,10 +24,10 @@ from typing import TextIO
 import pytest
 from mounts import PYTHON, Served, ckptfs, served, why_no_mounts
 
-from ckptfs.layout import Layout
+from ckptfs.disk.real import OsFs
 from ckptfs.mount import daemon, holding, inspect, writers
 from ckptfs.mount.kernel import mounting
-from ckptfs.osfs import OsFs
+from ckptfs.records.layout import Layout
 
 OLD, NEW = b"old " * 2000, b"new " * 3000
 WAITS = "print(1, flush=True); import sys; sys.stdin.read()"

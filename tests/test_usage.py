@@ -9,7 +9,7 @@ from conftest import Mounted
 from harness import store_on
 
 from ckptfs.tools.rig import sync
-from ckptfs.usage import Share, usage
+from ckptfs.upkeep.usage import Share, usage
 
 MIB = 1 << 20
 

@@ -25,15 +25,16 @@ from harness import (
     two_versions,
 )
 
-from ckptfs import format as fmt
-from ckptfs import guard, verify
+from ckptfs.checking import examine as checking
+from ckptfs.checking import opens
+from ckptfs.checking.examine import BAD, Condition
+from ckptfs.disk.real import OsFs
 from ckptfs.errors import Rotten
-from ckptfs.fsck import Check, Scope
-from ckptfs.osfs import OsFs
+from ckptfs.records import format as fmt
+from ckptfs.records.walk import walk
 from ckptfs.store import Store
 from ckptfs.tools.faults import BadMemory, Call, Intercepted
-from ckptfs.verify import BAD, Condition
-from ckptfs.walk import walk
+from ckptfs.upkeep.fsck import Check, Scope
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -294,17 +295,17 @@ def test_C5_a_link_made_meanwhile_does_not_let_rot_through(
     new version and served the rotten one."""
     store = store_of_two(quick_dir)
     rot(quick_dir / "a.pt")
-    honest = verify.examine
+    honest = checking.examine
     links: list[str] = []
 
-    def examine_then_link(*given: object, **named: object) -> verify.Finding:
+    def examine_then_link(*given: object, **named: object) -> checking.Finding:
         finding = honest(*given, **named)
         if not links:
             links.append("b")
             os.link(quick_dir / "a.pt", quick_dir / "b")
         return finding
 
-    monkeypatch.setattr(guard, "examine", examine_then_link)
+    monkeypatch.setattr(opens, "examine", examine_then_link)
     assert store.get("a.pt") == OLD
     store.close()
 

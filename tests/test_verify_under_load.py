@@ -19,7 +19,7 @@ import mounts
 import pytest
 from harness import rot
 
-from ckptfs.verify import BAD
+from ckptfs.checking.examine import BAD
 
 _LOAD_S = float(os.environ.get("CKPTFS_LOAD_S", "10"))
 

@@ -22,8 +22,8 @@ from ckptfs.mount.listing import parts
 from ckptfs.mount.model import Caller, Handle, Version
 from ckptfs.mount.nodes import ROOT_ID, Directory, File
 from ckptfs.mount.operations import Operations
-from ckptfs.staged import Staged
 from ckptfs.store import Store
+from ckptfs.versions.staged import Staged
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pytest
 from harness import open_descriptors
 from mounts import Served
 
-from ckptfs import osfs
-from ckptfs.osfs import OsFs
-from ckptfs.walk import walk
+from ckptfs.disk import osfs
+from ckptfs.disk.real import OsFs
+from ckptfs.records.walk import walk
 
 _DEPTH = 1200  # more than Python recurses
 _MAKE = """

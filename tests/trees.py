@@ -20,8 +20,8 @@ from actors import Actor, actors
 from harness import rot
 
 from ckptfs.errors import CannotServe
-from ckptfs.format import Record
 from ckptfs.mount import sessions
+from ckptfs.records.format import Record
 
 
 class Shared:

@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckptfs import osfs
+from ckptfs.checking.examine import Condition
+from ckptfs.disk import osfs
+from ckptfs.disk.real import OsFs
 from ckptfs.errors import UsageError
-from ckptfs.fsck import Check, Scope
-from ckptfs.layout import Layout
-from ckptfs.osfs import OsFs
-from ckptfs.verify import Condition
+from ckptfs.records.layout import Layout
+from ckptfs.upkeep.fsck import Check, Scope
 
 from .rig import Mount, Samples, Subject, alternate, sync, timed
 from .stats import Estimate, estimate, ratio, size_text

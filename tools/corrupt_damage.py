@@ -9,9 +9,9 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ckptfs import format as fmt
 from ckptfs.errors import RecordDamaged
-from ckptfs.format import Record
+from ckptfs.records import format as fmt
+from ckptfs.records.format import Record
 
 from .corrupt_draw import OF_BYTES, PAGE_BYTES, Kind, Trial
 

@@ -28,7 +28,7 @@ import stat
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
 
-from ckptfs.osfs import Extent, Space, Status
+from ckptfs.disk.filesystem import Extent, Space, Status
 
 EXHAUSTIVE_UP_TO = 4096  # states; about twelve independent changes
 _SAMPLES = 1024
@@ -196,7 +196,7 @@ def _lost_a_rename(chosen: list[Pending]) -> bool:
 
 
 class CrashFs:
-    """Implements :class:`ckptfs.osfs.FileSystem`. ``root`` is an open descriptor of its root."""
+    """A :class:`ckptfs.disk.filesystem.FileSystem`. ``root`` is a descriptor of its root."""
 
     def __init__(self, *, shares_blocks: bool = False) -> None:
         self.shares_blocks = shares_blocks  # XFS and btrfs; ext4 does not

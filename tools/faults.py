@@ -1,4 +1,4 @@
-"""Wrappers of a :class:`~ckptfs.osfs.FileSystem` that record its calls, fail them or drop them.
+"""Wrappers of a :class:`~ckptfs.disk.filesystem.FileSystem`: calls are recorded, failed, dropped.
 
 After pebble's errorfs: the code under test is handed the wrapper and knows nothing of it. Each
 wrapper says in ``around`` what becomes of a call; which methods there are is read off the protocol,
@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable, Container
 from typing import Any, cast
 
-from ckptfs import format as fmt
-from ckptfs.osfs import FileSystem
-from ckptfs.protocol import Step
+from ckptfs.disk.filesystem import FileSystem
+from ckptfs.records import format as fmt
+from ckptfs.versions.life import Step
 
 _MOMENT_S = 0.02  # in which others may make the disk write
 

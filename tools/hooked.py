@@ -12,14 +12,15 @@ import importlib
 import runpy
 import sys
 
-from ckptfs import osfs, store
+from ckptfs import store
+from ckptfs.disk.real import OsFs
 
 
 def main() -> None:
     named, argument, *words = sys.argv[1:]
     module, _, name = named.partition(":")
     factory = getattr(importlib.import_module(module), name)
-    real = osfs.OsFs
+    real = OsFs
     store.OsFs = lambda: factory(real(), argument)  # type: ignore[assignment, attr-defined]
     sys.argv = ["ckptfs", *words]
     runpy.run_module("ckptfs", run_name="__main__")

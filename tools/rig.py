@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ckptfs.disk.real import OsFs
 from ckptfs.errors import CannotServe
-from ckptfs.osfs import OsFs
 
 from .study import Row
 

@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 
 import click
 
-from ckptfs import __version__, history, osfs
+from ckptfs import __version__
+from ckptfs.disk import osfs
+from ckptfs.disk.real import OsFs
 from ckptfs.errors import CannotServe, CkptfsError, UsageError
-from ckptfs.format import CONTROL, FORMAT
-from ckptfs.layout import Layout
-from ckptfs.osfs import OsFs
+from ckptfs.history import earlier
+from ckptfs.records.format import CONTROL, FORMAT
+from ckptfs.records.layout import Layout
 from ckptfs.shown import shown
 from ckptfs.units import parse_bytes, parse_seconds
 
@@ -199,7 +201,7 @@ class Below:
             if posixpath.islink(typed):
                 folder, name = posixpath.split(typed)
                 itself = self._below_top(posixpath.join(osfs.real_path(folder), name))
-                if self.layout and itself in history.lineages_by_path(self.layout):
+                if self.layout and itself in earlier.lineages_by_path(self.layout):
                     return itself
             found = self._below_top(osfs.real_path(typed))
             if found is not None:

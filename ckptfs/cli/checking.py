@@ -12,18 +12,20 @@ from dataclasses import dataclass, field, replace
 
 import click
 
-from ckptfs import format as fmt
-from ckptfs import fsck, history, osfs
+from ckptfs.checking.examine import BAD, ROTTEN, Condition, Finding
 from ckptfs.cli.base import Below, Progress, commands, say, size, status_of, top_of, when
+from ckptfs.disk import osfs
 from ckptfs.errors import CannotServe, CkptfsError, UsageError
-from ckptfs.format import Record
-from ckptfs.fsck import Check, Scope
-from ckptfs.layout import Layout
-from ckptfs.lineages import Lineages
-from ckptfs.protocol import Outside
+from ckptfs.history import earlier
+from ckptfs.history.lineages import Lineages
+from ckptfs.modes import Outside
+from ckptfs.records import format as fmt
+from ckptfs.records.format import Record
+from ckptfs.records.layout import Layout
+from ckptfs.records.walk import walk
 from ckptfs.store import Store, keeping_all
-from ckptfs.verify import BAD, ROTTEN, Condition, Finding
-from ckptfs.walk import walk
+from ckptfs.upkeep import fsck
+from ckptfs.upkeep.fsck import Check, Scope
 
 SCHEMA = 1  # of what --json prints: docs/verify.schema.json
 REPAIRED, LEFT = 1, 4  # exit codes
@@ -354,13 +356,13 @@ def _generations(below: Below, layout: Layout, path: str) -> _Rows:
             else:
                 raise CannotServe(f"{path}: not a file; only files have generations")
     except FileNotFoundError:
-        lineage = history.lineages_by_path(layout).get(path, "")
+        lineage = earlier.lineages_by_path(layout).get(path, "")
         if not lineage:
             raise
         told = f"{path}: not there any more"
     yield {"kind": "current", "path": path, **_row(record)}, told
-    for generation in history.generations(layout, lineage):
-        old = history.record_of(layout, lineage, generation)
+    for generation in earlier.generations(layout, lineage):
+        old = earlier.record_of(layout, lineage, generation)
         line = _log_line(old) if old else f"generation {generation}  unrecorded"
         row = {"kind": "kept", "path": path, "generation": generation, **_row(old)}
         yield row, f"{line}{_space_of(layout, lineage, generation)}"

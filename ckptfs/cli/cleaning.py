@@ -11,15 +11,15 @@ from typing import Any
 
 import click
 
-from ckptfs import osfs
+from ckptfs.checking.opens import Guard
 from ckptfs.cli.base import Below, byte_count, commands, say, seconds, size, when
 from ckptfs.cli.keeping import opened_store
-from ckptfs.commit import Committer
+from ckptfs.disk import osfs
 from ckptfs.errors import CannotServe, NoSuchEntry, UsageError
-from ckptfs.expendable import ASIDE, Expendable, Item, Kind, folder_of, item_of
-from ckptfs.guard import Guard
-from ckptfs.layout import Layout
-from ckptfs.protocol import Mode, Outside
+from ckptfs.modes import Mode, Outside
+from ckptfs.records.layout import Layout
+from ckptfs.room.expendable import ASIDE, Expendable, Item, Kind, folder_of, item_of
+from ckptfs.versions.commit import Committer
 
 _CHUNK_BYTES = 4 << 20
 

@@ -9,17 +9,19 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from ckptfs import adoption, history, osfs
-from ckptfs import format as fmt
-from ckptfs.adoption import ADOPTED
+from ckptfs.checking.examine import Condition, Finding
 from ckptfs.cli.base import Below, commands, say, top_of
 from ckptfs.cli.checking import LEFT
-from ckptfs.digest import ALGORITHMS
+from ckptfs.disk import osfs
+from ckptfs.disk.digest import ALGORITHMS
 from ckptfs.errors import CannotServe, NoSuchGeneration, UsageError
-from ckptfs.fsck import Check, Scope
-from ckptfs.layout import Layout
+from ckptfs.history import earlier
+from ckptfs.records import format as fmt
+from ckptfs.records.layout import Layout
 from ckptfs.store import Store, keeping_all
-from ckptfs.verify import Condition, Finding
+from ckptfs.upkeep import adoption
+from ckptfs.upkeep.adoption import ADOPTED
+from ckptfs.upkeep.fsck import Check, Scope
 
 
 @commands.command()
@@ -162,7 +164,7 @@ def _adopter(
         )
         return
     with opened_store(below, checksum) as store:
-        known = history.lineages_by_path(store.layout)
+        known = earlier.lineages_by_path(store.layout)
         yield (lambda finding: store.take(finding, known)), store.tidy
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from ckptfs.alarms import Alarms
 from ckptfs.cli.base import Below, absolute, commands, say, when
 from ckptfs.errors import CannotServe
+from ckptfs.telling.alarms import Alarms
 
 _Alarm = dict[str, Any]  # see ``alarms.Alarm``
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ckptfs import osfs
 from ckptfs.cli import monitoring
 from ckptfs.cli.base import (
     Below,
@@ -25,11 +24,12 @@ from ckptfs.cli.base import (
     status_of,
     when,
 )
-from ckptfs.digest import ALGORITHMS
+from ckptfs.disk import osfs
+from ckptfs.disk.digest import ALGORITHMS
 from ckptfs.errors import CannotServe, NotMounted, UsageError
-from ckptfs.protocol import Mode, Outside
+from ckptfs.modes import Mode, Outside
 from ckptfs.store import Options
-from ckptfs.usage import usage
+from ckptfs.upkeep.usage import usage
 
 if TYPE_CHECKING:
     from ckptfs.mount.daemon import MountOptions

@@ -12,7 +12,7 @@ import errno
 import os
 import threading
 
-from ckptfs import osfs
+from ckptfs.disk import osfs
 from ckptfs.errors import CannotServe
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from ckptfs.threads import started
+from ckptfs.disk.worker import started
 
 _ASKING_S = 0.002  # between two requests: a mount that is not ours any more answers at once
 

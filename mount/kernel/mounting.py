@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ckptfs import osfs
+from ckptfs.disk import osfs
 from ckptfs.errors import CannotServe
 
 from .. import proc

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 
-from ckptfs import osfs
+from ckptfs.disk import osfs
 from ckptfs.errors import CannotServe
 
 from .. import writers

@@ -14,9 +14,9 @@ import os
 import threading
 from dataclasses import dataclass
 
-from ckptfs import format as fmt
-from ckptfs import osfs
-from ckptfs.layout import Layout
+from ckptfs.disk import osfs
+from ckptfs.records import format as fmt
+from ckptfs.records.layout import Layout
 
 from ..model import Handle
 from . import wire

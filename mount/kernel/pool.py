@@ -19,7 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ckptfs.osfs import cpu_count
+from ckptfs.disk.osfs import cpu_count
 
 log = logging.getLogger("ckptfs.session")
 

@@ -21,7 +21,7 @@ from dataclasses import replace
 from queue import Queue
 from typing import Any
 
-from ckptfs import osfs
+from ckptfs.disk import osfs
 from ckptfs.errors import CannotServe, CkptfsError
 
 from .. import acl, commands, mappings

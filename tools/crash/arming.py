@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptfs import layout
+from ckptfs.disk.filesystem import FileSystem
 from ckptfs.errors import CkptfsError
-from ckptfs.osfs import FileSystem
+from ckptfs.records import layout
 from ckptfs.store import Store
 
 from ..faults import METHODS, NEVER_FAIL, Call, Intercepted, ShortNth, fall_short

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptfs import format as fmt
+from ckptfs.checking.examine import BAD, Condition
 from ckptfs.errors import CannotServe, CkptfsError
-from ckptfs.fsck import Check, Scope
-from ckptfs.protocol import Mode
+from ckptfs.modes import Mode
+from ckptfs.records import format as fmt
 from ckptfs.store import Options, Store
-from ckptfs.verify import BAD, Condition
+from ckptfs.upkeep.fsck import Check, Scope
 
 from ..rig import served
 from . import device

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ckptfs import format as fmt
 from ckptfs.errors import CannotServe
+from ckptfs.records import format as fmt
 
 from .. import hooked
 from ..rig import served, verify

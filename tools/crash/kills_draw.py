@@ -11,7 +11,8 @@ import random
 import signal
 from dataclasses import dataclass
 
-from ckptfs.protocol import Mode, Step
+from ckptfs.modes import Mode
+from ckptfs.versions.life import Step
 
 WRITER, DAEMON, PAPER = "writer", "daemon", "paper"
 BATCH = "batch"  # trials that share a directory, looked at together

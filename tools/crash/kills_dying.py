@@ -13,7 +13,7 @@ import struct
 import threading
 from pathlib import Path
 
-from ckptfs.osfs import FileSystem
+from ckptfs.disk.filesystem import FileSystem
 
 from ..faults import Before, Call
 

@@ -12,13 +12,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ckptfs import format as fmt
-from ckptfs import fsck
+from ckptfs.checking.examine import Finding
+from ckptfs.disk.real import OsFs
 from ckptfs.errors import CannotServe
-from ckptfs.layout import Layout
-from ckptfs.osfs import OsFs
-from ckptfs.protocol import Mode
-from ckptfs.verify import Finding
+from ckptfs.modes import Mode
+from ckptfs.records import format as fmt
+from ckptfs.records.layout import Layout
+from ckptfs.upkeep import fsck
 
 from ..hooked import program
 from ..rig import PLAIN_PROGRAM, Mount, mounted_device

@@ -6,7 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from ckptfs.protocol import Step
+from ckptfs.versions.life import Step
 
 from ..study import Row, markdown
 from .damage import LOST

@@ -14,8 +14,8 @@ import os
 import time
 from collections.abc import Container, Iterable
 
-from ckptfs import format as fmt
-from ckptfs.verify import BAD, Condition
+from ckptfs.checking.examine import BAD, Condition
+from ckptfs.records import format as fmt
 
 from ..study import Row
 from . import kills_judge, kills_writer

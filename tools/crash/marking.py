@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ckptfs.osfs import FileSystem, OsFs
+from ckptfs.disk.filesystem import FileSystem
+from ckptfs.disk.real import OsFs
 
 from ..faults import BROKEN, Before, Call
 from .oracle import Marks

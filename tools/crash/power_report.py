@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from ckptfs.protocol import Mode, Step
+from ckptfs.modes import Mode
+from ckptfs.versions.life import Step
 
 from ..faults import BROKEN
 from ..study import Row, markdown

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ckptfs.disk.real import OsFs
 from ckptfs.errors import CannotServe
-from ckptfs.osfs import OsFs
-from ckptfs.protocol import Mode
+from ckptfs.modes import Mode
 
 from .. import hooked
 from ..rig import served, sync

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from ckptfs.protocol import Mode
+from ckptfs.modes import Mode
 
 from ..faults import BROKEN
 from ..study import Row

@@ -1,0 +1,1 @@
+"""Whether bytes are as recorded, and what is done where they are not."""

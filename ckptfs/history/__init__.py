@@ -1,0 +1,1 @@
+"""Earlier versions: which are kept, whose they are, and blocks that they share."""

@@ -1,0 +1,375 @@
+"""Room on the disk: how much salvage and quarantine take, and what is given up before a save fails.
+
+``make_room`` is the one way: it lets go of what ``expendable.py`` says, in that order, until there
+is as much as is needed. It is asked by whoever has met ENOSPC, which then tries again, and ahead of
+that by who is about to write. A file that is let go is one line in the log.
+
+A write that the kernel carries tells ENOSPC to its program alone. So that room which is made after
+it does not hide it, ``look`` counts the moments in which the disk was found full: a version that
+was open in one may lack what found no room (``in_doubt``).
+
+Threading: no lock is held while room is made, so several may do it at once; each looks before every
+file that it lets go of. Callers may hold any lock but that of an entry in use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar, cast
+
+from ckptfs.checking.opens import Guard
+from ckptfs.disk.filesystem import FileSystem, Space
+from ckptfs.records.layout import Amount, held_bytes
+from ckptfs.room.expendable import Expendable, Item, Kind
+from ckptfs.telling.events import say
+from ckptfs.versions.staged import Staged
+
+_RESERVE_BYTES = 2 << 20  # for names, records and directories; more than what counts as full
+_AHEAD_BYTES = 64 << 20  # at most, beyond what a save is expected to take
+_GROWTH_AHEAD = 4  # times as much as was written since the last look
+_SHARE_AHEAD = 20  # of the disk, at most, for what nobody knows the length of
+_PROOF_BYTES, _PROOF_SHARE = 1 << 30, 4  # read to prove others good: so much, and times the need
+_SPENT_S = 5.0  # until it is looked through again, where too little could be let go
+_SETTLE_S = (0.0, 0.02, 0.1)  # a filesystem frees blocks behind the unlink
+_NAMES_REMEMBERED = 1024
+_IN_DOUBT = -1
+_NOBODY = -1
+_Spent = tuple[float, int, tuple[Amount, int]]  # monotonic, how much was needed, what there was
+T = TypeVar("T")
+
+
+class DiskRoom:
+    """Of one store."""
+
+    def __init__(self, guard: Guard, bounds: Amount) -> None:
+        self.expendable = Expendable(guard)
+        self.layout, self.fs, self.bounds = guard.layout, guard.fs, bounds
+        self.given_up = 0  # files, for room
+        self.fulls = 0  # moments in which the disk was found full
+        self.sees_writes = False  # all of them, so that none failed unseen
+        self._fits = Amount(-1, -1)  # how much may be put aside in all before it is bounded again
+        self._bounding = threading.Lock()
+        self._usual: dict[str, int] = {}  # lengths of saves, by the kind of their names
+        self._spent: dict[int, _Spent] = {}  # by user: when too little could be let go, for what
+        self._saves = 0
+        self._here = threading.local()
+
+    # --- salvage and quarantine ------------------------------------------------------------------
+
+    def bound_if_due(self) -> None:
+        """Each time that something was put aside."""
+        if not self.layout.added_aside.fits(self._fits):
+            with contextlib.suppress(OSError):  # the next one does it
+                self.bound()
+
+    def bound(self) -> None:
+        """Let go of salvage, then of quarantine, while they are more than the bounds. Takes as long
+        as there is of it. What nothing else is left of goes last."""
+        with self._bounding:
+            before, left = self.layout.added_aside, self.layout.amount_aside()
+            if not left.fits(self.bounds):
+                left = self._let_aside_go(left)
+            self._fits = before + self.bounds - left
+
+    def _let_aside_go(self, left: Amount) -> Amount:
+        """Returns how much is left."""
+        judged, last = self.expendable.judged(), list[Item]()
+        limit = f"more than {self.bounds.size_bytes} bytes or {self.bounds.count} files"
+
+        def let_go(item: Item) -> Amount:
+            if left.fits(self.bounds) or not self.let_go(item, limit):
+                return left
+            return left - Amount(1, item.size_bytes)
+
+        for item in self.expendable.of(Kind.SALVAGE):
+            left = let_go(item)
+        for item in () if left.fits(self.bounds) else self.expendable.of(Kind.QUARANTINE):
+            if left.fits(self.bounds):
+                break
+            if judged.may_go(item):
+                left = let_go(item)
+            else:
+                last.append(item)
+        for item in last:
+            left = let_go(item)
+        return left
+
+    # --- room for what is written ----------------------------------------------------------------
+
+    def look(self) -> Space:
+        """What is left now. A full disk is noted: a write may have found it so."""
+        space = self.fs.space(self.layout.root)
+        if space.is_full:
+            self.fulls += 1
+        return space
+
+    def make_room(self, needed_bytes: int = 0, uid: int = _NOBODY) -> bool:
+        """Give up what is expendable until ``needed_bytes`` can be written, and a little more.
+        Whether they can. Earlier versions and quarantine go for a save of their own user alone.
+        Raises OSError where the disk does not say what is left."""
+        if self._holds(self.look(), needed_bytes):
+            return True
+        if getattr(self._here, "busy", False) or self._is_spent(needed_bytes, uid):
+            return False
+        self._here.busy = True
+        try:
+            return self._give_up(needed_bytes, uid)
+        finally:
+            self._here.busy = False
+
+    @contextlib.contextmanager
+    def saving(self, staged: Staged) -> Iterator[None]:
+        """What finds no room inside is a save of this version's owner."""
+        before = getattr(self._here, "fd", -1)
+        self._here.fd = staged.fd
+        try:
+            yield
+        finally:
+            self._here.fd = before
+
+    def _owner(self, fd: int | None) -> int:
+        with contextlib.suppress(OSError):
+            return self.fs.stat(getattr(self._here, "fd", -1) if fd is None else fd).st_uid
+        return _NOBODY
+
+    def _holds(self, space: Space, needed_bytes: int) -> bool:
+        return space.holds(needed_bytes + _RESERVE_BYTES)
+
+    def _is_spent(self, needed_bytes: int, uid: int) -> bool:
+        if uid not in self._spent:
+            return False
+        since, needed, there_was = self._spent[uid]
+        lately = time.monotonic() < since + _SPENT_S
+        return lately and needed_bytes >= needed and there_was == self._what_there_is()
+
+    def _what_there_is(self) -> tuple[Amount, int]:
+        """Of salvage and quarantine, and of earlier versions: each save leaves one."""
+        return self.layout.added_aside, self._saves
+
+    def _give_up(self, needed_bytes: int, uid: int) -> bool:
+        there_was = self._what_there_is()  # more may come while it is looked through
+        judged = self.expendable.judged(_PROOF_BYTES + _PROOF_SHARE * needed_bytes)
+        start, freed_bytes = self.look(), 0
+        for item in self._candidates(needed_bytes, uid):
+            if not (judged.may_go(item) and self.let_go(item, "for room on the disk")):
+                continue
+            freed_bytes += item.freed_bytes
+            promised = start._replace(free_bytes=start.free_bytes + freed_bytes, has_inodes=True)
+            if self._holds(promised, needed_bytes):
+                if self._settled(needed_bytes):
+                    return True
+                start, freed_bytes = self.look(), 0
+        if self._settled(needed_bytes):
+            return True
+        self._spent[uid] = time.monotonic(), needed_bytes, there_was
+        return False
+
+    def _candidates(self, needed_bytes: int, uid: int) -> Iterator[Item]:
+        """No earlier version goes for nothing, and none for somebody else's save."""
+        for kind in Kind:
+            items, space = self.expendable.of(kind), self.look()
+            if kind is not Kind.SALVAGE:
+                items = [item for item in items if item.uid == uid]
+            if space.has_inodes:
+                items = [item for item in items if item.freed_bytes]
+                most = space.free_bytes + sum(item.freed_bytes for item in items)
+                enough = self._holds(space._replace(free_bytes=most), needed_bytes)
+                if kind is Kind.HISTORY and not enough:
+                    return
+            yield from items
+
+    def _settled(self, needed_bytes: int) -> bool:
+        """Whether there is room, once the disk knows what was let go of. Less than its length is
+        freed where others share the blocks, or have it open."""
+        for wait_s in _SETTLE_S:
+            time.sleep(wait_s)
+            if self._holds(self.look(), needed_bytes):
+                return True
+            self.fs.sync_all(self.layout.root)  # btrfs frees when its transaction ends
+        return False
+
+    def let_go(self, item: Item, why: str) -> bool:
+        self.before_freeing()
+        gone = self.expendable.let_go(item)
+        if gone:
+            self.given_up += 1
+            what = item.told if item.kind is Kind.HISTORY else f"{item.kind.value} {item.name}"
+            told = f"{what} is let go: {why}; {item.size_bytes} bytes"
+            say(logging.WARNING, item.path or "?", told)
+        return gone
+
+    def clean(self, items: Iterable[Item]) -> list[Item]:
+        """Let go of them because somebody asks for it, who has looked at what they are; of an
+        earlier version only while a newer good one is left. Returns those that are gone by that."""
+        judged = self.expendable.judged()
+        return [
+            item
+            for item in items
+            if (item.kind is not Kind.HISTORY or judged.may_go(item))
+            and self.let_go(self.expendable.found(item), "asked for")
+        ]
+
+    def retried(self, work: Callable[[], T], needed_bytes: Callable[[], int], fd: int | None) -> T:
+        """Do ``work``, which may be begun anew, and writes to ``fd`` if that is known; where it
+        finds no room, again once there is."""
+        while True:
+            before = self.given_up
+            try:
+                return work()
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not self._found(needed_bytes(), before, fd):
+                    raise
+
+    def _found(self, needed_bytes: int, before: int, fd: int | None) -> bool:
+        """After ENOSPC of what began when ``given_up`` was ``before``: whether there was too little
+        room, and is enough now. There may be enough, and none for what was asked: in the xattrs of
+        an inode."""
+        with contextlib.suppress(OSError):
+            lacked = self.given_up != before or not self._holds(self.look(), needed_bytes)
+            return lacked and self.make_room(needed_bytes, self._owner(fd))
+        return False
+
+    # --- ahead of it -----------------------------------------------------------------------------
+
+    def expected(self, path: str, stands_bytes: int = 0) -> int:
+        """How much a save at the path will take, by what stands there or was saved last under a
+        name of its kind; 0 where nothing tells."""
+        return stands_bytes or self._usual.get(_kind_of(path), 0)
+
+    def saved(self, path: str, size_bytes: int) -> None:
+        """``size_bytes``: what it takes on the disk."""
+        self._saves += 1
+        self._expect(path, size_bytes)
+
+    def _expect(self, path: str, size_bytes: int) -> None:
+        if len(self._usual) >= _NAMES_REMEMBERED:
+            self._usual.clear()
+        self._usual[_kind_of(path)] = size_bytes
+
+    def is_short_of(self, expected_bytes: int, uid: int) -> bool:
+        """Whether room should be made before that much is written."""
+        if not expected_bytes or self._is_spent(self._with_margin(expected_bytes), uid):
+            return False
+        with contextlib.suppress(OSError):
+            return not self._holds(self.look(), self._with_margin(expected_bytes))
+        return False
+
+    def _with_margin(self, expected_bytes: int) -> int:
+        return expected_bytes + min(expected_bytes // 16, _AHEAD_BYTES)
+
+    def ahead_of(self, expected_bytes: int, uid: int) -> None:
+        """Make room for what this user is going to write, if it is to be had."""
+        if self.is_short_of(expected_bytes, uid):
+            with contextlib.suppress(OSError):
+                self.make_room(self._with_margin(expected_bytes), uid)
+
+    def before_freeing(self) -> None:
+        """Blocks are about to come back: whoever found none by now is not to look as if he had."""
+        with contextlib.suppress(OSError):
+            self.look()
+
+    def still_to_come(self, staged: Staged, size_bytes: int, grown_bytes: int) -> int:
+        """Of a version of this size that has grown since the last look."""
+        if grown_bytes <= 0:
+            return 0
+        missing = staged.expected_bytes - size_bytes
+        if missing > 0:
+            return missing
+        with contextlib.suppress(OSError):
+            total_bytes = self.fs.space(self.layout.root).total_bytes
+            return min(_GROWTH_AHEAD * grown_bytes, total_bytes // _SHARE_AHEAD)
+        return 0
+
+    # --- what found no room ----------------------------------------------------------------------
+
+    def begins(self, staged: Staged, stands_bytes: int) -> None:
+        staged.fulls = self.fulls
+        with contextlib.suppress(OSError):
+            if self.look().is_full and not self.sees_writes:
+                self.doubt(staged)
+        staged.expected_bytes = self.expected(staged.path, stands_bytes)
+
+    def doubt(self, staged: Staged) -> None:
+        """A write to it has failed for lack of room, or may have."""
+        staged.fulls = _IN_DOUBT
+
+    def in_doubt(self, staged: Staged) -> bool:
+        """Whether it may lack what found no room."""
+        missed = self.is_unseen(staged) and staged.fulls != self.fulls
+        return staged.fulls == _IN_DOUBT or missed
+
+    def is_unseen(self, staged: Staged) -> bool:
+        """Whether writes to it pass the store, so that it hears of none that fails."""
+        return not self.sees_writes and staged.base is None
+
+    def failed(self, staged: Staged) -> None:
+        """A save has failed for lack of room, and its bytes are gone: the next of its kind is to
+        find some. They come back once everybody has closed it."""
+        with contextlib.suppress(OSError):
+            status = self.fs.stat(staged.fd)
+            size = held_bytes(status)
+            expected = max(size, staged.expected_bytes)
+            self._expect(staged.path, expected)
+            self.make_room(self._with_margin(expected) - size, status.st_uid)
+
+
+def _kind_of(path: str) -> str:
+    """The name, whatever its numbers: ``step-000100.pt`` and ``step-000200.pt`` are of a kind."""
+    return re.sub(r"\d+", "0", path.rpartition("/")[2])
+
+
+# --- calls that are made again --------------------------------------------------------------------
+
+_METHODS = tuple(name for name in vars(FileSystem) if not name.startswith("_"))
+_TARGETS = {"write": 0, "setxattr": 0, "clone": 1, "copy": 1}  # which argument is written to
+_TAKING = ("open", "write", "clone", "copy", "rename", "exchange", "link", "mkdir", "setxattr")
+
+
+class _Patient:
+    """The filesystem below, whose calls are made again where they found no room and it was made.
+    An fsync is not: its failure is final."""
+
+    def __init__(self, below: FileSystem) -> None:
+        self._below = below
+        self.room: DiskRoom | None = None
+        for name in _METHODS:
+            call = getattr(below, name)
+            setattr(self, name, self._patient(name, call) if name in _TAKING else call)
+
+    def _patient(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        at = _TARGETS.get(name)
+
+        def patient(*arguments: Any, **named: Any) -> Any:
+            if self.room is None:
+                return call(*arguments, **named)
+            return self.room.retried(
+                lambda: call(*arguments, **named),
+                lambda: self._needed(name, arguments),
+                None if at is None else arguments[at],
+            )
+
+        return patient
+
+    def _needed(self, name: str, arguments: tuple[Any, ...]) -> int:
+        if name == "write":
+            return len(arguments[1])
+        if name == "copy":
+            _, target, start, end = arguments
+            return max(0, int(end) - int(start) - held_bytes(self._below.stat(target)))
+        return 0
+
+
+def patient(fs: FileSystem) -> tuple[FileSystem, Callable[[DiskRoom], None]]:
+    """The filesystem that makes calls again, and what gives it the room to do so."""
+    made = _Patient(fs)
+
+    def give(room: DiskRoom) -> None:
+        made.room = room
+
+    return cast(FileSystem, made), give

@@ -1,0 +1,1 @@
+"""What is done beside saves and loads: fsck, scrub, usage, adoption."""

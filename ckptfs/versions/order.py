@@ -1,0 +1,93 @@
+"""What every change of the store obeys: one at a time per path, directories durable in order, and
+nothing more once it is unknown what is on disk. Thread-safe."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+
+from ckptfs.disk import osfs
+from ckptfs.disk.filesystem import FileSystem
+from ckptfs.disk.locks import KeyedLocks
+from ckptfs.errors import StoreReadOnly, final
+from ckptfs.modes import Mode
+
+log = logging.getLogger("ckptfs.versions.order")
+
+_DIRS_HELD = 64  # that have changed; where there are more, all of their filesystem is synced
+
+
+class Ordering:
+    def __init__(self, fs: FileSystem, mode: Mode) -> None:
+        self.fs, self.mode = fs, mode
+        self.poisoned: str | None = None
+        self._paths = KeyedLocks()
+        self._dirty: dict[tuple[int, int], int] = {}
+        self._many_dirty: set[int] = set()  # devices
+        self._dirty_lock = threading.Lock()
+        self._dir_syncs = threading.Lock()
+
+    def note_changed_dir(self, at: int) -> None:
+        """A name was made in or removed from ``at``: durable before the next publish."""
+        if not self.mode.syncs_directories:
+            return
+        try:
+            status = self.fs.stat(at)
+            key = (status.st_dev, status.st_ino)
+            with self._dirty_lock:
+                if key in self._dirty:
+                    return
+                held = sum(device == key[0] for device, _ in self._dirty)
+                if held >= _DIRS_HELD:
+                    self._many_dirty.add(key[0])
+                else:
+                    self._dirty[key] = self.fs.open(at, ".", osfs.DIRECTORY)
+        except OSError:  # no descriptor left to keep it by; the change is made, so do not fail it
+            self.sync_dir(at)
+
+    def sync_changed_dirs(self) -> None:
+        """btrfs may persist directory B before A, so order needs an fsync of each. A publish
+        waits here for the directories that another one is syncing; who notes one does not."""
+        with self._dir_syncs:
+            with self._dirty_lock:
+                dirty, self._dirty = self._dirty, {}
+                many, self._many_dirty = self._many_dirty, set()
+            for (device, _), fd in dirty.items():
+                try:
+                    if device in many:
+                        many.discard(device)
+                        self._sync(self.fs.sync_all, fd)
+                    self.sync_dir(fd)
+                finally:
+                    self.fs.close(fd)
+
+    def sync_dir(self, fd: int) -> None:
+        """fsync a directory if the mode does; a failure makes the store read-only."""
+        self._sync(self.fs.fsync_dir, fd)
+
+    def _sync(self, sync: Callable[[int], None], fd: int) -> None:
+        if not self.mode.syncs_directories:
+            return
+        try:
+            sync(fd)
+        except OSError as error:
+            self.poison(f"directory fsync failed: {error.strerror}")
+            raise final(error) from None
+
+    def poison(self, reason: str) -> None:
+        """What is on disk is unknown from here on."""
+        if self.poisoned is None:
+            log.error("read-only: %s; check the disk, remount", reason)
+        self.poisoned = reason
+
+    def require_writable(self) -> None:
+        if self.poisoned is not None:
+            raise StoreReadOnly(f"the store is read-only: {self.poisoned}; check the disk, remount")
+
+    @contextlib.contextmanager
+    def path_lock(self, at: int, name: str) -> Iterator[None]:
+        status = self.fs.stat(at)
+        with self._paths.held((status.st_dev, status.st_ino, name)):
+            yield
