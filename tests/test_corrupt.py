@@ -206,6 +206,8 @@ def test_what_falls_short_is_told() -> None:
     unproven = row(Kind.WRITTEN, served="wrong", by_verify=False, file="model.safetensors")
     assert shortcomings(unproven) == []
     assert "wrong bytes served" in shortcomings({**unproven, "file": "model.pt"})
+    assert shortcomings({**unproven, "file": "0.distcp", "whole_archives": True}) == []
+    assert shortcomings({**unproven, "file": "0.distcp", "whole_archives": False})
     assert shortcomings(row(Kind.THROUGH, served="newest", refused=True)) == []
     assert shortcomings(row(Kind.THROUGH, served="newest", refused=False))
     assert shortcomings(row(Kind.BIT), control=True)

@@ -17,8 +17,9 @@ from harness import open_descriptors
 
 from ckptfs.disk.real import OsFs
 from ckptfs.modes import Mode
-from ckptfs.mount.descriptors import Descriptor, OpenFolders, Room
-from ckptfs.mount.nodes import Directory, NodeTable
+from ckptfs.mount.view.descriptors import Descriptor, OpenFolders, Room
+from ckptfs.mount.view.model import Directory
+from ckptfs.mount.view.nodes import NodeTable
 from ckptfs.versions.order import Ordering
 
 _OPEN = 4

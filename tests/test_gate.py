@@ -15,7 +15,7 @@ from ckptfs.mount.kernel import wire
 from ckptfs.mount.kernel.again import Again, _Sent
 from ckptfs.mount.kernel.gate import Gate
 from ckptfs.mount.kernel.wire import Op
-from ckptfs.mount.model import Caller
+from ckptfs.mount.view.model import Caller
 
 CLOSED_S = 0.1
 

@@ -23,7 +23,7 @@ import pytest
 from harness import rot
 from mounts import PYTHON, Served, ckptfs, ending, python, served, shell
 
-from ckptfs.mount import writers
+from ckptfs.mount.processes import writers
 
 # Looked for, not imported: that takes seconds, and only the children need it.
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="no torch")
@@ -94,7 +94,7 @@ def test_mount_leaves_the_terminal_and_writes_its_log_outside_the_tree(mount: Se
 
 def test_the_log_rotates(tmp_path: Path) -> None:
     program = (
-        "import logging, sys; from ckptfs.mount import logfile\n"
+        "import logging, sys; from ckptfs.mount.daemon import logfile\n"
         "logfile.BYTES = 2000; logfile.log_to(sys.argv[1])\n"
         "[logging.getLogger('ckptfs.x').info('line %d \\udcff', n) for n in range(300)]\n"
     )

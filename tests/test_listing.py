@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from harness import NEW, OLD, store_on
 
-from ckptfs.mount.base import New, Slow
-from ckptfs.mount.listing import Listing, new_key, parts
-from ckptfs.mount.nodes import ROOT_ID
-from ckptfs.mount.operations import Operations
-from ckptfs.mount.versions import Caller, Handle
+from ckptfs.mount.operations.base import New, Slow
+from ckptfs.mount.operations.whole import Operations
+from ckptfs.mount.view.identity import ROOT_ID
+from ckptfs.mount.view.listing import Listing, new_key, parts
+from ckptfs.mount.writers.versions import Caller, Handle
 
 _ROOM = 512
 _NAMES = [f"name{number}" for number in range(100)]
@@ -198,7 +198,7 @@ def test_positions_cannot_be_told_without_the_key() -> None:
 def test_names_of_one_position_are_all_listed(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever comes after them, and where the reader's room ends."""
     monkeypatch.setattr(
-        "ckptfs.mount.listing.blake2b", lambda raw, **_: blake2b(raw[16:18], digest_size=8)
+        "ckptfs.mount.view.listing.blake2b", lambda raw, **_: blake2b(raw[16:18], digest_size=8)
     )
     names = ["aa1", "aa2", "bb1", "bb2", "cc1", "cc2", "dd1"]
     for gone in (None, *names):

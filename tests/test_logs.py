@@ -12,7 +12,7 @@ import mounts
 import pytest
 from trees import Shared, Tree, shared_by
 
-from ckptfs.mount.content import Content, judge, may_be_log
+from ckptfs.mount.writers.content import Content, judge, may_be_log
 
 
 @pytest.fixture(scope="module", params=["passthrough", "relayed"])

@@ -12,7 +12,7 @@ from disks import Disk, leave
 from harness import store_on
 from mounts import ckptfs
 
-from ckptfs.mount.lowspace import LowSpace
+from ckptfs.mount.daemon.lowspace import LowSpace
 
 MIB = 1 << 20
 

@@ -22,8 +22,8 @@ from pathlib import Path
 import pytest
 from mounts import served, why_no_mounts
 
-from ckptfs.mount import mappings, proc, writers
-from ckptfs.mount.mappings import Shared, Snapshot, Unseen
+from ckptfs.mount.processes import mappings, proc, writers
+from ckptfs.mount.processes.mappings import Shared, Snapshot, Unseen
 
 LIMIT_S = 20.0
 WAITS = "print(1, flush=True); sys.stdin.read()"

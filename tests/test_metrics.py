@@ -17,7 +17,7 @@ from harness import rot, store_on
 from mounts import Served, ckptfs
 
 from ckptfs.errors import CannotServe
-from ckptfs.mount import metrics
+from ckptfs.mount.daemon import metrics
 from ckptfs.telling.tally import BOUNDS_S, Tally
 
 parser = pytest.importorskip("prometheus_client.parser")

@@ -15,7 +15,7 @@ import mounts
 import pytest
 from actors import Actor, actors
 
-from ckptfs.mount import holders
+from ckptfs.mount.processes import holders
 
 _KILLED_AFTER = """
 import os, sys, time

@@ -11,7 +11,7 @@ import pytest
 from users import Lab
 
 from ckptfs.errors import UsageError
-from ckptfs.mount.helper import command_line
+from ckptfs.mount.daemon.helper import command_line
 
 OPTIONS = {"mode": False, "keep": False, "in-place": False, "no-passthrough": True}
 

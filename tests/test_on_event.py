@@ -12,8 +12,8 @@ import pytest
 from mounts import PYTHON, Served, ckptfs, served
 from test_alarms import roll_back
 
-from ckptfs.mount import hook
-from ckptfs.mount.hook import Hook
+from ckptfs.mount.daemon import hook
+from ckptfs.mount.daemon.hook import Hook
 
 NAME = "$(touch pwned); 'a'\n.bin"
 _TELL = f"""{PYTHON} -c '

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from harness import open_descriptors, store_on
 
-from ckptfs.mount.base import New
-from ckptfs.mount.model import Caller
-from ckptfs.mount.nodes import ROOT_ID
-from ckptfs.mount.operations import Operations
+from ckptfs.mount.operations.base import New
+from ckptfs.mount.operations.whole import Operations
+from ckptfs.mount.view.identity import ROOT_ID
+from ckptfs.mount.view.model import Caller
 
 _CALLER = Caller(os.getuid(), os.getgid(), os.getpid())
 _NEW = New(_CALLER, 0o755, 0o022)

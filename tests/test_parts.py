@@ -30,9 +30,9 @@ import pytest
 from mounts import Served, served, why_no_mounts
 
 import ckptfs.cli
-import ckptfs.mount.doctor
-import ckptfs.mount.ending
-import ckptfs.mount.run
+import ckptfs.mount.daemon.doctor
+import ckptfs.mount.daemon.ending
+import ckptfs.mount.daemon.run
 from ckptfs.records import format as fmt
 from ckptfs.store import Store
 

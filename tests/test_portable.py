@@ -256,7 +256,7 @@ def test_a_module_of_the_same_name_is_not_taken_for_fusepy(tmp_path: Path) -> No
 @pytest.mark.parametrize("error", [OSError("no errno"), KeyboardInterrupt(), SystemExit(3)])
 def test_nothing_but_an_errno_leaves_a_handler(error: BaseException) -> None:
     """fusepy answers garbage for anything else."""
-    from ckptfs.mount.portable import PortableSession
+    from ckptfs.mount.libfuse.portable import PortableSession
 
     class Broken(PortableSession):
         def __init__(self) -> None:

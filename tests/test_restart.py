@@ -24,8 +24,11 @@ import pytest
 from mounts import PYTHON, Served, ckptfs, python, served
 from test_lifecycle import HOLD, child
 
-from ckptfs.mount import handover, model, nodes, writers
-from ckptfs.mount.descriptors import OpenFolders
+from ckptfs.mount.daemon import handover
+from ckptfs.mount.processes import writers
+from ckptfs.mount.view import model
+from ckptfs.mount.view.descriptors import OpenFolders
+from ckptfs.mount.view.model import Directory, File
 from ckptfs.versions.staged import Staged
 
 pytestmark = pytest.mark.kernel_only("libfuse cannot hand its session over")
@@ -339,7 +342,7 @@ def test_a_program_that_cannot_go_on_leaves_the_daemon_as_it_was(
 
 
 def test_a_state_of_another_version_is_refused(mount: Served) -> None:
-    other = "import sys; from ckptfs.mount import handover; handover.FORMAT += 1\n"
+    other = "import sys; from ckptfs.mount.daemon import handover; handover.FORMAT += 1\n"
     other += "from ckptfs.cli import main; main()"
     command = [PYTHON, "-c", _ORDER, mount.path, json.dumps([PYTHON, "-c", other])]
     assert subprocess.run(command, capture_output=True, timeout=20).returncode == 1
@@ -501,12 +504,12 @@ def test_who_changes_what_is_carried_over_changes_its_format() -> None:
         "stood fulls expected_bytes writeback_error lock",
         handover.Header: "options changes root lock device request agreed descriptors version",
     }
-    rare = {name for name, value in vars(nodes.File).items() if type(value).__name__ == "Rare"}
+    rare = {name for name, value in vars(File).items() if type(value).__name__ == "Rare"}
     assert rare == {
         *("fd", "stands_for", "version", "of", "stands_in", "aliased", "replaced", "gone"),
         *("last", "superseded"),
     }
-    assert nodes.Directory.__slots__ == ("children", "folders", "gone", "names")
+    assert Directory.__slots__ == ("children", "folders", "gone", "names")
     assert OpenFolders(0).always_open() == []
 
 

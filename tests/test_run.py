@@ -18,7 +18,7 @@ import pytest
 from mounts import CHILD_LIMIT_S, ckptfs
 from users import ALICE, Lab
 
-from ckptfs.mount import writers
+from ckptfs.mount.processes import writers
 
 NOT_PRIVILEGED = ("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin")
 

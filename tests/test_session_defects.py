@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from ckptfs.mount import sessions, writers
 from ckptfs.mount.kernel import wire
 from ckptfs.mount.kernel.session import Session
-from ckptfs.mount.sessions import Openers
-from ckptfs.mount.watch import Watch
+from ckptfs.mount.operations import sessions
+from ckptfs.mount.operations.sessions import Openers
+from ckptfs.mount.processes import writers
+from ckptfs.mount.writers.watch import Watch
 
 
 def test_a_defect_answers_its_request_and_is_logged(

@@ -25,8 +25,10 @@ import pytest
 from mounts import PYTHON, Served, ckptfs, served, why_no_mounts
 
 from ckptfs.disk.real import OsFs
-from ckptfs.mount import daemon, holding, inspect, writers
+from ckptfs.mount.daemon import holding, inspect, serving
+from ckptfs.mount.daemon.options import MountOptions
 from ckptfs.mount.kernel import mounting
+from ckptfs.mount.processes import writers
 from ckptfs.records.layout import Layout
 
 OLD, NEW = b"old " * 2000, b"new " * 3000
@@ -476,5 +478,5 @@ def test_who_cannot_be_looked_for_is_a_warning(
         raise error
 
     monkeypatch.setattr(holding, "holders", holders)
-    (warning,) = daemon._users_below(daemon.MountOptions(str(disk_dir), str(disk_dir)))
+    (warning,) = serving._users_below(MountOptions(str(disk_dir), str(disk_dir)))
     assert "not known" in warning

@@ -18,7 +18,7 @@ import pytest
 from harness import rot
 from users import ALICE, BOB, Lab, UserMount, user_mount
 
-from ckptfs.mount import writers
+from ckptfs.mount.processes import writers
 
 OLD, NEW = "old " * 2000, "new " * 3000
 HALF = "f = open('model.bin', 'w'); f.write('half ' * 5000); f.flush()"

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 from harness import NEW, NEWER, OLD, contents, store_on
 
-from ckptfs.mount.base import New, Slow
-from ckptfs.mount.listing import parts
-from ckptfs.mount.model import Caller, Handle, Version
-from ckptfs.mount.nodes import ROOT_ID, Directory, File
-from ckptfs.mount.operations import Operations
+from ckptfs.mount.operations.base import New, Slow
+from ckptfs.mount.operations.whole import Operations
+from ckptfs.mount.view.identity import ROOT_ID
+from ckptfs.mount.view.listing import parts
+from ckptfs.mount.view.model import Caller, Directory, File, Handle, Version
 from ckptfs.store import Store
 from ckptfs.versions.staged import Staged
 

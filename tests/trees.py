@@ -20,7 +20,7 @@ from actors import Actor, actors
 from harness import rot
 
 from ckptfs.errors import CannotServe
-from ckptfs.mount import sessions
+from ckptfs.mount.operations import sessions
 from ckptfs.records.format import Record
 
 

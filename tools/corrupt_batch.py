@@ -24,6 +24,7 @@ from .corrupt_damage import (
     DONOR,
     Ranges,
     Undamageable,
+    archives,
     damage,
     kept,
     record_of,
@@ -137,11 +138,15 @@ def _damage(root: Path, state: _State) -> None:
     }
     if trial.kind in WHILE_SERVED:
         return
+    newer = path.read_bytes()
     try:
         state.ranges = damage(root, trial, state.older)
     except Undamageable as why:
         state.row["skipped"] = str(why)
         return
+    if trial.kind is Kind.COPIED:
+        whole = archives(newer) | archives(state.older)
+        state.row["whole_archives"] = archives(path.read_bytes()) <= whole
     _damaged(state, path)
 
 
@@ -290,10 +295,10 @@ def shortcomings(row: Row, *, control: bool = False) -> list[str]:
 
 def is_unproven(row: Row) -> bool:
     """Served, since nothing tells it from a save: of what moves the times, in a format without
-    checksums."""
+    checksums, or of several archives, each of them one of either version."""
     if Kind[row["kind"]] not in OUTSIDE or row["served"] != "wrong":
         return False
-    return not row["file"].endswith((".pt", ".npz", ".distcp"))
+    return row.get("whole_archives", False) or not row["file"].endswith((".pt", ".npz", ".distcp"))
 
 
 def can_be_noticed(row: Row) -> bool:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from ckptfs.errors import RecordDamaged
@@ -17,6 +19,7 @@ from .corrupt_draw import OF_BYTES, PAGE_BYTES, Kind, Trial
 
 Ranges = list[tuple[int, int]]  # bytes, from and up to
 _TRIES = 1000
+_ARCHIVE_END = re.compile(rb"PK\x05\x06.{18}(?=PK\x03\x04|\Z)", re.DOTALL)  # without a comment
 
 
 class Undamageable(Exception):
@@ -167,6 +170,12 @@ def _copy_part(path: Path, content: bytes, draw: random.Random) -> Ranges:
         file.seek(0)
         file.write(content[:length])
     return [(0, length)]
+
+
+def archives(content: bytes) -> frozenset[bytes]:
+    """The zip archives that lie in a file end to end; all of it where there are none."""
+    ends = [match.end() for match in _ARCHIVE_END.finditer(content)]
+    return frozenset(content[a:b] for a, b in pairwise([0, *ends, len(content)]) if a < b)
 
 
 # --- records -------------------------------------------------------------------------------------

@@ -38,12 +38,12 @@ def main() -> None:
 
 
 def mount_helper() -> None:
-    """``mount.fuse.ckptfs``, as mount(8) calls it; see ``ckptfs.mount.helper``."""
+    """``mount.fuse.ckptfs``, as mount(8) calls it; see ``ckptfs.mount.daemon.helper``."""
     run_or_fail(lambda: _as_helper(sys.argv[1:]))
 
 
 def _as_helper(arguments: list[str]) -> None:
-    from ckptfs.mount import helper
+    from ckptfs.mount.daemon import helper
 
     options = [option for option in serving.mount.params if isinstance(option, click.Option)]
     names = {

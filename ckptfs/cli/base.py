@@ -64,8 +64,8 @@ def top_of(typed: str) -> tuple[str, str]:
     """The served or known directory that a path lies in, and the path itself, empty for that
     directory: people type one path where two are asked for. What is no path in such a directory is
     given back as it is. Raises CannotServe for a file that is in none."""
-    from ckptfs.mount.apart import above, is_known
-    from ckptfs.mount.inspect import is_mounted
+    from ckptfs.mount.daemon.apart import above, is_known
+    from ckptfs.mount.daemon.inspect import is_mounted
 
     path = posixpath.abspath(typed)
     # By the table of mounts first: a mount may hang, and this asks it nothing.
@@ -137,7 +137,7 @@ def when(time_ns: int) -> str:
 
 
 def status_of(directory: str) -> dict[str, Any] | None:
-    from ckptfs.mount import inspect
+    from ckptfs.mount.daemon import inspect
 
     try:
         return inspect.status_of(directory)
@@ -149,7 +149,7 @@ class Below:
     """The served directory, reached below its mount where there is one. Nothing is changed."""
 
     def __init__(self, directory: str) -> None:
-        from ckptfs.mount import inspect
+        from ckptfs.mount.daemon import inspect
 
         self.fs = OsFs()
         self.where = absolute(directory)

@@ -148,7 +148,7 @@ def _mender(below: Below, check: Check, repair: bool) -> Iterator[tuple[Mend, li
 
 
 def _ask_the_mount(below: Below, check: Check, finding: Finding) -> Finding:
-    from ckptfs.mount import commands as mount_commands
+    from ckptfs.mount.operations import commands as mount_commands
 
     asked_for = check.asked_for(finding.path)
     try:

@@ -221,7 +221,7 @@ def _let_go(below: Below, going: list[Item]) -> list[Item]:
     if below.served is None:
         with opened_store(below) as store:
             return store.room.clean(going)
-    from ckptfs.mount import commands as mount_commands
+    from ckptfs.mount.operations import commands as mount_commands
 
     try:
         mount_commands.clean(below.served_at, [item.told for item in going])

@@ -44,7 +44,7 @@ def rollback(directory: str, path: str | None, to: int | None) -> None:
     below.needed_layout()
     inside = below.relative(path)
     if below.served is not None:
-        from ckptfs.mount import commands as mount_commands
+        from ckptfs.mount.operations import commands as mount_commands
 
         try:
             mount_commands.rollback(below.served_at, inside, to)
@@ -119,7 +119,7 @@ def _take_back(below: Below, directory: str, paths: tuple[str, ...], checksum: s
 
 
 def _ask_to_take_back(below: Below, directory: str, path: str) -> None:
-    from ckptfs.mount import commands as mount_commands
+    from ckptfs.mount.operations import commands as mount_commands
 
     try:
         mount_commands.take_back(below.served_at, path)
@@ -156,7 +156,7 @@ def _adopter(
     """What takes a finding as it is, and says whether there was something to take; and what looks
     for history that belongs to nothing any more."""
     if below.served is not None:
-        from ckptfs.mount import commands as mount_commands
+        from ckptfs.mount.operations import commands as mount_commands
 
         yield (
             lambda finding: mount_commands.adopt(below.served_at, finding.path),

@@ -14,7 +14,7 @@ from ckptfs.errors import CannotServe
 @click.argument("directory", default=".")
 def doctor(directory: str) -> None:
     """What of this machine and DIRECTORY carries ckptfs, and what to do about the rest."""
-    from ckptfs.mount.doctor import examine
+    from ckptfs.mount.daemon.doctor import examine
 
     worst = 0
     for check in examine(absolute(directory)):

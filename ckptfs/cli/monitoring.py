@@ -47,7 +47,7 @@ def unserved(directory: str) -> list[_Alarm]:
 
 def print_metrics(directory: str, found: dict[str, Any] | None) -> None:
     """As the daemon serves them with --metrics, whether it does or not."""
-    from ckptfs.mount import metrics
+    from ckptfs.mount.daemon import metrics
 
     metrics.require_client()
     told = {"served": False, "directory": absolute(directory), "alarms": unserved(directory)}
@@ -57,7 +57,7 @@ def print_metrics(directory: str, found: dict[str, Any] | None) -> None:
 
 def _address(_context: click.Context, _option: click.Parameter, given: str) -> str:
     """As HOST:PORT; empty for none."""
-    from ckptfs.mount import metrics
+    from ckptfs.mount.daemon import metrics
 
     if given in ("", "off"):
         return ""
@@ -98,7 +98,7 @@ def ack(directory: str) -> None:
     """
     below = Below(directory)
     if below.served is not None:
-        from ckptfs.mount import commands as mount_commands
+        from ckptfs.mount.operations import commands as mount_commands
 
         alarms = below.served.get("alarms", [])
         if alarms:

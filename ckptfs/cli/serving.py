@@ -32,7 +32,7 @@ from ckptfs.store import Options
 from ckptfs.upkeep.usage import usage
 
 if TYPE_CHECKING:
-    from ckptfs.mount.daemon import MountOptions
+    from ckptfs.mount.daemon.options import MountOptions
 
 _DEGRADED = 2  # exit code
 
@@ -139,14 +139,14 @@ _DEGRADED = 2  # exit code
 @monitoring.on_event_option
 def mount(directory: str, mountpoint: str | None, **given: Any) -> None:
     """Serve DIRECTORY over itself, or at MOUNTPOINT. Returns once it is served."""
-    from ckptfs.mount.daemon import mount as start
+    from ckptfs.mount.daemon.serving import mount as start
 
     start(_mount_options(directory, mountpoint, given))
 
 
 def _mount_options(directory: str, mountpoint: str | None, given: dict[str, Any]) -> MountOptions:
-    from ckptfs.mount.daemon import MountOptions
-    from ckptfs.mount.sessions import choose
+    from ckptfs.mount.daemon.options import MountOptions
+    from ckptfs.mount.operations.sessions import choose
 
     served = absolute(directory)
     options = Options(
@@ -211,7 +211,7 @@ def run(directory: str, command: tuple[str, ...], **given: Any) -> None:
     Needs neither root nor fusermount3. Ends with COMMAND's exit status, 128 + n if signal n ended
     it; 127 if there is no such command.
     """
-    from ckptfs.mount.run import run as start
+    from ckptfs.mount.daemon.run import run as start
 
     sys.exit(start(_mount_options(directory, None, given), command))
 
@@ -238,7 +238,7 @@ def restart(context: click.Context, /, directory: str, timeout_s: float, **given
     Options that are not given stay. Whatever programs have open stays open; what they ask for
     meanwhile waits. If it cannot be done the daemon serves on as it was.
     """
-    from ckptfs.mount.restart import restart as ask
+    from ckptfs.mount.daemon.restart import restart as ask
 
     options = _mount_options(directory, None, given)
     names = {name for name in given if context.get_parameter_source(name) is _BY_USER}
@@ -264,7 +264,7 @@ restart.params += [option for option in mount.params if option.name not in _OF_T
 @click.option("--try", "only_try", is_flag=True)
 def resume(directory: str, state: int, only_try: bool) -> None:
     """What a daemon becomes by `restart`; of no use to anybody else."""
-    from ckptfs.mount.restart import resume as go_on
+    from ckptfs.mount.daemon.resuming import resume as go_on
 
     go_on(state, only_try=only_try)
 
@@ -292,7 +292,7 @@ def umount(directory: str, timeout_s: float | None, force: bool, release: bool) 
     it stays, and the exit code is 1. With --force they get an error then, and what was being
     written goes to salvage.
     """
-    from ckptfs.mount import ending
+    from ckptfs.mount.daemon import ending
 
     where = absolute(directory)
     if release:
@@ -346,7 +346,7 @@ def _checked(found: dict[str, Any], trouble: list[str]) -> Iterator[str]:
 
 
 def _status_of_unserved(directory: str, as_json: bool, check: bool) -> None:
-    from ckptfs.mount import inspect
+    from ckptfs.mount.daemon import inspect
 
     why = inspect.not_mounted(absolute(directory))
     alarms = monitoring.unserved(directory)
@@ -363,7 +363,7 @@ def _status_of_unserved(directory: str, as_json: bool, check: bool) -> None:
 
 def _status_of_all(as_json: bool) -> int:
     """The exit code: the worst there is."""
-    from ckptfs.mount import inspect
+    from ckptfs.mount.daemon import inspect
 
     code, all_of_them = 0, []
     for mountpoint in inspect.mountpoints():

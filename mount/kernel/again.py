@@ -20,11 +20,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from .. import acl
-from ..base import Entry, Slow, stale
-from ..model import Caller, Handle
-from ..nodes import File, Node, stands
-from ..operations import Operations
+from ..operations.base import Entry, Slow, stale
+from ..operations.whole import Operations
+from ..view import acl
+from ..view.model import Caller, File, Handle, Node, stands
 from . import wire
 from .passthrough import Passthrough
 from .wire import Op

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from ckptfs.disk import osfs
 from ckptfs.errors import CannotServe
 
-from .. import proc
+from ..processes import proc
 from .beneath import mount_beneath
 
 FS_TYPE = "fuse.ckptfs"

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from ckptfs.disk import osfs
 from ckptfs.errors import CannotServe
 
-from .. import writers
+from ..processes import writers
 
 _APART = ("ns/user", "ns/mnt", "ns/pid", "root")
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000

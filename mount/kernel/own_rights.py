@@ -18,10 +18,10 @@ import os
 import stat
 from typing import Any
 
-from ..base import Entry
-from ..model import Caller
-from ..nodes import Directory, File, Virtual, lstat
-from ..operations import Operations
+from ..operations.base import Entry
+from ..operations.whole import Operations
+from ..view.identity import lstat
+from ..view.model import Caller, Directory, File, Virtual
 from . import wire
 from .session import Session, names
 

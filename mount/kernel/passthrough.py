@@ -18,7 +18,7 @@ from ckptfs.disk import osfs
 from ckptfs.records import format as fmt
 from ckptfs.records.layout import Layout
 
-from ..model import Handle
+from ..view.model import Handle
 from . import wire
 from .mounting import mounts
 

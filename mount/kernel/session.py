@@ -24,15 +24,17 @@ from typing import Any
 from ckptfs.disk import osfs
 from ckptfs.errors import CannotServe, CkptfsError
 
-from .. import acl, commands, mappings
-from ..attributes import Change
-from ..base import Caches, Dropped, Entry, New, Slow, without_names
-from ..listing import parts
-from ..locks import Lock, Wait
-from ..model import Caller, Handle
-from ..nodes import CONTROL_ID, File, Node, Virtual
-from ..operations import Operations
-from ..sessions import Openers, errno_of
+from ..operations import commands
+from ..operations.attributes import Change
+from ..operations.base import Caches, Dropped, Entry, New, Slow, without_names
+from ..operations.sessions import Openers, errno_of
+from ..operations.whole import Operations
+from ..processes import mappings
+from ..view import acl
+from ..view.identity import CONTROL_ID
+from ..view.listing import parts
+from ..view.locks import Lock, Wait
+from ..view.model import Caller, File, Handle, Node, Virtual
 from . import namespaces, wire
 from .again import NO_REPLY, Again, Answers
 from .gate import Gate

@@ -1,0 +1,1 @@
+"""The session through libfuse 2, by fusepy or refuse."""

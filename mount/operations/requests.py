@@ -1,0 +1,102 @@
+"""What the daemon does when a command asks for it: see ``commands``, which names each."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from ckptfs.checking.examine import Condition, Finding
+from ckptfs.history import earlier
+from ckptfs.room import expendable
+from ckptfs.upkeep import fsck
+
+from ..view.identity import CONTROL_ID
+from ..view.model import Caller, File, Node, Virtual, stands
+from .base import Base, stale
+from .commands import ACK, ADOPT, CLEAN, QUARANTINED, ROLLBACK, TIDY, VERIFY
+
+
+def perform(ops: Base, node: Node, key: str, value: bytes, caller: Caller) -> None:
+    """In a thread that may wait. The kernel has seen to it that the caller may write the file."""
+    if isinstance(node, Virtual):
+        trusted = caller.uid in (0, os.geteuid(), os.fstat(ops.store.root).st_uid)
+        if node.id != CONTROL_ID or not trusted:
+            raise PermissionError(errno.EPERM, "not for everybody")
+        _perform_on_control(ops, key, value)
+    elif isinstance(node, File) and node.parent is not None:
+        _perform_on_file(ops, node, key, value, caller)
+    else:
+        raise IsADirectoryError(errno.EISDIR, "files have versions, directories have none")
+
+
+def _perform_on_file(ops: Base, node: File, key: str, value: bytes, caller: Caller) -> None:
+    """The kernel looked at the rights over this very version, so it must be what stands there."""
+    assert node.parent is not None
+    at, name, path = node.parent.fd, node.name, node.path()
+    store = ops.store
+    with ops.versions.held(node.parent, name), store.committer.path_lock(at, name):
+        if node.kind != stat.S_IFREG or not stands(node):
+            raise stale()
+        status = os.stat(name, dir_fd=at, follow_symlinks=False)
+        if key == VERIFY:
+            if ops.versions.may_be_mapped(node.ident[:2]):
+                store.committer.reseal_committed(at, name)
+            store.check(path, at, name, direct=True)
+        elif ops.in_place(node.parent, name):
+            raise OSError(errno.EOPNOTSUPP, "written in place")
+        elif key == ADOPT and value != QUARANTINED:
+            store.adopt_at(path, at, name)
+            ops.caches.drop_attributes(node.id)
+        elif key in (ADOPT, ROLLBACK):
+            if caller.uid not in (0, status.st_uid):  # an earlier version may have been his alone
+                raise PermissionError(errno.EPERM, "for the owner of the file")
+            if key == ROLLBACK:
+                store.rollback_at(path, at, name, _number(value))
+            elif store.owner_in_quarantine(path) in (caller.uid, status.st_uid) or not caller.uid:
+                store.take_back_at(path, at, name)
+            else:
+                raise PermissionError(errno.EPERM, "it was another user's")
+        else:
+            raise OSError(errno.EOPNOTSUPP, "no such command")
+
+
+def _perform_on_control(ops: Base, key: str, value: bytes) -> None:
+    store = ops.store
+    if key == VERIFY:
+        generation = fsck.generation_of(os.fsdecode(value))
+        if generation is None:
+            raise OSError(errno.EINVAL, "not a generation")
+        store.set_aside(*generation)
+        return
+    if key == TIDY:
+        store.tidy()
+        return
+    if key == ACK:
+        store.alarms.ack(_number(value))
+        return
+    if key == CLEAN:
+        items = [expendable.parse(line) for line in os.fsdecode(value).splitlines()]
+        if None in items:
+            raise OSError(errno.EINVAL, "not an item")
+        store.room.clean(filter(None, items))
+        return
+    what, _, name = value.partition(b" ")
+    path = os.fsdecode(name)
+    if key == ROLLBACK:
+        store.rollback(path, _number(what))
+    elif key == ADOPT and what == QUARANTINED:
+        store.take_back(path)
+    elif key == ADOPT:
+        known = earlier.lineages_by_path(store.layout)
+        store.take(Finding(path, Condition.MISSING), known)
+    else:
+        raise OSError(errno.EOPNOTSUPP, "no such command")
+
+
+def _number(value: bytes) -> int | None:
+    if value in (b"", b"-"):
+        return None
+    if not value.isdigit():
+        raise OSError(errno.EINVAL, "not a number")
+    return int(value)

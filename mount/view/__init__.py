@@ -1,0 +1,1 @@
+"""What programs see: nodes, handles, versions, names, lists, locks, earlier versions."""

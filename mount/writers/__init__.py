@@ -1,0 +1,1 @@
+"""Versions under their writers: when is a file finished?"""
