@@ -11,11 +11,13 @@ from .corrupt_report import NOTHING, PAPER, Line, Share, lines
 from .corrupt_worker import LOADERS
 from .study import Row
 
-_OURS = ("noticed", "wrong bytes\nserved")
+_OURS = ("noticed", "wrong bytes\nserved", "no proof,\nserved")
 _GAP = 0.2  # between what is ours and the loaders, in cells
 _NOTES = (
-    "ckptfs: noticed at open or by verify. The loaders: raised an error, from the same damaged "
-    f"bytes; {NOTHING} where the file's own bytes are sound.",
+    "ckptfs: noticed at open or by verify, but for those of which nothing tells that they are no "
+    "save (no proof).",
+    "The loaders: raised an error, from the same damaged bytes; "
+    f"{NOTHING} where the file's own bytes are sound.",
     f"{PAPER}.",
 )
 
@@ -41,8 +43,8 @@ def plot(rows: Sequence[Row], stem: Path, *, control: bool) -> bool:
     for spine in axes.spines.values():
         spine.set_visible(False)
     for first, last, group in (
-        (0, 1, "ckptfs"),
-        (2, len(heads) - 1, "noticed by the loaders themselves"),
+        (0, len(_OURS) - 1, "ckptfs"),
+        (len(_OURS), len(heads) - 1, "noticed by the loaders themselves"),
     ):
         middle = (_left(first) + _left(last) + 0.96) / 2
         axes.text(middle, -1.15, group, ha="center", va="bottom", fontsize=11, weight="bold")
@@ -61,10 +63,10 @@ def _left(x: int) -> float:
 
 
 def _row(pyplot: Any, axes: Any, y: int, line: Line) -> None:
-    shares = [line.noticed, line.wrong, *(line.by_loader(name) for name in LOADERS)]
-    for x, share in enumerate(shares):
-        bad = x == 1
-        _cell(pyplot, axes, (_left(x), y), share, pyplot.cm.Reds if bad else pyplot.cm.Blues)
+    ours = [line.noticed, line.wrong, line.unproven]
+    colours = dict(enumerate([pyplot.cm.Blues, pyplot.cm.Reds, pyplot.cm.Oranges]))
+    for x, share in enumerate([*ours, *(line.by_loader(name) for name in LOADERS)]):
+        _cell(pyplot, axes, (_left(x), y), share, colours.get(x, pyplot.cm.Blues))
 
 
 def _cell(pyplot: Any, axes: Any, at: tuple[float, float], share: Share, colours: Any) -> None:
