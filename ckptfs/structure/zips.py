@@ -19,6 +19,7 @@ from ckptfs.structure.base import (
     ENTRIES_LIMIT,
     METADATA_LIMIT_BYTES,
     U16,
+    U32,
     U64,
     Broken,
     File,
@@ -36,11 +37,10 @@ _ZIP_SUFFIXES = (
 ZIP_LOCAL, _ZIP_CENTRAL, ZIP_END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
 _ZIP64_END, _ZIP64_LOCATOR = b"PK\x06\x06", b"PK\x06\x07"
 _CENTRAL = struct.Struct("<4s4xHHH2xLLLHHH8xL")
-_LOCAL = struct.Struct("<8xH4xLLLH")  # method, CRC-32, sizes, length of the name
+_LOCAL = struct.Struct("<6xH6xL8xH")  # flags, CRC-32, length of the name
 _TWO_U16 = struct.Struct("<HH")
-# Flags of torch's writer (miniz), which tells no times; its padding; what follows the data.
-_TORCH_FLAGS, _TORCH_PADDING, _ZIP_DESCRIPTOR = b"\x08\x08\0\0\0\0", b"FB", b"PK\x07\x08"
-_DESCRIPTORS = struct.Struct("<4sLLL"), struct.Struct("<4sLQQ")
+_TORCH_PADDING, _ZIP_DESCRIPTOR, _HAS_DESCRIPTOR = 0x4246, b"PK\x07\x08", 0x8
+_END_BYTES = 56 + 20 + 22  # behind a directory: the records of zip64, and the end
 _IN_ZIP64 = 0xFFFFFFFF
 
 
@@ -53,7 +53,6 @@ class Entry(NamedTuple):
     stored_bytes: int
     size_bytes: int
     at: int  # where its local header is in the file
-    header: bytes  # of it in the directory
 
 
 class _Directory(NamedTuple):
@@ -82,22 +81,24 @@ def check_zip(file: File, name: str) -> None:
 
 
 def members(file: File) -> Iterator[tuple[Entry, int]]:
-    """The entries of all archives in a file that is sound, each with where its bytes begin. None
-    has a header or padding that its writer would not have left. Raises Broken and Unjudged."""
+    """The entries of all archives in a file, each with where its bytes begin. Raises Unjudged for
+    what is not archives end to end (whether that is right, :func:`check_zip` says), and Broken for
+    an entry around which something was overwritten."""
     end = file.size
     while end > 0:
-        directory = _find_directory(file, end, lenient=True)
-        entries = _read_directory(file, directory, lenient=True)
-        found = [(entry, _data_at(file, entry, named=False)) for entry in entries]
+        with broken_only_if(False):
+            directory = _find_directory(file, end, lenient=True)
+            if end - directory.at - directory.size_bytes > _END_BYTES:
+                raise Unjudged  # that of another archive, as where ours is damaged; or a comment
+            entries = _read_directory(file, directory, lenient=True)
+            found = [(entry, _data_at(file, entry, named=False)) for entry in entries]
         for entry, at in found:
             _require_own(file, entry, at)
-        whole = [_marks_of_torch(file, entry, at) for entry, at in found]
-        if sum(map(all, whole)) > len(found) / 2:  # later versions of torch may leave none
-            for entry, marks in zip(entries, whole, strict=True):
-                if len(marks) / 2 < sum(marks) < len(marks):  # else it was added by another writer
-                    raise Broken(f"zip entry {quoted(entry.name)} is not as torch left it")
-        yield from found
-        end = min((entry.at for entry in entries), default=0)
+            yield entry, at
+        start = min((entry.at for entry in entries), default=0)
+        if start >= end or (start > 0 and (start < 22 or file.bytes(start - 22, 4) != ZIP_END)):
+            raise Unjudged  # something else comes first, or it was made to turn in a circle
+        end = start
 
 
 def _absolute_too(file: File, name: str, directory: _Directory) -> bool:
@@ -173,10 +174,7 @@ def _read_directory(file: File, found: _Directory, lenient: bool) -> list[Entry]
         name = directory[name_at:extra_at]
         if len(entries) == ENTRIES_LIMIT:
             raise Unjudged
-        header = directory[name_at - 46 : name_at]
-        entries.append(
-            Entry(name, flags & 1, method, time, crc, stored, size, base + offset, header)
-        )
+        entries.append(Entry(name, flags & 1, method, time, crc, stored, size, base + offset))
     if at > end if lenient else at < end and len(entries) == found.entries:
         raise Unjudged  # the lengths in the last entry: zipfile takes less, torch leaves the rest
     if at != end:
@@ -243,36 +241,35 @@ def _data_at(file: File, entry: Entry, *, named: bool) -> int:
 
 
 def _require_own(file: File, entry: Entry, data_at: int) -> None:
-    """The local header says what the directory does, where it says anything. No reader looks at
-    it, but of half of another save that fits byte for byte nothing else tells."""
+    """The checksum in the local header is that of the directory, if there is one. So is that behind
+    the data of torch, and torch's padding is of one letter. No reader looks at them, but of half of
+    another save that fits byte for byte nothing else tells."""
     header = file.bytes(entry.at, data_at - entry.at)
-    method, crc, stored, size, name_bytes = _LOCAL.unpack_from(header)
-    if _IN_ZIP64 in (stored, size):
-        size, stored, _ = _zip64_fields(header[30 + name_bytes :], (size, stored, 0))
-    told = (crc, entry.crc), (stored, entry.stored_bytes), (size, entry.size_bytes)
-    same = (method, header[30 : 30 + name_bytes]) == (entry.method, entry.name)
-    if not same or any(ours not in (0, _IN_ZIP64, theirs) for ours, theirs in told):
+    flags, crc, name_bytes = _LOCAL.unpack_from(header)
+    if entry.encrypted or not entry.size_bytes:
+        return
+    if crc not in (0, entry.crc):
         raise Broken(f"zip entry {quoted(entry.name)} has the header of another")
-
-
-def _marks_of_torch(file: File, entry: Entry, data_at: int) -> list[bool]:
-    """What it has of what torch's writer leaves: no times, padding of one letter ahead of the data,
-    checksum and sizes behind it."""
-    header = file.bytes(entry.at, data_at - entry.at)
-    extra = header[30 + len(entry.name) :]
-    padding = extra[4:]
-    told = entry.crc, entry.stored_bytes, entry.size_bytes
-    sizes = _DESCRIPTORS if max(told) <= _IN_ZIP64 else _DESCRIPTORS[1:]
+    padding = _padding_of_torch(header[30 + name_bytes :])
+    if padding is None:
+        return
+    if padding.strip(b"Z"):
+        raise Broken(f"the padding of zip entry {quoted(entry.name)} is overwritten")
     end = data_at + entry.stored_bytes
-    behind = file.bytes(end, min(_DESCRIPTORS[1].size, file.size - end))
-    return [
-        entry.header[8:10] + entry.header[12:16] == _TORCH_FLAGS,
-        not any(entry.header[34:42]),
-        header[4:14] == entry.header[6:16],
-        extra[:4] == _TORCH_PADDING + U16.pack(len(padding)),
-        bool(extra) and not padding.strip(b"Z"),
-        any(behind.startswith(each.pack(_ZIP_DESCRIPTOR, *told)) for each in sizes),
-    ]
+    if flags & _HAS_DESCRIPTOR and end + 8 <= file.size:
+        behind = file.bytes(end, 8)
+        if behind[:4] == _ZIP_DESCRIPTOR and U32.unpack_from(behind, 4)[0] != entry.crc:
+            raise Broken(f"zip entry {quoted(entry.name)} has the checksum of another behind it")
+
+
+def _padding_of_torch(extra: bytes) -> bytes | None:
+    """What fills its extra field up; None where no such field ends it. One of zip64 may precede."""
+    while len(extra) >= 4:
+        kind, length = _TWO_U16.unpack_from(extra)
+        if kind == _TORCH_PADDING:
+            return extra[4:] if len(extra) == 4 + length else None
+        extra = extra[4 + length :]
+    return None
 
 
 def _npz_member(file: File, entry: Entry, end: int) -> None:
