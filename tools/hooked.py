@@ -20,8 +20,7 @@ def main() -> None:
     named, argument, *words = sys.argv[1:]
     module, _, name = named.partition(":")
     factory = getattr(importlib.import_module(module), name)
-    real = OsFs
-    store.OsFs = lambda: factory(real(), argument)  # type: ignore[assignment, attr-defined]
+    store.OsFs = lambda: factory(OsFs(), argument)  # type: ignore[assignment, attr-defined]
     sys.argv = ["ckptfs", *words]
     runpy.run_module("ckptfs", run_name="__main__")
 

@@ -33,7 +33,7 @@ from ckptfs.records.layout import Layout
 from ckptfs.records.walk import walk
 from ckptfs.versions.names import Names
 
-log = logging.getLogger("ckptfs.checking.orphans")
+log = logging.getLogger("ckptfs.orphans")
 
 _FOLDERS_OPEN = 64
 _TURN_S = 0.005  # of work between two pauses of the same length

@@ -158,8 +158,8 @@ class Below:
             raise CannotServe(
                 f"{directory}: served from another pid namespace (a container): run this there"
             )
-        if not found and (over := inspect.covered_by(self.where)):
-            raise CannotServe(f"{directory}: another mount ({over}) covers it; end that first")
+        if not found and (told := inspect.covered(self.where)):
+            raise CannotServe(told)
         path = inspect.below(found) if found else self.where
         try:
             self.root = osfs.open_directory(path)

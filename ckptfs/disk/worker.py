@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-log = logging.getLogger("ckptfs.disk.worker")
+log = logging.getLogger("ckptfs.threads")
 
 
 def started(target: Callable[[], object], name: str) -> threading.Thread | None:

@@ -91,8 +91,9 @@ def members(file: File) -> Iterator[tuple[Entry, int]]:
             if end - directory.at - directory.size_bytes > _END_BYTES:
                 raise Unjudged  # that of another archive, as where ours is damaged; or a comment
             entries = _read_directory(file, directory, lenient=True)
-            found = [(entry, _data_at(file, entry, named=False)) for entry in entries]
-        for entry, at in found:
+        for entry in entries:
+            with broken_only_if(False):
+                at = _data_at(file, entry, named=False)
             _require_own(file, entry, at)
             yield entry, at
         start = min((entry.at for entry in entries), default=0)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from ckptfs.errors import CkptfsError, Rotten
 from ckptfs.telling.alarms import Alarms
 
-log = logging.getLogger("ckptfs.telling.events")
+log = logging.getLogger("ckptfs.events")
 
 DISK_FULL = "the disk is full, so it may not be whole"
 # Why versions are given up in ordinary use: a trainer is preempted, a mount is ended by force.

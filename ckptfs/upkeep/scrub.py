@@ -25,7 +25,7 @@ from ckptfs.records import parts
 from ckptfs.records.walk import walk
 from ckptfs.store import Store
 
-log = logging.getLogger("ckptfs.upkeep.scrub")
+log = logging.getLogger("ckptfs.scrub")
 
 _LOOK_S = 60.0  # between looks at the clock, which may be set
 

@@ -14,7 +14,7 @@ from ckptfs.disk.locks import KeyedLocks
 from ckptfs.errors import StoreReadOnly, final
 from ckptfs.modes import Mode
 
-log = logging.getLogger("ckptfs.versions.order")
+log = logging.getLogger("ckptfs.ordering")
 
 _DIRS_HELD = 64  # that have changed; where there are more, all of their filesystem is synced
 

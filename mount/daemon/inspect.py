@@ -214,11 +214,14 @@ def how_to_end(path: str) -> str:
     return f"see its log, or `ckptfs umount --force {path}`"
 
 
-def covered_by(path: str) -> str:
-    """The type of what is mounted over a mount at ``path``; empty where nothing is."""
-    top = mounted_type(path) or ""
-    ours = any(each.type == FS_TYPE and each.point == path for each in mounting.mounts())
-    return top if ours and top != FS_TYPE else ""
+def covered(path: str) -> str:
+    """What to tell of a mount at ``path`` that another is mounted over; empty where none is."""
+    top = mounted_type(path)
+    if top in (None, FS_TYPE):
+        return ""
+    if not any(each.type == FS_TYPE and each.point == path for each in mounting.mounts()):
+        return ""
+    return f"{path}: another mount ({top}) covers it; end that first"
 
 
 def not_mounted(path: str) -> NotMounted:
@@ -228,8 +231,8 @@ def not_mounted(path: str) -> NotMounted:
             f"{path}: its daemon is gone, and the mount is left dead; `ckptfs mount {path}` serves "
             f"it again, `ckptfs umount {path}` takes it away"
         )
-    if over := covered_by(path):
-        return NotMounted(f"{path}: another mount ({over}) covers it; end that first")
+    if told := covered(path):
+        return NotMounted(told)
     pid = _serving_elsewhere(path)
     if pid is None:
         return NotMounted(f"{path}: not mounted; serve it with `ckptfs mount {path}`")
