@@ -1,8 +1,10 @@
-"""One user's long commits keep nobody waiting: not others, and not his own short ones."""
+"""One user's long commits keep nobody waiting: not others, and not his own short ones. Who waits
+for one by opening its file finds what it left."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,3 +93,49 @@ def test_what_a_release_commits_is_the_work_of_who_opened_it(stuck: Served, trig
         root.do(f"fd = os.open('r', os.O_RDWR | os.O_CREAT); os.truncate(fd, {LONG_BYTES})")
         root.do("os.close(fd)")
         assert trigger.exists()
+
+
+_ADD = """
+import fcntl
+fcntl.flock(fd, fcntl.LOCK_EX)
+end = os.lseek(fd, 0, os.SEEK_END)
+os.write(fd, b'x')
+fcntl.flock(fd, fcntl.LOCK_UN)
+"""
+
+
+@pytest.mark.kernel_only(mounts.OWN_LOCKS)
+def test_who_waited_for_a_commit_goes_on_where_others_yet_write(
+    stuck: Served, trigger: Path
+) -> None:
+    """They add to one file under its lock, as torch's FileStore does. One closes it while another
+    has it open; a third, who opens it meanwhile, is not to have a copy that lacks what they add."""
+    with actors(stuck.path, 3) as (first, other, third):
+        opened = "fd = os.open('store', os.O_RDWR | os.O_CREAT)"
+        other.do(opened)
+        first.do(opened)
+        first.do(f"os.pwrite(fd, b'x', 0); os.truncate(fd, {LONG_BYTES})")
+        first.send("os.close(fd)")
+        wait_in_a_request(first)
+        third.send(opened)
+        wait_in_a_request(third)
+        trigger.unlink()
+        first.answer()
+        third.answer()
+        for number, actor in enumerate((other, third, other)):
+            actor.do(_ADD)
+            assert actor.value("end") == LONG_BYTES + number
+        other.do("os.close(fd)")
+        third.do("os.close(fd)")
+    assert (stuck.path / "store").stat().st_size == LONG_BYTES + 3
+
+
+def wait_in_a_request(actor: Actor) -> None:
+    """Until it has been asleep in one for a while: it may be sent back once."""
+    idle = "0"  # reads its orders
+    deadline, since = time.monotonic() + mounts.CHILD_LIMIT_S, time.monotonic()
+    while time.monotonic() < since + 0.3:
+        assert time.monotonic() < deadline
+        if Path(f"/proc/{actor.pid}/syscall").read_text().split()[0] in ("running", idle):
+            since = time.monotonic()
+        time.sleep(0.01)

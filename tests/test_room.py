@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import rot, store_on
@@ -20,9 +21,10 @@ from ckptfs.errors import Rotten
 from ckptfs.records.layout import Amount
 from ckptfs.room import making
 from ckptfs.room.expendable import Item, Kind
+from ckptfs.room.making import DiskRoom
 from ckptfs.store import Store
 from ckptfs.telling.events import DISK_FULL
-from ckptfs.tools.faults import FailNth
+from ckptfs.tools.faults import Call, FailNth, Intercepted
 from ckptfs.units import parse_bytes, parse_seconds
 from ckptfs.upkeep import fsck
 
@@ -505,6 +507,45 @@ def test_several_that_need_room_at_once_all_find_it(quick_dir: Path, disk: Small
         thread.join()
     assert errors == []
     assert all(store.get(f"{n}.pt") == version(1, 2 * MIB) for n in range(4))
+    store.close()
+
+
+def test_room_that_another_makes_just_then_is_used(quick_dir: Path, disk: SmallDisk) -> None:
+    """Something is let go of between the refusal and the look at the disk, and not counted yet."""
+    gone, seen = threading.Event(), threading.Event()
+
+    class LetGo(Intercepted):
+        def around(self, call: Call) -> Any:
+            if call.method == "unlink" and not gone.is_set():
+                call.run()
+                gone.set()
+                assert seen.wait(10)
+                return None
+            try:
+                return call.run()
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    other.start()
+                    assert gone.wait(10)
+                raise
+
+    class Seen(DiskRoom):
+        def _found(self, *arguments: Any) -> bool:
+            try:
+                return super()._found(*arguments)
+            finally:
+                seen.set()
+
+    store = store_on(quick_dir, LetGo(disk).fs)
+    store.room.__class__ = Seen
+    abort(store, "a.pt", 0, 64 * MIB)
+    (item,) = store.room.expendable.of(Kind.SALVAGE)
+    other = threading.Thread(target=store.room.let_go, args=(item, "for room on the disk"))
+    squeeze(store, disk, 0)
+    store.put("a.pt", version(1))
+    other.join()
+    assert disk.refused
+    assert store.get("a.pt") == version(1)
     store.close()
 
 

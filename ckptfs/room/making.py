@@ -50,11 +50,12 @@ class DiskRoom:
     def __init__(self, guard: Guard, bounds: Amount) -> None:
         self.expendable = Expendable(guard)
         self.layout, self.fs, self.bounds = guard.layout, guard.fs, bounds
-        self.given_up = 0  # files, for room
         self.fulls = 0  # moments in which the disk was found full
         self.sees_writes = False  # all of them, so that none failed unseen
         self._fits = Amount(-1, -1)  # how much may be put aside in all before it is bounded again
         self._bounding = threading.Lock()
+        self._freeing = threading.Lock()  # of the two counts; equal while nothing is let go of
+        self._begun = self._ended = 0
         self._usual: dict[str, int] = {}  # lengths of saves, by the kind of their names
         self._spent: dict[int, _Spent] = {}  # by user: when too little could be let go, for what
         self._saves = 0
@@ -196,9 +197,14 @@ class DiskRoom:
 
     def let_go(self, item: Item, why: str) -> bool:
         self.before_freeing()
-        gone = self.expendable.let_go(item)
+        with self._freeing:
+            self._begun += 1
+        try:
+            gone = self.expendable.let_go(item)
+        finally:
+            with self._freeing:
+                self._ended += 1
         if gone:
-            self.given_up += 1
             what = item.told if item.kind is Kind.HISTORY else f"{item.kind.value} {item.name}"
             told = f"{what} is let go: {why}; {item.size_bytes} bytes"
             say(logging.WARNING, item.path or "?", told)
@@ -219,19 +225,19 @@ class DiskRoom:
         """Do ``work``, which may be begun anew, and writes to ``fd`` if that is known; where it
         finds no room, again once there is."""
         while True:
-            before = self.given_up
+            ended = self._ended
             try:
                 return work()
             except OSError as error:
-                if error.errno != errno.ENOSPC or not self._found(needed_bytes(), before, fd):
+                if error.errno != errno.ENOSPC or not self._found(needed_bytes(), ended, fd):
                     raise
 
-    def _found(self, needed_bytes: int, before: int, fd: int | None) -> bool:
-        """After ENOSPC of what began when ``given_up`` was ``before``: whether there was too little
-        room, and is enough now. There may be enough, and none for what was asked: in the xattrs of
-        an inode."""
+    def _found(self, needed_bytes: int, ended: int, fd: int | None) -> bool:
+        """After ENOSPC of what began when ``ended`` had been let go of: whether there was too
+        little room, and is enough now. There may be enough because something was let go of since,
+        by anybody; else there is none for what was asked: in the xattrs of an inode."""
         with contextlib.suppress(OSError):
-            lacked = self.given_up != before or not self._holds(self.look(), needed_bytes)
+            lacked = not self._holds(self.look(), needed_bytes) or self._begun != ended
             return lacked and self.make_room(needed_bytes, self._owner(fd))
         return False
 

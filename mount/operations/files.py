@@ -182,7 +182,7 @@ class Files(Relay):
                     if handle is not None:
                         return handle
                 with self.store.committer.path_lock(parent.fd, node.name):
-                    if self._came_in_place(parent, node.name):
+                    if self._is_written_on(parent, node.name, truncate):
                         raise stale()  # who looks again finds it
                     if begun and not self._begun(parent, node.name):
                         continue  # published meanwhile, and maybe mapped
@@ -191,13 +191,14 @@ class Files(Relay):
 
         return Slow(start)
 
-    def _came_in_place(self, parent: Directory, name: str) -> bool:
-        """Whether a version that several write under a lock stands there by now."""
+    def _is_written_on(self, parent: Directory, name: str, truncate: bool) -> bool:
+        """Whether others may yet write what stands there by now: a version of its own would lack
+        what they add, whatever lock they hold."""
         with self.lock:
             current = self.nodes.standing(parent, name)
             version = current.version if isinstance(current, File) else None
-            exposed = version is not None and version.staged.state is State.IN_PLACE
-            return exposed or self.in_place(parent, name)
+            shared = version is not None and self._is_shared(version, truncate)
+            return shared or self.in_place(parent, name)
 
     def _regular(self, parent: Directory, name: str) -> os.stat_result | None:
         """What stands there, if anything. Raises ESTALE for what has no versions: the name is
