@@ -16,6 +16,8 @@ import mounts
 import pytest
 from actors import actors
 
+from ckptfs.mount.view.locks import TO_THE_END, Lock, Locks, Wait
+
 TRY = """
 import fcntl, sys
 how, mode, path = sys.argv[1:]
@@ -300,3 +302,34 @@ def test_torch_processes_meet_in_a_file_store(mount: mounts.Served, size: int) -
     for process in processes:
         out, err = process.communicate(timeout=mounts.TEST_LIMIT_S)
         assert out == "agreed\n", err
+
+
+def test_who_gets_a_lock_is_not_shown_the_size_from_before_it() -> None:
+    """The kernel may have the file open by several nodes, of which each has a size of its own:
+    that of a node is asked for anew once another's holder may have written. Of those that share a
+    lock it is asked once: an answer that is on its way would not be believed after the next."""
+    locks, asked = Locks(), list[int]()
+    locks.renew = asked.append
+    held = locks.of((1, 0, 0), "store")
+
+    def lock(owner: int, nodeid: int, *, exclusive: bool = True) -> Lock:
+        return Lock(owner, 0, TO_THE_END, exclusive, True, 0, nodeid)
+
+    def in_turn(owner: int, nodeid: int) -> list[int]:
+        asked.clear()
+        locks.take(held, lock(owner, nodeid))
+        locks.drop_owner(held, owner, is_flock=True)
+        return [*asked]
+
+    assert [in_turn(1, 7), in_turn(2, 7), in_turn(3, 8), in_turn(1, 7)] == [[7], [], [8], [7]]
+    locks.take(held, lock(3, 8))
+    asked.clear()
+    for owner, nodeid in ((1, 7), (2, 7), (4, 8)):  # wait, and get it together
+        shared = lock(owner, nodeid, exclusive=False)
+        locks.wait(Wait(held, shared, owner, 0, lambda error: None))
+    assert asked == []
+    locks.drop_owner(held, 3, is_flock=True)
+    assert asked == [7]
+    for owner in (1, 2, 4):
+        locks.drop_owner(held, owner, is_flock=True)
+    assert in_turn(4, 8) == []

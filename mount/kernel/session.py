@@ -150,6 +150,7 @@ class Session:
         self.restart: Callable[[int, bytes], None] | None = None  # by a request, with an order
         self.interrupted: Callable[[int], None] = lambda request: None
         self.caches = operations.caches = KernelCaches(device)
+        operations.locks.renew = self.caches.drop_attributes
 
     # --- the loop --------------------------------------------------------------------------------
 
@@ -599,7 +600,7 @@ class Session:
     # --- locks -----------------------------------------------------------------------------------
 
     def _getlk(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
-        handle, lock, kind = _lock(body)
+        handle, lock, kind = self._lock(body)
         look = self.ops.locks.own if kind == fcntl.F_UNLCK else self.ops.locks.test
         found = look(self.ops.handle(handle).locks, lock)
         if found is None:
@@ -608,7 +609,7 @@ class Session:
         return wire.LK_OUT.pack(found.start, found.end, kind, found.pid)
 
     def _setlk(self, nodeid: int, caller: Caller, body: memoryview) -> Any:
-        handle, lock, kind = _lock(body)
+        handle, lock, kind = self._lock(body)
         locks = self.ops.handle(handle).locks
         if kind == fcntl.F_UNLCK:
             self.ops.locks.drop(locks, lock)
@@ -617,7 +618,7 @@ class Session:
         return _after(ahead, lambda: self.ops.locks.take(locks, lock))
 
     def _setlkw(self, nodeid: int, caller: Caller, body: memoryview) -> Any:
-        handle, lock, kind = _lock(body)
+        handle, lock, kind = self._lock(body)
         if kind == fcntl.F_UNLCK:
             return self._setlk(nodeid, caller, body)
         locks, request = self.ops.handle(handle).locks, caller.request
@@ -628,6 +629,13 @@ class Session:
             return NO_REPLY
 
         return _after(self.ops.coordinates(handle, caller, lock, waits=True), begin)
+
+    def _lock(self, body: memoryview) -> tuple[int, Lock, int]:
+        """Handle, lock and kind of a lock request."""
+        handle, owner, start, end, kind, pid, flags, _ = wire.LK_IN.unpack_from(body)
+        is_flock, exclusive = bool(flags & wire.LK_FLOCK), kind == fcntl.F_WRLCK
+        nodeid = self.ops.handle(handle).opened_node
+        return handle, Lock(owner, start, end, exclusive, is_flock, pid, nodeid), kind
 
     # --- directories -----------------------------------------------------------------------------
 
@@ -659,13 +667,6 @@ class Session:
 
     def _fsyncdir(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None]:
         return self.ops.fsync_dir(nodeid, caller)
-
-
-def _lock(body: memoryview) -> tuple[int, Lock, int]:
-    """Handle, lock and kind of a lock request."""
-    handle, owner, start, end, kind, pid, flags, _ = wire.LK_IN.unpack_from(body)
-    is_flock = bool(flags & wire.LK_FLOCK)
-    return handle, Lock(owner, start, end, kind == fcntl.F_WRLCK, is_flock, pid), kind
 
 
 def names(body: memoryview) -> list[str]:

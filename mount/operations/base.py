@@ -77,7 +77,8 @@ class Caches:
     through it. This one remembers nothing."""
 
     def drop_attributes(self, nodeid: int) -> None:
-        """They are asked for again once this returns. Never waits for a request."""
+        """They are asked for again once this returns. Never waits for a request. A question that
+        has no answer yet goes on with what was known before."""
 
     def drop_name(
         self,
@@ -104,6 +105,11 @@ class New:
     caller: Caller
     mode: int
     umask: int
+
+
+def writes(flags: int) -> bool:
+    """Whether an open with them is one for writing."""
+    return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
 
 
 def stale() -> OSError:
@@ -134,15 +140,15 @@ class Base:
         self.control = Control(store, self.nodes, status)
 
     def _sealed(self, version: Version) -> None:
-        self.caches.drop_attributes(version.node.id)
+        self.drop_attributes(version.node)
         if version.at is None:
             return
         parent, name = version.at
-        self.caches.drop_attributes(parent.id)
+        self.drop_attributes(parent)
         with self.lock:
             extended = self.nodes.find(parent, name, os.fstat(version.staged.fd))
         if extended is not None and extended is not version.node:
-            self.caches.drop_attributes(extended.id)
+            self.drop_attributes(extended)
 
     def _replaced(self, node: Node) -> None:
         """By a commit, which the kernel does not know of."""
@@ -182,7 +188,7 @@ class Base:
             alias = self.nodes.alias(entry.node, entry.status)
             alias.lookups += 1
             self.forget(entry.node.id, 1)
-        self.caches.drop_attributes(entry.node.id)  # from here on it changes by the alias, too
+        self.drop_attributes(entry.node)  # from here on it changes by the alias, too
         return Entry(alias, entry.status, False, False)
 
     def _name_lasts(self, node: Node) -> bool:
@@ -192,7 +198,25 @@ class Base:
             return not self.versions.at(node.parent, node.name)
         return isinstance(node, Directory)
 
+    def drop_attributes(self, node: Node) -> None:
+        """Of what is asked for each time nothing need be dropped, and must not: who asks just then,
+        under a lock, would go on with a size from before another wrote."""
+        with self.lock:
+            if isinstance(node, File):
+                if node.asked_each_time:
+                    return
+                node.asked_each_time = True
+        self.caches.drop_attributes(node.id)
+
     def status_lasts(self, node: Node, status: os.stat_result) -> bool:
+        """Whether a binding may remember it, which is taken for granted then."""
+        with self.lock:
+            lasts = self._status_lasts(node, status)
+            if lasts and isinstance(node, File) and node.asked_each_time:
+                node.asked_each_time = False
+            return lasts
+
+    def _status_lasts(self, node: Node, status: os.stat_result) -> bool:
         """Not of a directory that a publish is going to change, nor of a file that changes behind
         its node: by another of its names, be it gone, or by a mapping; nor of an alias, by which
         another file may be opened next."""
@@ -233,7 +257,7 @@ class Base:
                 old.superseded = True
                 self.nodes.lose(old)
             self.versions.tell(parent, name)
-        self.caches.drop_attributes(parent.id)
+        self.drop_attributes(parent)
         self.caches.drop_name(parent.id, name, old.id if old else 0)
 
     def forget(self, nodeid: int, lookups: int) -> None:
@@ -334,7 +358,7 @@ class Base:
                 handle.locks = self._locks_of(node)
                 node.hold(handle)
         if flags & os.O_ACCMODE == os.O_RDWR:
-            self.caches.drop_attributes(node.id)  # a mapping may change them from here on
+            self.drop_attributes(node)  # a mapping may change them from here on
         return handle
 
     def opened(self, node: File, fd: int, flags: int) -> Handle:
@@ -351,8 +375,8 @@ class Base:
             elif isinstance(handle.node, File):
                 self.nodes.stand_in(nodeid, handle.node)
             handle.carrier, handle.relayed = nodeid, shared
-        self.caches.drop_attributes(handle.node.id)
-        self.caches.drop_attributes(nodeid)  # the size that a read by it ends at is another now
+        self.drop_attributes(handle.node)
+        self.drop_attributes(self.nodes.get(nodeid))  # reads by it end elsewhere now
 
     def recall_guests(self) -> None:
         """Of an earlier program."""

@@ -26,7 +26,7 @@ from ..view.model import Caller, Directory, File, Handle, Version, Virtual, stan
 from ..view.past import Generation
 from ..writers import content
 from ..writers.content import Content
-from .base import Entry, New, Slow, exists, or_nothing, own, stale
+from .base import Entry, New, Slow, exists, or_nothing, own, stale, writes
 from .relay import Relay
 
 _MUCH_BYTES = 64 << 20
@@ -50,8 +50,7 @@ class Files(Relay):
             raise OSError(errno.EISDIR if isinstance(node, Directory) else errno.ENXIO, "no file")
         if not self._has_room_for(caller):
             return Slow(lambda: self._refuse(node, caller))
-        writing = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
-        if not writing:
+        if not writes(flags):
             return self._open_for_reading(node, node.parent, flags)
         own = node.version is not None and node.version.unpublished  # begun before it came in place
         if self.in_place(node.parent, node.name) and not own:
@@ -74,7 +73,7 @@ class Files(Relay):
         raise no_room()
 
     def _open_virtual(self, node: Virtual, flags: int, caller: Caller) -> Handle | Slow[Handle]:
-        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+        if writes(flags):
             raise PermissionError(errno.EPERM, "read-only")
         is_status = isinstance(node, StatusFile)  # which is to tell that no room is left
         if not self.room.is_left(self.room.reserve // (2 if is_status else 1)):
@@ -109,7 +108,7 @@ class Files(Relay):
                     raise stale()  # rolled back: the name stands for another inode now
                 with contextlib.suppress(Replaced):
                     handle = self._open_committed(node, flags)
-                    self.caches.drop_attributes(node.id)  # edited below the mount, maybe
+                    self.drop_attributes(node)  # edited below the mount, maybe
                     return handle
             return self._open_nameless(node, flags)
 

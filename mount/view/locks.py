@@ -3,9 +3,11 @@
 The kernel would hold them per node, hence per version, and two processes that each opened the path
 for writing would both get "the" exclusive lock. A set follows its path through renames and leaves
 it with the name. Where a second process takes a lock beside the writer of a version that is not
-committed, the path is *shared*: it is written in place from then on. Waiting locks are granted by
-whoever lets go; nobody blocks a thread meanwhile. What is answered, and in which order, is what
-the kernel's ``fs/locks.c`` does.
+committed, the path is *shared*: it is written in place from then on. The kernel may know a file by
+several nodes, each with a size of its own. So whoever gets a lock has what others wrote meanwhile
+by another one, as clients of NFS have: that of his node is asked for anew. Waiting locks are
+granted by whoever lets go; nobody blocks a thread meanwhile. What is answered, and in which order,
+is what the kernel's ``fs/locks.c`` does.
 Thread-safe; grants are called without the guard held.
 """
 
@@ -42,6 +44,7 @@ class Lock:
     exclusive: bool
     is_flock: bool
     pid: int
+    nodeid: int = 0  # by which the kernel has the file open
     blocked: list[Wait] = field(default_factory=list)  # by this one; they exclude no other of them
     blocker: Lock | None = None  # another one, held or asked for before
 
@@ -97,6 +100,7 @@ class LockSet:
 
     held: dict[tuple[bool, int], list[Lock]] = field(default_factory=dict)
     woken: list[Wait] = field(default_factory=list)  # are to ask again
+    current: frozenset[int] = frozenset()  # nodes whose size is as the last writer left it
 
     def of_holder(self, lock: Lock) -> list[Lock]:
         return self.held.get(lock.holder, [])
@@ -172,6 +176,7 @@ class Locks:
         self._waits: dict[int, Wait] = {}  # by request; who was blocked last is the last
         self._interrupted: deque[int] = deque(maxlen=_INTERRUPTED)  # requests that did not wait yet
         self._guard = threading.Lock()
+        self.renew: Callable[[int], None] = lambda nodeid: None  # has attributes asked for anew
 
     def carried(self) -> dict[str, Any]:
         """For the program that goes on."""
@@ -240,6 +245,8 @@ class Locks:
         """Raises BlockingIOError (EAGAIN) where another one stands in the way."""
         with self._guard:
             found = locks.attempt(lock)
+            if found is None:
+                self._has(locks, lock)
             over = self._wake(locks)  # what it had there before may have been more
         _answer(over)
         if found is not None:
@@ -293,6 +300,7 @@ class Locks:
         """With what the wait ends; None where it goes on."""
         found = wait.locks.attempt(wait.lock)
         if found is None:
+            self._has(wait.locks, wait.lock)
             return 0
         wait.locks.wake(wait.lock)
         if self._closes_a_circle(wait, found):
@@ -300,6 +308,14 @@ class Locks:
         wait.locks.block(wait, found)
         self._waits[wait.request] = self._waits.pop(wait.request)
         return None
+
+    def _has(self, locks: LockSet, lock: Lock) -> None:
+        """It is about to be told. Once for all that share it: an answer that is on its way would
+        not be believed."""
+        others = frozenset() if lock.exclusive else locks.current
+        if lock.nodeid not in locks.current:
+            self.renew(lock.nodeid)
+        locks.current = others | {lock.nodeid}
 
     def _closes_a_circle(self, wait: Wait, blocker: Lock) -> bool:
         """Whether POSIX locks wait for each other, as far as the kernel follows them. It follows no
