@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -130,6 +131,7 @@ class Base:
         self.metadata = Metadata(store)
         self.locks = Locks()
         self.caches = Caches()
+        self._dropping = threading.Lock()  # always taken last
         self.versions.sealed = self._sealed
         self.versions.replaced = self._replaced
         store.guard.replaced = self._superseded
@@ -201,12 +203,12 @@ class Base:
     def drop_attributes(self, node: Node) -> None:
         """Of what is asked for each time nothing need be dropped, and must not: who asks just then,
         under a lock, would go on with a size from before another wrote."""
-        with self.lock:
+        with self._dropping:  # who returns before it is dropped may take a lock, and ask
             if isinstance(node, File):
                 if node.asked_each_time:
                     return
                 node.asked_each_time = True
-        self.caches.drop_attributes(node.id)
+            self.caches.drop_attributes(node.id)
 
     def status_lasts(self, node: Node, status: os.stat_result) -> bool:
         """Whether a binding may remember it, which is taken for granted then."""
