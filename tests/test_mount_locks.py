@@ -333,3 +333,18 @@ def test_who_gets_a_lock_is_not_shown_the_size_from_before_it() -> None:
     for owner in (1, 2, 4):
         locks.drop_owner(held, owner, is_flock=True)
     assert in_turn(4, 8) == []
+
+
+@pytest.mark.kernel_only(mounts.NO_NAME)
+def test_a_link_of_a_descriptor_is_opened_beside_who_writes_its_name(mount: mounts.Served) -> None:
+    """`>> /dev/stderr` of a job whose log was deleted, and is written anew by another."""
+    with actors(mount.path, 2) as (job, other):
+        job.do("fd = os.open('run.txt', os.O_RDWR | os.O_CREAT); os.write(fd, b'old')")
+        (mount.path / "run.txt").unlink()
+        other.do("g = open('run.txt', 'a'); g.write('new'); g.flush()")
+        mount.wait_until(lambda: (mount.below / "run.txt").exists())
+        job.do("again = os.open(f'/proc/self/fd/{fd}', os.O_WRONLY | os.O_APPEND)")
+        job.do("os.write(again, b'er'); os.close(again)")
+        assert job.value("os.pread(fd, 9, 0).decode()") == "older"
+        other.do("g.close()")
+    assert (mount.path / "run.txt").read_text() == "new"

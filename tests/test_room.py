@@ -530,9 +530,9 @@ def test_room_that_another_makes_just_then_is_used(quick_dir: Path, disk: SmallD
                 raise
 
     class Seen(DiskRoom):
-        def _found(self, *arguments: Any) -> bool:
+        def _has_room(self, needed_bytes: int) -> bool:
             try:
-                return super()._found(*arguments)
+                return super()._has_room(needed_bytes)
             finally:
                 seen.set()
 

@@ -38,6 +38,7 @@ _PROOF_BYTES, _PROOF_SHARE = 1 << 30, 4  # read to prove others good: so much, a
 _SPENT_S = 5.0  # until it is looked through again, where too little could be let go
 _SETTLE_S = (0.0, 0.02, 0.1)  # a filesystem frees blocks behind the unlink
 _NAMES_REMEMBERED = 1024
+_TRIES_WITH_ROOM = 4  # who lets go of something may wait for a lock that the save holds
 _IN_DOUBT = -1
 _NOBODY = -1
 _Spent = tuple[float, int, tuple[Amount, int]]  # monotonic, how much was needed, what there was
@@ -223,22 +224,31 @@ class DiskRoom:
 
     def retried(self, work: Callable[[], T], needed_bytes: Callable[[], int], fd: int | None) -> T:
         """Do ``work``, which may be begun anew, and writes to ``fd`` if that is known; where it
-        finds no room, again once there is."""
+        finds no room, again once there is. There may be enough of it because something was let go
+        of since, by anybody; else there is none for what was asked: in the xattrs of an inode."""
+        tries = _TRIES_WITH_ROOM
         while True:
             ended = self._ended
             try:
                 return work()
             except OSError as error:
-                if error.errno != errno.ENOSPC or not self._found(needed_bytes(), ended, fd):
+                if error.errno != errno.ENOSPC:
+                    raise
+                if self._has_room(needed_bytes()):
+                    tries -= 1
+                    if self._begun == ended or not tries:
+                        raise
+                elif not self._found(needed_bytes(), fd):
                     raise
 
-    def _found(self, needed_bytes: int, ended: int, fd: int | None) -> bool:
-        """After ENOSPC of what began when ``ended`` had been let go of: whether there was too
-        little room, and is enough now. There may be enough because something was let go of since,
-        by anybody; else there is none for what was asked: in the xattrs of an inode."""
+    def _has_room(self, needed_bytes: int) -> bool:
         with contextlib.suppress(OSError):
-            lacked = not self._holds(self.look(), needed_bytes) or self._begun != ended
-            return lacked and self.make_room(needed_bytes, self._owner(fd))
+            return self._holds(self.look(), needed_bytes)
+        return False
+
+    def _found(self, needed_bytes: int, fd: int | None) -> bool:
+        with contextlib.suppress(OSError):
+            return self.make_room(needed_bytes, self._owner(fd))
         return False
 
     # --- ahead of it -----------------------------------------------------------------------------

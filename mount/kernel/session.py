@@ -600,7 +600,7 @@ class Session:
     # --- locks -----------------------------------------------------------------------------------
 
     def _getlk(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
-        handle, lock, kind = self._lock(body)
+        handle, lock, kind = _lock(nodeid, body)
         look = self.ops.locks.own if kind == fcntl.F_UNLCK else self.ops.locks.test
         found = look(self.ops.handle(handle).locks, lock)
         if found is None:
@@ -609,7 +609,7 @@ class Session:
         return wire.LK_OUT.pack(found.start, found.end, kind, found.pid)
 
     def _setlk(self, nodeid: int, caller: Caller, body: memoryview) -> Any:
-        handle, lock, kind = self._lock(body)
+        handle, lock, kind = _lock(nodeid, body)
         locks = self.ops.handle(handle).locks
         if kind == fcntl.F_UNLCK:
             self.ops.locks.drop(locks, lock)
@@ -618,7 +618,7 @@ class Session:
         return _after(ahead, lambda: self.ops.locks.take(locks, lock))
 
     def _setlkw(self, nodeid: int, caller: Caller, body: memoryview) -> Any:
-        handle, lock, kind = self._lock(body)
+        handle, lock, kind = _lock(nodeid, body)
         if kind == fcntl.F_UNLCK:
             return self._setlk(nodeid, caller, body)
         locks, request = self.ops.handle(handle).locks, caller.request
@@ -629,13 +629,6 @@ class Session:
             return NO_REPLY
 
         return _after(self.ops.coordinates(handle, caller, lock, waits=True), begin)
-
-    def _lock(self, body: memoryview) -> tuple[int, Lock, int]:
-        """Handle, lock and kind of a lock request."""
-        handle, owner, start, end, kind, pid, flags, _ = wire.LK_IN.unpack_from(body)
-        is_flock, exclusive = bool(flags & wire.LK_FLOCK), kind == fcntl.F_WRLCK
-        nodeid = self.ops.handle(handle).opened_node
-        return handle, Lock(owner, start, end, exclusive, is_flock, pid, nodeid), kind
 
     # --- directories -----------------------------------------------------------------------------
 
@@ -667,6 +660,13 @@ class Session:
 
     def _fsyncdir(self, nodeid: int, caller: Caller, body: memoryview) -> Slow[None]:
         return self.ops.fsync_dir(nodeid, caller)
+
+
+def _lock(nodeid: int, body: memoryview) -> tuple[int, Lock, int]:
+    """Handle, lock and kind of a lock request."""
+    handle, owner, start, end, kind, pid, flags, _ = wire.LK_IN.unpack_from(body)
+    is_flock, exclusive = bool(flags & wire.LK_FLOCK), kind == fcntl.F_WRLCK
+    return handle, Lock(owner, start, end, exclusive, is_flock, pid, nodeid), kind
 
 
 def names(body: memoryview) -> list[str]:

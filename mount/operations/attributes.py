@@ -63,7 +63,7 @@ class Attributes(Files):
         if isinstance(node, Directory):
             directory = node.fd
             yield directory.link()
-            self.drop_attributes(node)
+            self.caches.drop_attributes(node.id)
             return
         assert isinstance(node, File) and node.parent is not None
         with contextlib.ExitStack() as stack:
@@ -80,7 +80,7 @@ class Attributes(Files):
             if node.kind == stat.S_IFREG and (version is not None or stands(node)):
                 change = self.metadata.metadata_change(node.parent, node.name, version)
                 stack.enter_context(change)
-            stack.callback(self.drop_attributes, node)  # an xattr moves the ctime
+            stack.callback(self.caches.drop_attributes, node.id)  # an xattr moves the ctime
             yield f"/proc/self/fd/{fd}"
 
     def setattr(
@@ -162,7 +162,7 @@ class Attributes(Files):
                 with self.lock:
                     self.versions.overtakes(staged, parent, node.name, {})
                 store.commit(staged, parent.fd, node.name)
-        self.drop_attributes(parent)
+        self.caches.drop_attributes(parent.id)
 
     def _set_metadata(self, node: Node, handle: Handle | None, change: Change) -> None:
         if not change.metadata:

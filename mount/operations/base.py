@@ -7,7 +7,6 @@ import errno
 import itertools
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -78,8 +77,7 @@ class Caches:
     through it. This one remembers nothing."""
 
     def drop_attributes(self, nodeid: int) -> None:
-        """They are asked for again once this returns. Never waits for a request. A question that
-        has no answer yet goes on with what was known before."""
+        """They are asked for again once this returns. Never waits for a request."""
 
     def drop_name(
         self,
@@ -108,11 +106,6 @@ class New:
     umask: int
 
 
-def writes(flags: int) -> bool:
-    """Whether an open with them is one for writing."""
-    return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
-
-
 def stale() -> OSError:
     """The kernel looks the path up again and opens what it finds then; at most once."""
     return OSError(errno.ESTALE, "look again")
@@ -131,7 +124,6 @@ class Base:
         self.metadata = Metadata(store)
         self.locks = Locks()
         self.caches = Caches()
-        self._dropping = threading.Lock()  # always taken last
         self.versions.sealed = self._sealed
         self.versions.replaced = self._replaced
         store.guard.replaced = self._superseded
@@ -142,15 +134,15 @@ class Base:
         self.control = Control(store, self.nodes, status)
 
     def _sealed(self, version: Version) -> None:
-        self.drop_attributes(version.node)
+        self.caches.drop_attributes(version.node.id)
         if version.at is None:
             return
         parent, name = version.at
-        self.drop_attributes(parent)
+        self.caches.drop_attributes(parent.id)
         with self.lock:
             extended = self.nodes.find(parent, name, os.fstat(version.staged.fd))
         if extended is not None and extended is not version.node:
-            self.drop_attributes(extended)
+            self.caches.drop_attributes(extended.id)
 
     def _replaced(self, node: Node) -> None:
         """By a commit, which the kernel does not know of."""
@@ -190,7 +182,7 @@ class Base:
             alias = self.nodes.alias(entry.node, entry.status)
             alias.lookups += 1
             self.forget(entry.node.id, 1)
-        self.drop_attributes(entry.node)  # from here on it changes by the alias, too
+        self.caches.drop_attributes(entry.node.id)  # from here on it changes by the alias, too
         return Entry(alias, entry.status, False, False)
 
     def _name_lasts(self, node: Node) -> bool:
@@ -200,25 +192,7 @@ class Base:
             return not self.versions.at(node.parent, node.name)
         return isinstance(node, Directory)
 
-    def drop_attributes(self, node: Node) -> None:
-        """Of what is asked for each time nothing need be dropped, and must not: who asks just then,
-        under a lock, would go on with a size from before another wrote."""
-        with self._dropping:  # who returns before it is dropped may take a lock, and ask
-            if isinstance(node, File):
-                if node.asked_each_time:
-                    return
-                node.asked_each_time = True
-            self.caches.drop_attributes(node.id)
-
     def status_lasts(self, node: Node, status: os.stat_result) -> bool:
-        """Whether a binding may remember it, which is taken for granted then."""
-        with self.lock:
-            lasts = self._status_lasts(node, status)
-            if lasts and isinstance(node, File) and node.asked_each_time:
-                node.asked_each_time = False
-            return lasts
-
-    def _status_lasts(self, node: Node, status: os.stat_result) -> bool:
         """Not of a directory that a publish is going to change, nor of a file that changes behind
         its node: by another of its names, be it gone, or by a mapping; nor of an alias, by which
         another file may be opened next."""
@@ -228,12 +202,15 @@ class Base:
             return False
         if node.is_plain:
             return status.st_nlink == 1 and not self.nodes.changes_elsewhere(node)
-        if node.aliased or node.of is not None:
+        if node.of is not None or self._changes_unseen(node):
             return False
-        mappable = any(handle.flags & os.O_ACCMODE == os.O_RDWR for handle in node.handles)
-        if node.version is not None and node.version.mappers:
-            mappable = True  # where the kernel carries the data a mapping keeps no handle
-        return status.st_nlink == 1 and not mappable and not self.nodes.changes_elsewhere(node)
+        return status.st_nlink == 1 and not self.nodes.changes_elsewhere(node)
+
+    def _changes_unseen(self, node: File) -> bool:
+        """Whether it may change without the kernel's knowledge: by an alias, or by a mapping."""
+        if node.aliased or any(each.flags & os.O_ACCMODE == os.O_RDWR for each in node.handles):
+            return True  # where the kernel carries the data a mapping keeps no handle:
+        return node.version is not None and bool(node.version.mappers)
 
     def _virtual(self, parent_id: int, name: str) -> Virtual | None:
         """What is found there below ``.ckptfs``; None anywhere else."""
@@ -259,7 +236,7 @@ class Base:
                 old.superseded = True
                 self.nodes.lose(old)
             self.versions.tell(parent, name)
-        self.drop_attributes(parent)
+        self.caches.drop_attributes(parent.id)
         self.caches.drop_name(parent.id, name, old.id if old else 0)
 
     def forget(self, nodeid: int, lookups: int) -> None:
@@ -356,11 +333,14 @@ class Base:
         handle = Handle(next(self.ids), node, fd, flags, None)
         with self.lock:
             self.handles[handle.id] = handle
+            changing = isinstance(node, File) and self._changes_unseen(node)
             if isinstance(node, File | Virtual):
                 handle.locks = self._locks_of(node)
                 node.hold(handle)
-        if flags & os.O_ACCMODE == os.O_RDWR:
-            self.drop_attributes(node)  # a mapping may change them from here on
+            # A mapping may change them from here on. Not where it may already: who has asked for
+            # them just then, under a lock, would go on with a size from before another wrote.
+            if flags & os.O_ACCMODE == os.O_RDWR and not changing:
+                self.caches.drop_attributes(node.id)
         return handle
 
     def opened(self, node: File, fd: int, flags: int) -> Handle:
@@ -377,8 +357,8 @@ class Base:
             elif isinstance(handle.node, File):
                 self.nodes.stand_in(nodeid, handle.node)
             handle.carrier, handle.relayed = nodeid, shared
-        self.drop_attributes(handle.node)
-        self.drop_attributes(self.nodes.get(nodeid))  # reads by it end elsewhere now
+        self.caches.drop_attributes(handle.node.id)
+        self.caches.drop_attributes(nodeid)  # the size that a read by it ends at is another now
 
     def recall_guests(self) -> None:
         """Of an earlier program."""

@@ -26,7 +26,7 @@ from ..view.model import Caller, Directory, File, Handle, Version, Virtual, stan
 from ..view.past import Generation
 from ..writers import content
 from ..writers.content import Content
-from .base import Entry, New, Slow, exists, or_nothing, own, stale, writes
+from .base import Entry, New, Slow, exists, or_nothing, own, stale
 from .relay import Relay
 
 _MUCH_BYTES = 64 << 20
@@ -50,7 +50,8 @@ class Files(Relay):
             raise OSError(errno.EISDIR if isinstance(node, Directory) else errno.ENXIO, "no file")
         if not self._has_room_for(caller):
             return Slow(lambda: self._refuse(node, caller))
-        if not writes(flags):
+        writing = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
+        if not writing:
             return self._open_for_reading(node, node.parent, flags)
         own = node.version is not None and node.version.unpublished  # begun before it came in place
         if self.in_place(node.parent, node.name) and not own:
@@ -73,7 +74,7 @@ class Files(Relay):
         raise no_room()
 
     def _open_virtual(self, node: Virtual, flags: int, caller: Caller) -> Handle | Slow[Handle]:
-        if writes(flags):
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise PermissionError(errno.EPERM, "read-only")
         is_status = isinstance(node, StatusFile)  # which is to tell that no room is left
         if not self.room.is_left(self.room.reserve // (2 if is_status else 1)):
@@ -108,7 +109,7 @@ class Files(Relay):
                     raise stale()  # rolled back: the name stands for another inode now
                 with contextlib.suppress(Replaced):
                     handle = self._open_committed(node, flags)
-                    self.drop_attributes(node)  # edited below the mount, maybe
+                    self.caches.drop_attributes(node.id)  # edited below the mount, maybe
                     return handle
             return self._open_nameless(node, flags)
 
@@ -181,7 +182,7 @@ class Files(Relay):
                     if handle is not None:
                         return handle
                 with self.store.committer.path_lock(parent.fd, node.name):
-                    if self._is_written_on(parent, node.name, truncate):
+                    if self._is_written_on(node, parent, truncate):
                         raise stale()  # who looks again finds it
                     if begun and not self._begun(parent, node.name):
                         continue  # published meanwhile, and maybe mapped
@@ -190,14 +191,17 @@ class Files(Relay):
 
         return Slow(start)
 
-    def _is_written_on(self, parent: Directory, name: str, truncate: bool) -> bool:
+    def _is_written_on(self, node: File, parent: Directory, truncate: bool) -> bool:
         """Whether others may yet write what stands there by now: a version of its own would lack
-        what they add, whatever lock they hold."""
+        what they add, whatever lock they hold. Of another node than this one only where that is no
+        transaction: by a link of its descriptor it would be asked for again and again."""
         with self.lock:
-            current = self.nodes.standing(parent, name)
+            current = self.nodes.standing(parent, node.name)
             version = current.version if isinstance(current, File) else None
-            shared = version is not None and self._is_shared(version, truncate)
-            return shared or self.in_place(parent, name)
+            if version is not None and version.staged.state is State.IN_PLACE:
+                return True
+            shared = current is node and version is not None and self._is_shared(version, truncate)
+            return shared or self.in_place(parent, node.name)
 
     def _regular(self, parent: Directory, name: str) -> os.stat_result | None:
         """What stands there, if anything. Raises ESTALE for what has no versions: the name is

@@ -183,7 +183,7 @@ class Namespace(Base):
         with self.metadata.unchanged_bytes(source, node.name):
             paths = source.child_path(node.name), parent.child_path(name)
             self.store.committer.link(source.fd, node.name, parent.fd, name, paths)
-        self.drop_attributes(node)  # the new name is another node
+        self.caches.drop_attributes(node.id)  # the new name is another node
         return self._made(parent, name)
 
     def _require_free(self, parent: Directory, name: str) -> None:
@@ -216,7 +216,7 @@ class Namespace(Base):
         """The kernel knows it of the one that it has removed alone: another caller's."""
         for version in versions:
             self.versions.orphan(version)
-            self.drop_attributes(version.node)
+            self.caches.drop_attributes(version.node.id)
 
     @contextlib.contextmanager
     def _losing_its_name(self, parent: Directory, name: str) -> Iterator[None]:
@@ -232,7 +232,7 @@ class Namespace(Base):
                 node.last = os.fstat(fd)
                 if node.kind != stat.S_IFREG and node.fd < 0 and self.room.for_users():
                     node.fd = Descriptor(os.dup(fd))
-        self.drop_attributes(node)  # its writer removes another node, its version
+        self.caches.drop_attributes(node.id)  # its writer removes another node, its version
 
     def rmdir(self, parent_id: int, name: str) -> None:
         parent = self._writable_parent(parent_id, name)
@@ -330,7 +330,7 @@ class Namespace(Base):
                     self.versions.move(version, target, new_name, caller)
                 if node is not None:
                     self.nodes.move(node, target, new_name)
-                    self.drop_attributes(node)  # its ctime has moved
+                    self.caches.drop_attributes(node.id)  # its ctime has moved
                 self.locks.renamed((parent.ident, name), (target.ident, new_name))
 
     def _exchange(
@@ -361,7 +361,7 @@ class Namespace(Base):
                         self.versions.move(version, *place, None)
                     if node is not None:
                         self.nodes.move(node, *place)
-                        self.drop_attributes(node)
+                        self.caches.drop_attributes(node.id)
                 self.locks.exchanged((parent.ident, name), (target.ident, new_name))
 
     def _exchange_committed(

@@ -47,7 +47,7 @@ def _perform_on_file(ops: Base, node: File, key: str, value: bytes, caller: Call
             raise OSError(errno.EOPNOTSUPP, "written in place")
         elif key == ADOPT and value != QUARANTINED:
             store.adopt_at(path, at, name)
-            ops.drop_attributes(node)
+            ops.caches.drop_attributes(node.id)
         elif key in (ADOPT, ROLLBACK):
             if caller.uid not in (0, status.st_uid):  # an earlier version may have been his alone
                 raise PermissionError(errno.EPERM, "for the owner of the file")

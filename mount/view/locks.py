@@ -120,6 +120,9 @@ class LockSet:
         return found
 
     def drop(self, lock: Lock) -> None:
+        for held in self.of_holder(lock):
+            if held.exclusive and held.overlaps(lock):
+                self.current &= {held.nodeid}
         self._hold(lock.holder, self._without(lock, lock.start, lock.end))
 
     def _put(self, lock: Lock) -> None:

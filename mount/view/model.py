@@ -145,7 +145,6 @@ class File(Openable):
     of: Rare[File | None] = Rare(None)  # whose alias it is
     stands_in = Rare(False)  # what is asked of the alias is meant for that one
     aliased = Rare(False)  # so that it may change without the kernel's knowledge
-    asked_each_time = Rare(False)  # the kernel remembers no attributes of it
     replaced = Rare(False)  # by a commit
     gone = Rare(False)  # its name was taken away, and never leads to it again
     last: Rare[os.stat_result | None] = Rare(None)  # when it lost its name
