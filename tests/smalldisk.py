@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class SmallDisk(Intercepted):
         super().__init__(OsFs())
         self.directory, self.size_bytes, self.strict = directory, size_bytes, strict
         self.refused: list[str] = []
+        self._alone = threading.RLock()  # what is renamed while it is counted would be missed
 
     def free_bytes(self) -> int:
         used: dict[int, int] = {}
@@ -36,6 +38,10 @@ class SmallDisk(Intercepted):
         return max(0, self.size_bytes - sum(used.values()))
 
     def around(self, call: Call) -> Any:
+        with self._alone:
+            return self._around(call)
+
+    def _around(self, call: Call) -> Any:
         if call.method == "space":
             return Space(self.free_bytes(), self.size_bytes)
         if call.method in ("write", "copy"):
