@@ -209,7 +209,8 @@ class Base:
     def _changes_unseen(self, node: File) -> bool:
         """Whether it may change without the kernel's knowledge: by an alias, or by a mapping."""
         if node.aliased or any(each.flags & os.O_ACCMODE == os.O_RDWR for each in node.handles):
-            return True  # where the kernel carries the data a mapping keeps no handle:
+            return True
+        # Where the kernel carries the data a mapping keeps no handle.
         return node.version is not None and bool(node.version.mappers)
 
     def _virtual(self, parent_id: int, name: str) -> Virtual | None:
@@ -333,13 +334,14 @@ class Base:
         handle = Handle(next(self.ids), node, fd, flags, None)
         with self.lock:
             self.handles[handle.id] = handle
-            changing = isinstance(node, File) and self._changes_unseen(node)
+            maps = flags & os.O_ACCMODE == os.O_RDWR
+            begins = maps and not (isinstance(node, File) and self._changes_unseen(node))
             if isinstance(node, File | Virtual):
                 handle.locks = self._locks_of(node)
                 node.hold(handle)
             # A mapping may change them from here on. Not where it may already: who has asked for
             # them just then, under a lock, would go on with a size from before another wrote.
-            if flags & os.O_ACCMODE == os.O_RDWR and not changing:
+            if begins:
                 self.caches.drop_attributes(node.id)
         return handle
 
