@@ -53,10 +53,10 @@ def _rots(directory: Path, size: int, wrap: Callable[[Any], Any] = lambda fs: fs
     for at in itertools.count():
         stores = _Stores(at)
         store = store_on(directory, wrap(Before(OsFs(), stores).fs))
-        staged = store.stage("f", store.root, "f", exists=False, truncate=True)
+        staged = store.saves.stage("f", store.root, "f", exists=False, truncate=True)
         store.fs.write(staged.fd, bytes(size), 0)
         stores.start(staged.fd, size)
-        store.commit(staged, store.root, "f")
+        store.saves.commit(staged, store.root, "f")
         looked_at = examine(
             store, "f", outside=Outside.ACCEPT
         )  # whether its time tells it from rot

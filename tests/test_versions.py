@@ -143,14 +143,14 @@ def test_c6_a_version_that_cannot_be_looked_at_keeps_no_other_from_salvage(
     for fd, data in ((handle.fd, NEW), (other.fd, NEWER)):
         os.write(fd, data)
     assert handle.version is not None
-    unseen, honest = handle.version.staged, operations.store.committer.changed
+    unseen, honest = handle.version.staged, operations.store.saves.is_changed
 
     def changed(staged: Staged) -> bool:
         if staged is unseen:
             raise OSError(errno.EIO, "injected")
         return honest(staged)
 
-    monkeypatch.setattr(operations.store.committer, "changed", changed)
+    monkeypatch.setattr(operations.store.saves, "is_changed", changed)
     operations.versions.abort_all("the mount was taken away")
     assert contents(quick_dir / ".ckptfs/salvage") == [NEWER]
     assert contents(quick_dir / ".ckptfs/stage") == [NEW]  # the next mount sees to it

@@ -91,7 +91,7 @@ class Layout:
             fs.fsync_dir(control)
         if not known:
             fs.fsync_dir(root)
-            _install(fs, control, fmt.FORMAT, fmt.format_file(), control)
+            install(fs, control, fmt.FORMAT, fmt.format_file(), control)
 
     @classmethod
     def existing(cls, fs: FileSystem, root: int, where: str) -> Layout | None:
@@ -163,7 +163,7 @@ class Layout:
             if max(self._next, last) >= self._reserved:
                 first = max(self._next, last, self.stored_counter())
                 mark = str(first + _GENERATIONS_RESERVED).encode() + b"\n"
-                _install(self.fs, self.stage, fmt.COUNTER, mark, self.control)
+                install(self.fs, self.stage, fmt.COUNTER, mark, self.control)
                 self._next, self._reserved = first, first + _GENERATIONS_RESERVED
             self._next = max(self._next, last) + 1
             return self._next
@@ -199,7 +199,7 @@ class Layout:
             if error.errno not in osfs.NO_XATTR:
                 raise
             self.fs.removexattr(fd, fmt.XATTR)
-            _install(self.fs, self.stage, _inode_name(self.fs, fd), value, self.sidecar)
+            install(self.fs, self.stage, _inode_name(self.fs, fd), value, self.sidecar)
             self.uses_sidecars = True
 
     def _set_record(self, fd: int, record: Record) -> None:
@@ -264,7 +264,7 @@ class Layout:
             return {}
 
     def write_note(self, name: str, note: dict[str, object]) -> None:
-        _install(self.fs, self.stage, name, json.dumps(note).encode() + b"\n", self.control)
+        install(self.fs, self.stage, name, json.dumps(note).encode() + b"\n", self.control)
 
     # --- salvage and quarantine ----------------------------------------------------------------
 
@@ -369,7 +369,7 @@ def _read_format(fs: FileSystem, control: int, where: str) -> bool:
     return True
 
 
-def _install(fs: FileSystem, at: int, name: str, content: bytes, target: int) -> None:
+def install(fs: FileSystem, at: int, name: str, content: bytes, target: int) -> None:
     """Put a small file in ``target``, whole and durable on return, by way of ``at``."""
     draft = f"{name}.{fmt.new_txid()}"
     try:

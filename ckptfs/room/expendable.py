@@ -96,7 +96,7 @@ class Judged:
 
     def __init__(self, guard: Guard, budget_bytes: float) -> None:
         self.layout, self.fs = guard.layout, guard.fs
-        self.lineages = guard.committer.lineages
+        self.lineages = guard.core.lineages
         self._left_bytes = budget_bytes
         self._proven: dict[tuple[Stamp, Record], bool] = {}
 
@@ -279,7 +279,7 @@ class Expendable:
     def _let_generation_go(self, lineage: str, generation: int) -> bool:
         """Not what has another name: it is a version that stands, or is being brought back."""
         with (
-            self.guard.committer.lineages.lock,
+            self.guard.core.lineages.lock,
             osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder,
         ):
             if self.fs.lstat(folder, str(generation)).st_nlink > 1:

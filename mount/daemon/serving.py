@@ -234,14 +234,14 @@ class Daemon:
         return Store.open(options.directory, options.store, options.mountpoint, root)
 
     def _tidy(self, wait_s: float) -> None:
-        self.tidier = Tidier(self.store.tidy)
+        self.tidier = Tidier(self.store.history.tidy)
         self.tidier.start(wait_s)
 
     def _begin_idle_work(self) -> None:
         """What is done beside serving, by threads of its own."""
-        self.sharer = Sharer(self.store.share)
+        self.sharer = Sharer(self.store.history.share)
         if self.options.store.share:
-            self.store.committer.kept = self.sharer.add
+            self.store.kept.add(self.sharer.add)
         self.scrub = Scrub(self.store, self.options.scrub_interval_s, self._being_written)
         self.scrub.start()
         self.monitor.begin()
@@ -315,7 +315,7 @@ class Daemon:
         how = "the kernel carries the data" if passthrough else f"data is relayed ({refusal})"
         log.info("serving %s at %s: %s", options.directory, options.mountpoint, how)
         if inspect.is_mounted(options.mountpoint):  # else it is another namespace's
-            self.store.released = lambda: not inspect.is_mounted(options.mountpoint)
+            self.store.saves.released = lambda: not inspect.is_mounted(options.mountpoint)
         if self._replaces:
             self._clear_replaced()  # which hides this
         ready(self._warnings())
@@ -426,8 +426,8 @@ class Daemon:
 
     def _degraded(self) -> list[str]:
         store, found = self.store, list(self.monitor.degraded)
-        if store.committer.poisoned:
-            found.append(f"read-only: {store.committer.poisoned}")
+        if store.order.poisoned:
+            found.append(f"read-only: {store.order.poisoned}")
         if not writers.proc_is_ours() or self.session.openers.strangers:
             found.append(
                 "writers unknown, for they live in another pid namespace: killed ones cannot "

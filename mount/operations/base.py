@@ -126,7 +126,7 @@ class Base:
         self.caches = Caches()
         self.versions.sealed = self._sealed
         self.versions.replaced = self._replaced
-        store.guard.replaced = self._superseded
+        store.rolled_back.add(self._superseded)
         store.guard.written_here = self.versions.may_be_written
         self._guests: dict[int, Handle] = {}  # by nodes that others have open, too
         self.ids = itertools.count(1)
@@ -398,13 +398,13 @@ class Base:
             raise OSError(errno.EXDEV, "another filesystem below the served directory")
 
     def _writable_parent(self, parent_id: int, name: str) -> Directory:
-        self.store.committer.require_writable()
+        self.store.order.require_writable()
         if parent_id == ROOT_ID and name == fmt.CONTROL:
             raise PermissionError(errno.EPERM, "this name belongs to ckptfs")
         return self.nodes.directory(parent_id)
 
     def _made(self, parent: Directory, name: str) -> Entry:
-        self.store.committer.note_changed_dir(parent.fd)
+        self.store.order.note_changed_dir(parent.fd)
         status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
         return self._entry(self.nodes.committed(parent, name, status), status)
 

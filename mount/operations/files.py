@@ -16,6 +16,7 @@ from typing import NoReturn
 from ckptfs.disk import osfs
 from ckptfs.errors import CkptfsError
 from ckptfs.versions.life import State
+from ckptfs.versions.staged import fingerprint
 
 from ..processes import writers
 from ..view.control import StatusFile
@@ -101,10 +102,10 @@ class Files(Relay):
         def verified() -> Handle:
             while stands(node):
                 if node.ident[:2] in self.versions.extending:
-                    with self.store.committer.path_lock(parent.fd, node.name):
+                    with self.store.order.path_lock(parent.fd, node.name):
                         continue
                 live = self.versions.may_be_mapped(node.ident[:2])
-                found = self.store.verify_open(node.path(), parent.fd, node.name, live=live)
+                found = self.store.opens.verify(parent.at(node.name), live=live)
                 if found is not None and found.replaced:
                     raise stale()  # rolled back: the name stands for another inode now
                 with contextlib.suppress(Replaced):
@@ -140,11 +141,11 @@ class Files(Relay):
 
     def _open_in_place(self, node: File, flags: int) -> Handle:
         assert node.parent is not None
-        self.store.committer.require_writable()
-        with self.store.committer.path_lock(node.parent.fd, node.name):
+        self.store.order.require_writable()
+        with self.store.order.path_lock(node.parent.fd, node.name):
             if not stands(node):
                 raise stale()
-            self.store.committer.open_in_place(node.parent.fd, node.name, node.path())
+            self.store.files.open_in_place(node.parent.at(node.name))
             node.aliased = True  # it may stay mapped when the kernel has released its last handle
             handle = self._open_committed(node, flags | os.O_RDWR)
         if flags & os.O_TRUNC:
@@ -181,7 +182,7 @@ class Files(Relay):
                     handle = self._open_where_it_stands(node, parent, flags, caller)
                     if handle is not None:
                         return handle
-                with self.store.committer.path_lock(parent.fd, node.name):
+                with self.store.order.path_lock(parent.fd, node.name):
                     if self._is_written_on(node, parent, truncate):
                         raise stale()  # who looks again finds it
                     if begun and not self._begun(parent, node.name):
@@ -267,7 +268,7 @@ class Files(Relay):
 
     def _content_of(self, node: File, parent: Directory) -> Content:
         """Of the committed file, good as it is on return; OTHER where it was replaced."""
-        self.store.verify_open(node.path(), parent.fd, node.name)
+        self.store.opens.verify(parent.at(node.name))
         if not stands(node):
             return Content.OTHER
         with osfs.opened(self.store.fs, parent.fd, node.name, os.O_RDONLY) as fd:
@@ -278,7 +279,7 @@ class Files(Relay):
     ) -> Handle | None:
         """Write where the committed file stands, unless it does no more, or a version of it was
         begun. Nobody replaces or extends it meanwhile."""
-        with self.store.committer.path_lock(parent.fd, node.name), self.lock:
+        with self.store.order.path_lock(parent.fd, node.name), self.lock:
             if self._begun(parent, node.name) or not stands(node):
                 return None
             version = node.version
@@ -432,7 +433,7 @@ class Files(Relay):
         except BaseException:
             os.close(fd)
             raise
-        self.store.committer.note_changed_dir(parent.fd)
+        self.store.order.note_changed_dir(parent.fd)
         status = os.fstat(fd)
         node = self.nodes.committed(parent, name, status)
         assert isinstance(node, File)
@@ -473,10 +474,10 @@ class Files(Relay):
                 raise version.failure  # the next fsync would return 0 over lost data
             try:
                 if version is not None:
-                    version.synced = self.store.committer.fingerprint(version.staged.fd)
+                    version.synced = fingerprint(self.store.fs, version.staged.fd)
                 self.store.fs.fsync(handle.fd)
                 if version is not None and version.unpublished:
-                    self.store.committer.sync_dir(self.store.layout.stage)
+                    self.store.order.sync_dir(self.store.layout.stage)
             except OSError as error:
                 if version is None:
                     raise
@@ -490,14 +491,14 @@ class Files(Relay):
         directory = self.nodes.directory(nodeid)
 
         def sync() -> None:
-            self.store.committer.require_writable()  # what is on disk is unknown
+            self.store.order.require_writable()  # what is on disk is unknown
             with self.lock:
                 below = [v for v in self.versions.all() if v.at and v.at[0] is directory]
             self.versions.close_empty(below, caller.process)
             for version in below:
                 self.versions.wait_settled(version)
-            self.store.committer.sync_changed_dirs()
-            self.store.committer.sync_dir(directory.fd)
+            self.store.order.sync_changed_dirs()
+            self.store.order.sync_dir(directory.fd)
 
         return Slow(sync)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from ckptfs.disk import osfs
 from ckptfs.records import format as fmt
+from ckptfs.versions.staged import fingerprint
 
 from ..view.descriptors import Descriptor
 from ..view.identity import ROOT_ID, identity, lstat
@@ -169,7 +170,7 @@ class Namespace(Base):
             if version is not None:
                 self.versions.wait_settled(version)
                 self.versions.publish_named(version, caller)
-            with self.store.committer.path_lock(source.fd, node.name), self.lock:
+            with self.store.order.path_lock(source.fd, node.name), self.lock:
                 return self._link(node, source, parent, name)
 
         return Slow(link)
@@ -181,8 +182,7 @@ class Namespace(Base):
             raise stale()
         self._require_free(parent, name)
         with self.metadata.unchanged_bytes(source, node.name):
-            paths = source.child_path(node.name), parent.child_path(name)
-            self.store.committer.link(source.fd, node.name, parent.fd, name, paths)
+            self.store.files.link(source.at(node.name), parent.at(name))
         self.caches.drop_attributes(node.id)  # the new name is another node
         return self._made(parent, name)
 
@@ -201,7 +201,7 @@ class Namespace(Base):
             with self.versions.held(parent, name) as staged:
                 try:
                     with self._losing_its_name(parent, name):
-                        self.store.committer.unlink(parent.fd, name, parent.child_path(name))
+                        self.store.files.unlink(parent.at(name))
                 except FileNotFoundError:
                     if not staged:
                         raise
@@ -243,7 +243,7 @@ class Namespace(Base):
                 raise OSError(errno.ENOTEMPTY, "files are being written in it")
             with self._removing(node):
                 os.rmdir(name, dir_fd=parent.fd)
-            self.store.committer.note_changed_dir(parent.fd)
+            self.store.order.note_changed_dir(parent.fd)
 
     @contextlib.contextmanager
     def _removing(self, node: Node | None) -> Iterator[None]:
@@ -289,7 +289,7 @@ class Namespace(Base):
         with self.lock:
             versions = list(self.versions.at(parent, name))
         for version in versions:
-            now = self.store.committer.fingerprint(version.staged.fd)
+            now = fingerprint(self.store.fs, version.staged.fd)
             if now in (version.synced, version.closers.get(caller.process or 0)):
                 self.versions.publish_named(version, caller)
 
@@ -375,8 +375,7 @@ class Namespace(Base):
                 self.metadata.unchanged_bytes(parent, name),
                 self.metadata.unchanged_bytes(target, new_name),
             ):
-                paths = parent.child_path(name), target.child_path(new_name)
-                self.store.committer.exchange(parent.fd, name, target.fd, new_name, paths)
+                self.store.files.exchange(parent.at(name), target.at(new_name))
         elif found[0] is not None:
             self._rename_committed(parent, name, target, new_name, found[0])
         elif found[1] is not None:
@@ -391,8 +390,7 @@ class Namespace(Base):
         unchanged = self.metadata.unchanged_bytes
         is_file = stat.S_ISREG(status.st_mode)
         with unchanged(parent, name) if is_file else contextlib.nullcontext():
-            paths = parent.child_path(name), target.child_path(new_name)
-            self.store.committer.rename(parent.fd, name, target.fd, new_name, paths)
+            self.store.files.rename(parent.at(name), target.at(new_name))
 
 
 def _is_large(node: Node) -> bool:

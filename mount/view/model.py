@@ -16,6 +16,7 @@ from typing import Any
 
 from ckptfs.errors import CkptfsError
 from ckptfs.versions.life import VISIBLE, State
+from ckptfs.versions.order import Place
 from ckptfs.versions.staged import Base, Fingerprint, Staged
 
 from ..processes import writers
@@ -65,6 +66,9 @@ class Directory(Node, Folder):
 
     def child_path(self, name: str) -> str:
         return name if self.id == ROOT_ID else f"{self.path()}/{name}"
+
+    def at(self, name: str) -> Place:
+        return Place(self.fd, name, self.child_path(name))
 
     def opened_by(self) -> OpenFolders:
         return self.folders

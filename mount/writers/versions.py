@@ -34,7 +34,7 @@ from ckptfs.store import Store
 from ckptfs.structure import Verdict
 from ckptfs.telling.events import DISK_FULL, KILLED, UNKNOWN
 from ckptfs.versions.life import VISIBLE, State
-from ckptfs.versions.staged import Base, Fingerprint, Inode, Staged
+from ckptfs.versions.staged import Base, Fingerprint, Inode, Staged, fingerprint
 
 from ..processes import holders, writers
 from ..processes.writers import Fate
@@ -182,7 +182,7 @@ class Versions:
         does not find it any more."""
         self._unplace(version)
         version.at = None
-        self.store.committer.remove_name(version.staged)
+        self.store.saves.remove_name(version.staged)
         self.nodes.detach(version.node)
         version.expected.clear()
         self._end(version)
@@ -194,7 +194,7 @@ class Versions:
     ) -> Version:
         """Start a version of ``parent/name``, to be opened by ``caller``. May copy and verify."""
         path = parent.child_path(name)
-        staged = self.store.stage(
+        staged = self.store.saves.stage(
             path, parent.fd, name, exists=exists, truncate=truncate, lazily=True
         )
         process = caller.process
@@ -232,7 +232,7 @@ class Versions:
         """The file of a node, open at ``fd``, as a version that is live: who opens it writes to
         it where it is, and its last close seals it anew."""
         osfs.spare_access_time(fd)  # it is read to be recorded
-        version = Version(self.store.reopen(node.path(), fd), node, None, set(), False, True)
+        version = Version(self.store.saves.reopen(node.path(), fd), node, None, set(), False, True)
         if node.parent is not None:
             version.at = node.parent, node.name
         version.closing = True  # it was committed: nobody joins it but as a live one
@@ -293,7 +293,7 @@ class Versions:
 
     def _content(self, version: Version) -> Fingerprint:
         with self._looking_at(version):
-            return self.store.committer.fingerprint(version.staged.fd)
+            return fingerprint(self.store.fs, version.staged.fd)
 
     @contextlib.contextmanager
     def _looking_at(self, version: Version) -> Iterator[None]:
@@ -347,7 +347,7 @@ class Versions:
     def overtakes(self, by: Staged, parent: Directory, name: str, before: Before) -> None:
         """``by`` is going to be committed at the path. Who is still on the way to open a version
         opens it after that. The caller holds ``lock``."""
-        now = self.store.committer.fingerprint(by.fd)
+        now = fingerprint(self.store.fs, by.fd)
         for other in self.at(parent, name):
             if other.staged is by or (other.expected and not other.handles):
                 continue
@@ -365,7 +365,7 @@ class Versions:
                 return
             if version.unpublished:
                 self._unplace(version)
-                self.store.committer.discard(version.staged)
+                self.store.saves.discard(version.staged)
             self._end(version)
 
     # --- closing ---------------------------------------------------------------------------------
@@ -532,11 +532,11 @@ class Versions:
 
     def mark_live(self, version: Version) -> None:
         with contextlib.suppress(OSError):  # only what follows a kill of the daemon is told worse
-            self.store.committer.mark_live(version.staged)
+            self.store.saves.mark_live(version.staged)
 
     def _changed(self, version: Version) -> bool:
         with self._looking_at(version):
-            return self.store.committer.changed(version.staged)
+            return self.store.saves.is_changed(version.staged)
 
     def _is_complete(self, version: Version) -> bool:
         return self._changed(version) or (version.fresh and version.is_meant)
@@ -571,12 +571,12 @@ class Versions:
             if staged.state is State.SETTLED:
                 if version.lingering or not version.closed:  # it changes on: durable, at least
                     self.mark_live(version)
-                    self.store.committer.make_durable(staged)
-                elif self.store.reseal(staged):
+                    self.store.saves.make_durable(staged)
+                elif self.store.saves.reseal(staged):
                     self.sealed(version)
             elif version.at is None:
                 if released and version.unpublished:
-                    self.store.committer.discard(staged)
+                    self.store.saves.discard(staged)
             elif staged.state is State.OPEN:
                 try:
                     complete = self._is_complete(version) or (released and version.fresh)
@@ -594,7 +594,7 @@ class Versions:
             if released:
                 self._unplace(version)
         if released:
-            self.store.committer.discard(version.staged)
+            self.store.saves.discard(version.staged)
 
     def _commit_in_turn(self, version: Version) -> bool:
         """Commit it unless it is overtaken. Of one without a byte only the RELEASE tells, which
@@ -604,7 +604,7 @@ class Versions:
         if not version.overtakers and not self.is_untouched(version):
             self._commit(version)
             return True
-        with self.store.committer.path_lock(parent.fd, name):
+        with self.store.order.path_lock(parent.fd, name):
             if self.overtaken(version):
                 return False
             self._commit(version)
@@ -625,7 +625,7 @@ class Versions:
                 self.overtakes(version.staged, parent, name, version.before)
                 version.before = {}
             with self.replacing(parent, name) as old:
-                self.store.commit(version.staged, parent.fd, name, self._alone)
+                self.store.saves.commit(version.staged, parent.fd, name, self._alone)
             if base is not None and not base.filled:
                 self._became_committed(version, base)
             version.numbers.add(version.node.ident[1])
@@ -659,7 +659,7 @@ class Versions:
         """A write that finds no room tells its program alone, for the kernel carries it. What
         follows is a close like any other, of a version that may lack the rest."""
         full = self.store.room.look().is_full if version.is_log else False
-        if full or (not version.is_log and self.store.may_lack_bytes(version.staged)):
+        if full or (not version.is_log and self.store.saves.may_lack_bytes(version.staged)):
             self._abort(version, DISK_FULL)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -728,7 +728,7 @@ class Versions:
         """Whether it is a log (TEXT) or a database rather than a checkpoint; see ``content``."""
         if version.is_binary:
             return None
-        staged, growth = version.staged, self.store.committer.growth
+        staged, growth = version.staged, self.store.saves
         size = self._content(version)[0]
         found = content.judge(size, lambda n, offset: growth.read(staged, n, offset))
         version.is_binary = found is Content.OTHER
@@ -755,7 +755,7 @@ class Versions:
             version.staged.path = parent.child_path(name)
         self.writeback.remove(version.staged)
         with self.replacing(parent, name):
-            self.store.committer.expose(version.staged, parent.fd, name)
+            self.store.saves.expose(version.staged, parent.fd, name)
         with self.lock:
             self._unplace(version)
             self.overtakes(version.staged, parent, name, version.before)
@@ -789,12 +789,12 @@ class Versions:
         return self._judged(version) is Verdict.BROKEN
 
     def _judged(self, version: Version) -> Verdict:
-        return self.store.committer.judge_staged(version.staged).verdict
+        return self.store.saves.verdict(version.staged)
 
     def _abort(self, version: Version, reason: str) -> None:
         with version.staged.lock:
             if version.unpublished:
-                self.store.abort(version.staged, reason)
+                self.store.saves.abort(version.staged, reason)
         self.writeback.remove(version.staged)
         with self.lock:
             self._unplace(version)
@@ -856,7 +856,7 @@ class Versions:
         on without us."""
         for version in self.all():
             with contextlib.suppress(OSError):
-                if not version.public and self.store.committer.changed(version.staged):
+                if not version.public and self.store.saves.is_changed(version.staged):
                     self._abort(version, reason)
 
     def carried(self) -> dict[str, Any]:
