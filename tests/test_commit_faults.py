@@ -39,7 +39,7 @@ from ckptfs.records import format as fmt
 from ckptfs.store import Store
 from ckptfs.tools.faults import METHODS, NEVER_FAIL, Before, Call, FailAlways, FailNth, ShortNth
 from ckptfs.upkeep.fsck import Check, Scope
-from ckptfs.versions.commit import DIGESTED_TWICE_BYTES
+from ckptfs.versions.seal import DIGESTED_TWICE_BYTES
 
 ERRNOS = [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EINTR]
 FALLIBLE = METHODS - NEVER_FAIL
@@ -91,7 +91,9 @@ def long_ones(store: Store) -> Store:
 def change(store: Store) -> None:
     """Open it again and write over its first bytes."""
     with osfs.place(store.fs, store.root, "a.pt") as (at, name):
-        staged = long_ones(store).stage("a.pt", at, name, exists=True, truncate=False, lazily=True)
+        staged = long_ones(store).saves.stage(
+            "a.pt", at, name, exists=True, truncate=False, lazily=True
+        )
         try:
             try:
                 store.saves.change(staged, 0)

@@ -344,7 +344,7 @@ def resealed_states(wrap: Wrap) -> Iterator[Store]:
             snapshots.append(fs.snapshot())
 
     watched = wrap(Before(fs, ahead))
-    store.order.fs = store.layout.fs = watched
+    store.core.fs = store.layout.fs = watched
     store.saves.reseal(staged)
     for snapshot in [*snapshots, fs.snapshot()]:
         for state in snapshot.crash_states():

@@ -19,7 +19,7 @@ from ckptfs.disk import osfs
 from ckptfs.history import earlier
 from ckptfs.records import format as fmt
 from ckptfs.store import Store
-from ckptfs.versions.names import Names
+from ckptfs.versions import names
 
 
 def leak(store: Store, path: str) -> str:
@@ -165,7 +165,7 @@ def test_a_rename_that_a_crash_cut_short_leaves_both_their_history(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Names, "_rename", crash)
+        patch.setattr(names, "_rename", crash)
         store.rename("a.pt", "b.pt")
     store.close()
     store = store_on(quick_dir)

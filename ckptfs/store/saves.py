@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from ckptfs.checking.opens import Guard
-from ckptfs.checking.rollback import status_at
+from ckptfs.disk.filesystem import FileSystem, Status
 from ckptfs.errors import RecordDamaged, Superseded
 from ckptfs.records.format import Record
 from ckptfs.records.layout import held_bytes
@@ -63,7 +63,7 @@ class Saves:
             self._opens.verify(place)
         staged = commit.stage(self._core, path)
         try:
-            stands = status_at(self._core, place) if exists else None
+            stands = _status(self._fs, at, name) if exists else None
             self._room.begins(staged, held_bytes(stands) if stands and truncate else 0)
             if exists:
                 staged.stood = Stood.of(stands) if stands else None
@@ -164,7 +164,7 @@ class Saves:
     def _changed_without_us(self, staged: Staged, at: int, name: str) -> bool:
         """Whether there stands what stood there neither when the version was begun nor by a
         commit."""
-        stands = status_at(self._core, Place(at, name, staged.path))
+        stands = _status(self._fs, at, name)
         if stands is None or Stood.of(stands) == staged.stood:
             return False
         return not self._guard.known_good(at, name)
@@ -216,3 +216,9 @@ class Saves:
     def mark_live(self, staged: Staged) -> None:
         """Note in its record that it may change where it stands. Raises OSError."""
         live.mark_live(self._core, staged)
+
+
+def _status(fs: FileSystem, at: int, name: str) -> Status | None:
+    with contextlib.suppress(OSError):
+        return fs.lstat(at, name)
+    return None

@@ -30,8 +30,8 @@ from ckptfs.versions.publish import Install, publish
 from ckptfs.versions.recording import new_record
 from ckptfs.versions.seal import digest, require_sound, seal
 from ckptfs.versions.staged import Fingerprint, Staged, fingerprint
-from ckptfs.versions.standing import keep_replaced, replaced_by, settle_history
-from ckptfs.versions.tickets import Ticket, give_ticket
+from ckptfs.versions.standing import Replaced, keep_replaced, replaced_by, settle_history
+from ckptfs.versions.tickets import ticket_after
 
 
 def stage(core: Core, path: str) -> Staged:
@@ -69,13 +69,14 @@ def commit(core: Core, staged: Staged, place: Place, alone: Alone = nobody_else)
             staged.advance(Event.SEAL)
             digest(core, staged)
             with core.order.path_locks(place):
-                ticket = give_ticket(core, place)
-                record = _extend(core, staged, ticket, place, alone)
+                replaced = replaced_by(core, place)
+                record = _extend(core, staged, replaced, place, alone)
                 if record is None:
+                    ticket = ticket_after(core, replaced)
                     record = seal(core, staged, ticket)
                     publish(core, [Install(staged, ticket, place)])
                 else:
-                    settle_history(core, ticket.replaced, staged.path)
+                    settle_history(core, replaced, staged.path)
             core.digests.remember(staged, core.checksum)
             staged.base = None
         except BaseException as error:
@@ -99,14 +100,13 @@ def _lacked_room(core: Core, error: BaseException) -> bool:
 
 
 def _extend(
-    core: Core, staged: Staged, ticket: Ticket, place: Place, alone: Alone
+    core: Core, staged: Staged, replaced: Replaced | None, place: Place, alone: Alone
 ) -> Record | None:
     """Commit what was only added to by adding it to the committed file; see ``extend.py``. None
     where that cannot be: the version is whole then, and replaces what stands there."""
     base = staged.base
     if base is None or base.filled:
         return None
-    replaced = ticket.replaced
     if replaced is not None and can_extend(core.layout, staged, place):
         with alone(base.inode) as is_alone:
             if is_alone:
@@ -116,7 +116,7 @@ def _extend(
 
                 def record_of(now: Fingerprint) -> Record:
                     staged.advance(Event.SEALED)
-                    return new_record(core, digested._replace(at=now), ticket)
+                    return new_record(core, digested._replace(at=now), ticket_after(core, replaced))
 
                 staged.record = extend(core, staged, place, record_of)
                 staged.advance(Event.PUBLISH)
