@@ -11,9 +11,10 @@ was. A group that fails behind it makes the store read-only: the next mount carr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from ckptfs.records import format as fmt
 from ckptfs.records import intents
 from ckptfs.records.intents import Planned
 from ckptfs.versions import names
@@ -52,11 +53,11 @@ def publish(core: Core, changes: Sequence[Change]) -> None:
         keep_replaced(core, each.ticket.replaced, each.place)
         core.fs.step(Step.KEPT)
     core.order.sync_changed_dirs()
-    with _as_one(core, changes):
-        for change in changes:
-            _apply(core, change)
-        for at in {change.place.at: None for change in changes}:
-            core.order.sync_dir(at)
+    if len(changes) == 1:
+        _apply(core, changes[0], _move)
+        core.order.sync_dir(changes[0].place.at)
+    else:
+        _apply_as_one(core, changes)
     for each in installs:
         each.staged.advance(Event.SETTLE)
         core.fs.step(Step.SETTLED)
@@ -88,33 +89,50 @@ def _standing(core: Core, place: Place) -> Replaced | None:
     return None
 
 
-def _apply(core: Core, change: Change) -> None:
-    place = change.place
+def _apply(core: Core, change: Change, move: Callable[[Core, str, Place], None]) -> None:
     if isinstance(change, Delete):
-        names.remove(core, place)
+        names.remove(core, change.place)
         return
-    core.fs.rename(core.layout.stage, change.staged.txid, place.at, place.name)
+    move(core, change.staged.txid, change.place)
     change.staged.advance(Event.PUBLISH)
     core.fs.step(Step.PUBLISHED)
 
 
-@contextlib.contextmanager
-def _as_one(core: Core, changes: Sequence[Change]) -> Iterator[None]:
-    """One rename needs no intent. The name of one is gone for good before anybody may change what
-    it speaks of."""
-    if len(changes) == 1:
-        yield
-        return
+def _move(core: Core, txid: str, place: Place) -> None:
+    core.fs.rename(core.layout.stage, txid, place.at, place.name)
+
+
+def _apply_as_one(core: Core, changes: Sequence[Change]) -> None:
+    """The versions keep their names in stage until all directories are durable: a filesystem may
+    keep that one is gone from stage, and lose where it went. The intent is gone for good before
+    anybody may change what it speaks of."""
+    fs, stage = core.fs, core.layout.stage
     with core.order.steady_directories():
+        fs.fsync_dir(stage)  # what the intent names is there, whenever it is
         intent = intents.write_group(core.layout, [_planned(core, change) for change in changes])
-        core.fs.step(Step.INTENDED)
+        fs.step(Step.INTENDED)
         try:
-            yield
-            core.fs.unlink(core.layout.stage, intent)
-            core.fs.fsync_dir(core.layout.stage)
+            for change in changes:
+                _apply(core, change, put)
+            for at in {change.place.at: None for change in changes}:
+                core.order.sync_dir(at)
+            for change in changes:
+                if isinstance(change, Install):
+                    fs.unlink(stage, change.staged.txid)
+            fs.unlink(stage, intent)
+            fs.fsync_dir(stage)
         except BaseException as error:
-            core.order.poison(f"some of what belongs together was published: {error}")
+            core.order.poison(f"a part of what belongs together was published: {error}")
             raise
+
+
+def put(core: Core, txid: str, place: Place) -> None:
+    """As a rename, but the version keeps its name in stage. Does nothing where it is there."""
+    fs, stage, draft = core.fs, core.layout.stage, f"{fmt.new_txid()}.put"
+    fs.link(stage, txid, stage, draft)
+    fs.rename(stage, draft, place.at, place.name)
+    with contextlib.suppress(FileNotFoundError):  # as rename(2) leaves it
+        fs.unlink(stage, draft)
 
 
 def _planned(core: Core, change: Change) -> Planned:

@@ -21,6 +21,7 @@ from ckptfs.telling.events import say
 from ckptfs.versions import extend, names
 from ckptfs.versions.core import Core
 from ckptfs.versions.order import Place
+from ckptfs.versions.publish import put
 
 
 def recover(core: Core) -> int:
@@ -61,6 +62,10 @@ def _group(core: Core, name: str) -> int:
         ):
             _carry_out(core, each, Place(at, last, each.path))
     core.fs.sync_all(core.layout.root)
+    for each in planned:
+        with contextlib.suppress(FileNotFoundError):
+            if each.txid:
+                core.fs.unlink(core.layout.stage, each.txid)
     core.fs.unlink(core.layout.stage, name)
     core.fs.fsync_dir(core.layout.stage)
     return 0
@@ -68,7 +73,7 @@ def _group(core: Core, name: str) -> int:
 
 def _carry_out(core: Core, planned: Planned, place: Place) -> None:
     if planned.txid:
-        core.fs.rename(core.layout.stage, planned.txid, place.at, place.name)
+        put(core, planned.txid, place)
     elif intents.stood(core.fs.lstat(place.at, place.name)) == planned.stood:
         names.remove(core, place)
 
