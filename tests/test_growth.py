@@ -210,7 +210,7 @@ def test_a_file_without_room_for_its_record_costs_others_nothing(ext4_dir: Path)
 
 
 def salvaged(store: Store) -> list[int]:
-    return [int(str(each["size"])) for each in store.layout.set_aside(store.layout.salvage)]
+    return [int(str(each["size"])) for each in store.layout.aside.entries(store.layout.salvage)]
 
 
 @pytest.mark.parametrize("name", ["0011223344556677", "0011223344556677-1"])

@@ -18,7 +18,7 @@ from smalldisk import MIB, SmallDisk
 from ckptfs.disk import osfs
 from ckptfs.disk.real import OsFs
 from ckptfs.errors import Rotten
-from ckptfs.records.layout import Amount
+from ckptfs.records.aside import Amount
 from ckptfs.room import making
 from ckptfs.room.expendable import Item, Kind
 from ckptfs.room.making import DiskRoom

@@ -337,7 +337,7 @@ def test_C6_an_aborted_version_publishes_nothing_and_is_salvaged(quick_dir: Path
     assert staged.state is State.ABORTED
     assert store.get("a.pt") == OLD
     assert salvage(quick_dir) == [NEW]
-    (note,) = store.layout.set_aside(store.layout.salvage)
+    (note,) = store.layout.aside.entries(store.layout.salvage)
     assert (note["path"], note["reason"]) == ("a.pt", "writer was killed by signal 9")
     assert store.counts["aborted"] == 1
     store.close()
@@ -353,7 +353,7 @@ def test_C6_recovery_salvages_what_was_in_flight(quick_dir: Path) -> None:
     store.close()
     again = Store.open(str(quick_dir))
     assert sorted(salvage(quick_dir)) == sorted([NEW, NEWER])
-    assert {note["path"] for note in again.layout.set_aside(again.layout.salvage)} == {
+    assert {note["path"] for note in again.layout.aside.entries(again.layout.salvage)} == {
         "a.pt",
         "c.pt",
     }
@@ -373,7 +373,7 @@ def test_C6_a_version_caught_between_seal_and_publish_keeps_its_name(quick_dir: 
     store.fs.close(staged.fd)
     store.close()
     again = Store.open(str(quick_dir))
-    (note,) = again.layout.set_aside(again.layout.salvage)
+    (note,) = again.layout.aside.entries(again.layout.salvage)
     assert note["path"] == "a.pt"
     assert salvage(quick_dir) == [NEWER]
     again.close()
@@ -423,20 +423,22 @@ def test_salvage_without_room_for_its_note_is_salvage_all_the_same(quick_dir: Pa
     for name in ("a.pt", "b.pt"):
         staged = store.saves.stage(name, store.root, name, exists=False, truncate=True)
         store.fs.write(staged.fd, NEW, 0)
-        store.layout.fs = faults
+        store.layout.fs = store.layout.aside.fs = faults
         if name == "a.pt":
             store.saves.abort(staged, "no space")
         else:
             assert store.recover() == 1  # what a crash left
         store.fs.close(staged.fd)
-        store.layout.fs = OsFs()
+        store.layout.fs = store.layout.aside.fs = OsFs()
     assert faults.calls == 3  # the alarm finds none either
     assert contents(control(quick_dir) / "stage") == []
     assert salvage(quick_dir) == [NEW, NEW]
-    assert [note["size"] for note in store.layout.set_aside(store.layout.salvage)] == [len(NEW)] * 2
+    assert [note["size"] for note in store.layout.aside.entries(store.layout.salvage)] == [
+        len(NEW)
+    ] * 2
     store.room.bounds = replace(store.room.bounds, size_bytes=0)
     store.room.bound()
-    assert store.layout.set_aside(store.layout.salvage) == []
+    assert store.layout.aside.entries(store.layout.salvage) == []
     store.close()
 
 
@@ -476,7 +478,7 @@ def test_salvage_that_cannot_be_written_leaves_the_bytes_in_stage(quick_dir: Pat
     staged = store.saves.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
     store.fs.write(staged.fd, NEW, 0)
     faults = FailAlways(OsFs(), "rename", errno.ENOSPC)
-    store.layout.fs = faults
+    store.layout.fs = store.layout.aside.fs = faults
     store.saves.abort(staged, "test")
     store.fs.close(staged.fd)
     assert contents(control(quick_dir) / "stage") == [NEW]
@@ -585,7 +587,7 @@ def test_C6_recovery_tells_what_is_missing_as_an_abort_does(quick_dir: Path) -> 
         store.fs.close(staged.fd)
     store.close()
     again = Store.open(str(quick_dir))
-    found = again.layout.set_aside(again.layout.salvage)
+    found = again.layout.aside.entries(again.layout.salvage)
     told = {str(note["path"]): note.get("bytes_missing_at_start") for note in found}
     assert told == {"a.pt": len(old), "filled.pt": None}
     again.close()

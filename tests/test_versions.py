@@ -128,7 +128,7 @@ def test_c6_bytes_written_after_the_mount_was_taken_away_are_salvaged(
     os.write(handle.fd, NEW)
     os.close(handle.fd)
     store = Store.open(str(quick_dir))
-    assert [note["path"] for note in store.layout.set_aside(store.layout.salvage)] == ["f"]
+    assert [note["path"] for note in store.layout.aside.entries(store.layout.salvage)] == ["f"]
     assert NEW in contents(quick_dir / ".ckptfs/salvage")
     assert store.get("f") == OLD
     store.close()

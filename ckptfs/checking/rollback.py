@@ -57,7 +57,7 @@ def quarantine(core: Core, place: Place, finding: Finding) -> None:
     draft = fmt.new_txid()
     core.fs.link(place.at, place.name, core.layout.stage, draft)
     story: dict[str, object] = {"path": finding.path, "reason": finding.detail}
-    core.layout.put_aside(core.layout.stage, draft, core.layout.quarantine, story)
+    core.layout.aside.put(core.layout.stage, draft, core.layout.quarantine, story)
     core.order.sync_dir(core.layout.quarantine)
 
 

@@ -62,7 +62,7 @@ def salvage(
 
 def _stories(layout: Layout, kinds: Iterable[Kind]) -> Iterator[dict[str, Any]]:
     for kind in kinds:
-        for story in layout.set_aside(folder_of(layout, kind)):
+        for story in layout.aside.entries(folder_of(layout, kind)):
             yield {"kind": kind.value, **story}
 
 

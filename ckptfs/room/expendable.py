@@ -202,7 +202,7 @@ class Expendable:
         return self._generations() if kind is Kind.HISTORY else self._aside(kind)
 
     def _aside(self, kind: Kind) -> list[Item]:
-        stories = self.layout.set_aside(folder_of(self.layout, kind))
+        stories = self.layout.aside.entries(folder_of(self.layout, kind))
         return [item_of(kind, story) for story in stories]
 
     def _generations(self) -> list[Item]:
@@ -240,7 +240,7 @@ class Expendable:
                 lineage, generation = _generation(item.name)
                 path = earlier.noted_path(self.layout, lineage)
                 return self._kept_item(lineage, generation, path, newest=False)
-            story = self.layout.story(folder_of(self.layout, item.kind), item.name)
+            story = self.layout.aside.story(folder_of(self.layout, item.kind), item.name)
             return item_of(item.kind, story)
         return item
 

@@ -25,7 +25,7 @@ from typing import Any, TypeVar, cast
 
 from ckptfs.checking.opens import Guard
 from ckptfs.disk.filesystem import FileSystem, Space
-from ckptfs.records.layout import Amount, held_bytes
+from ckptfs.records.aside import Amount, held_bytes
 from ckptfs.room.expendable import Expendable, Item, Kind
 from ckptfs.telling.events import say
 from ckptfs.versions.staged import Staged
@@ -66,7 +66,7 @@ class DiskRoom:
 
     def bound_if_due(self) -> None:
         """Each time that something was put aside."""
-        if not self.layout.added_aside.fits(self._fits):
+        if not self.layout.aside.added.fits(self._fits):
             with contextlib.suppress(OSError):  # the next one does it
                 self.bound()
 
@@ -74,7 +74,7 @@ class DiskRoom:
         """Let go of salvage, then of quarantine, while they are more than the bounds. Takes as long
         as there is of it. What nothing else is left of goes last."""
         with self._bounding:
-            before, left = self.layout.added_aside, self.layout.amount_aside()
+            before, left = self.layout.aside.added, self.layout.aside.amount()
             if not left.fits(self.bounds):
                 left = self._let_aside_go(left)
             self._fits = before + self.bounds - left
@@ -152,7 +152,7 @@ class DiskRoom:
 
     def _what_there_is(self) -> tuple[Amount, int]:
         """Of salvage and quarantine, and of earlier versions: each save leaves one."""
-        return self.layout.added_aside, self._saves
+        return self.layout.aside.added, self._saves
 
     def _give_up(self, needed_bytes: int, uid: int) -> bool:
         there_was = self._what_there_is()  # more may come while it is looked through

@@ -19,8 +19,9 @@ from ckptfs.disk.real import OsFs
 from ckptfs.errors import CannotServe
 from ckptfs.history import earlier
 from ckptfs.history.sharing import Sharing
+from ckptfs.records.aside import Amount
 from ckptfs.records.format import Record
-from ckptfs.records.layout import Amount, Layout
+from ckptfs.records.layout import Layout
 from ckptfs.room.making import DiskRoom, patient
 from ckptfs.store.files import Files
 from ckptfs.store.history import History
@@ -85,7 +86,7 @@ class Store:
             fs.close(root)
             raise
         try:
-            store.layout.take_lock(directory, mountpoint)
+            store.layout.lock.take(directory, mountpoint)
             store.layout.probe_xattrs()
             store.recover()
         except BaseException as error:
@@ -105,7 +106,7 @@ class Store:
         """Go on with what this process served as another program, and holds open. Nothing is
         recovered: what lies in stage is being written. Raises CannotServe."""
         store = cls(OsFs(), root, directory, options)
-        store.layout.keep_lock(lock)
+        store.layout.lock.keep(lock)
         store.layout.probe_xattrs()
         if not same_mode:  # what the other mode has not synced no commit would
             store.fs.sync_all(root)

@@ -115,7 +115,7 @@ class History:
             with self._room.expendable.using(entry):
                 taken = bring_in(self._core, self._layout.quarantine, entry, place)
             self._core.rolled_back(path, before)
-            self._layout.drop_aside(self._layout.quarantine, entry)
+            self._layout.aside.drop(self._layout.quarantine, entry)
         self._events.note("adopted", path, "what was in quarantine")
         return taken
 
@@ -124,7 +124,7 @@ class History:
 
     def quarantined(self, path: str) -> str:
         """The last entry of ``path`` in quarantine. Raises NoSuchGeneration."""
-        for story in reversed(self._layout.set_aside(self._layout.quarantine)):
+        for story in reversed(self._layout.aside.entries(self._layout.quarantine)):
             if story["path"] == path:
                 return str(story["id"])
         raise NoSuchGeneration(f"{path}: nothing of it lies in quarantine")
@@ -142,7 +142,7 @@ class History:
                 "path": path,
                 "reason": f"generation {generation}: {finding.detail}",
             }
-            self._layout.put_aside(folder, name, self._layout.quarantine, story)
+            self._layout.aside.put(folder, name, self._layout.quarantine, story)
             self._core.order.sync_dir(self._layout.quarantine)
             self._core.order.sync_dir(folder)
         self._events.note("set aside", path or lineage, f"generation {generation} has rotted")

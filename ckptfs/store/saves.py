@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from ckptfs.checking.opens import Guard
 from ckptfs.disk.filesystem import FileSystem, Status
 from ckptfs.errors import RecordDamaged, Superseded
+from ckptfs.records.aside import held_bytes
 from ckptfs.records.format import Record
-from ckptfs.records.layout import held_bytes
 from ckptfs.room.making import DiskRoom
 from ckptfs.store.opens import Opens
 from ckptfs.structure import Verdict

@@ -160,7 +160,7 @@ def abort(core: Core, staged: Staged, reason: str) -> str | None:
             _remove(core, staged)
             return None
         with contextlib.suppress(OSError):  # recovery at the next mount does it
-            return core.layout.put_aside(core.layout.stage, staged.txid, core.layout.salvage, story)
+            return core.layout.aside.put(core.layout.stage, staged.txid, core.layout.salvage, story)
         return None
 
 

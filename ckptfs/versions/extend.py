@@ -163,7 +163,7 @@ def _put_added_aside(layout: Layout, fd: int, start: int) -> str:
         "reason": "behind the end of a file that was being added to",
         "bytes_missing_at_start": start,
     }
-    return layout.put_aside(layout.stage, draft, layout.salvage, story)
+    return layout.aside.put(layout.stage, draft, layout.salvage, story)
 
 
 def _has_digest(fs: FileSystem, fd: int, record: Record) -> bool:

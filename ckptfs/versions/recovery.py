@@ -102,7 +102,7 @@ def _version(core: Core, name: str, status: Status) -> int:
     if missing:
         story["bytes_missing_at_start"] = missing
     with contextlib.suppress(OSError):  # no room for its name: the next mount tries again
-        entry = layout.put_aside(layout.stage, name, layout.salvage, story)
+        entry = layout.aside.put(layout.stage, name, layout.salvage, story)
         told = f"{story['reason']}; salvage {entry}"
         say(logging.WARNING, str(story["path"] or "?"), told)
         return 1

@@ -275,7 +275,7 @@ class Restarter:
             options=daemon.options,
             changes=changes,
             root=daemon.store.root,
-            lock=daemon.store.layout.lock_fd,
+            lock=daemon.store.layout.lock.fd,
             device=session.device,
             request=request,
             agreed=session.passthrough.agreed,

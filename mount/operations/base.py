@@ -13,7 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from ckptfs.disk import osfs
 from ckptfs.records import format as fmt
-from ckptfs.records.layout import held_bytes
+from ckptfs.records.aside import held_bytes
 from ckptfs.store import Store
 
 from ..view import acl, listing
