@@ -28,7 +28,7 @@ from ckptfs.checking import orphans
 from ckptfs.checking.examine import Condition
 from ckptfs.disk import osfs
 from ckptfs.disk.real import OsFs
-from ckptfs.history import earlier
+from ckptfs.history import earlier, moves
 from ckptfs.history.lineages import Lineages
 from ckptfs.records.layout import Layout
 from ckptfs.upkeep.fsck import Check, Scope
@@ -417,7 +417,8 @@ def test_C5_so_it_is_through_a_mount(option: str, disk_dir: Path) -> None:
 def test_control_a_rule_that_is_left_out_is_seen(
     name: str, quick_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Lineages, name, lambda self, *given: False)
+    rules = Lineages if name == "pin" else moves
+    monkeypatch.setattr(rules, name, lambda lineages, *given: False)
     StoreHistories.base = quick_dir
     with pytest.raises((AssertionError, FileNotFoundError)):
         run(StoreHistories, 3000, Phase.generate)

@@ -148,8 +148,8 @@ def test_what_nothing_else_is_left_of_goes_last(quick_dir: Path) -> None:
     abort(store, "a.pt", 9, 5000)
     left = []
     for count in (2, 1, 0):
-        store.room.bounds = Amount(count, 1 << 40)
-        store.room.bound()
+        store.room.limits.bounds = Amount(count, 1 << 40)
+        store.room.limits.bound()
         left.append(
             sorted(
                 str(item.path)
@@ -581,7 +581,7 @@ def test_a_version_that_was_open_while_the_disk_was_full_is_doubted(
     assert store.saves.may_lack_bytes(staged)
     later = store.saves.stage("b.bin", store.root, "b.bin", exists=False, truncate=True)
     assert not store.saves.may_lack_bytes(later)
-    store.room.sees_writes = True
+    store.room.doubts.sees_writes = True
     assert not store.saves.may_lack_bytes(staged)
     for each in (staged, later):
         store.saves.discard(each)
@@ -602,7 +602,7 @@ def test_what_its_structure_proves_whole_is_not_doubted(quick_dir: Path, disk: S
     for data in (content.getvalue(), content.getvalue()[:-9]):
         staged = store.saves.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
         OsFs().write(staged.fd, data, 0)
-        store.room.doubt(staged)
+        store.room.doubts.doubt(staged)
         verdicts.append(store.saves.may_lack_bytes(staged))
         store.saves.discard(staged)
         store.fs.close(staged.fd)
@@ -618,10 +618,10 @@ def test_a_save_is_expected_to_be_as_long_as_what_it_replaces_or_the_last_of_its
 ) -> None:
     store = store_on(quick_dir, disk.fs)
     store.put("step-100.pt", version(1))
-    assert store.room.expected("step-200.pt") == 4 * MIB
-    assert store.room.expected("d/step-7.pt") == 4 * MIB
-    assert store.room.expected("rng-200.pt") == 0
-    assert store.room.expected("step-100.pt", 17) == 17
+    assert store.room.sizes.expected("step-200.pt") == 4 * MIB
+    assert store.room.sizes.expected("d/step-7.pt") == 4 * MIB
+    assert store.room.sizes.expected("rng-200.pt") == 0
+    assert store.room.sizes.expected("step-100.pt", 17) == 17
     store.close()
 
 
@@ -630,9 +630,9 @@ def test_room_is_made_ahead_of_what_is_expected(quick_dir: Path, disk: SmallDisk
     store.put("step-1.pt", version(1))
     abort(store, "b.pt", 2)
     squeeze(store, disk, 3 * MIB)
-    store.room.ahead_of(store.room.expected("x.json"), UID)
+    store.room.ahead_of(store.room.sizes.expected("x.json"), UID)
     assert lies(quick_dir, Kind.SALVAGE) == [2]
-    store.room.ahead_of(store.room.expected("step-2.pt"), UID)
+    store.room.ahead_of(store.room.sizes.expected("step-2.pt"), UID)
     assert lies(quick_dir, Kind.SALVAGE) == []
     store.close()
 

@@ -436,8 +436,8 @@ def test_salvage_without_room_for_its_note_is_salvage_all_the_same(quick_dir: Pa
     assert [note["size"] for note in store.layout.aside.entries(store.layout.salvage)] == [
         len(NEW)
     ] * 2
-    store.room.bounds = replace(store.room.bounds, size_bytes=0)
-    store.room.bound()
+    store.room.limits.bounds = replace(store.room.limits.bounds, size_bytes=0)
+    store.room.limits.bound()
     assert store.layout.aside.entries(store.layout.salvage) == []
     store.close()
 

@@ -130,7 +130,7 @@ class Store:
             path = earlier.noted_path(self.layout, lineage) or "?"
             say(logging.WARNING, path, "its history lay under the name of another; put back")
         salvaged = recovery.recover(self.core)
-        self.room.bound()
+        self.room.limits.bound()
         self.fs.sync_all(self.root)
         return salvaged
 

@@ -16,7 +16,7 @@ from ckptfs.checking.opens import Guard
 from ckptfs.checking.orphans import Orphans
 from ckptfs.disk import osfs
 from ckptfs.errors import NoSuchGeneration
-from ckptfs.history import earlier
+from ckptfs.history import earlier, moves
 from ckptfs.history.sharing import Sharing, never
 from ckptfs.records import format as fmt
 from ckptfs.records.format import Record
@@ -73,7 +73,7 @@ class History:
                 generation = self._guard.restore(place, finding, to, seen)
             else:
                 generation = self._revert(place, to)
-        self._room.bound_if_due()
+        self._room.limits.bound_if_due()
         was = f"from generation {finding.record.generation} " if finding.record else ""
         told = f"asked for; {was}to generation {generation}"
         self._events.note("rolled back", path, told, level=logging.INFO)
@@ -146,7 +146,7 @@ class History:
             self._core.order.sync_dir(self._layout.quarantine)
             self._core.order.sync_dir(folder)
         self._events.note("set aside", path or lineage, f"generation {generation} has rotted")
-        self._room.bound_if_due()
+        self._room.limits.bound_if_due()
         return "put into quarantine"
 
     def adopt(self, path: str) -> Record:
@@ -167,7 +167,7 @@ class History:
         history go, as ``rm`` through a mount does. False for what is written in place."""
         path = finding.path
         if finding.condition is Condition.MISSING:
-            self._core.lineages.leave(known.get(path, ""), path)
+            moves.leave(self._core.lineages, known.get(path, ""), path)
             return path in known
         if self._in_place(path):
             return False

@@ -55,7 +55,7 @@ class Opens:
             self._events.note(
                 "rolled back", path, f"{finding.detail}; {was}{finding.repair}; {undo}"
             )
-            self._room.bound_if_due()
+            self._room.limits.bound_if_due()
         elif finding.repair:
             self._events.note("mended", path, f"{finding.detail}; {finding.repair}")
         elif finding.condition is Condition.MODIFIED:

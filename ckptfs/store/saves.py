@@ -136,14 +136,14 @@ class Saves:
             return
         entry = commit.abort(self._core, staged, reason)
         self._events.not_committed(staged.path, reason, entry)
-        self._room.bound_if_due()
+        self._room.limits.bound_if_due()
 
     def may_lack_bytes(self, staged: Staged) -> bool:
         """Whether a write to the version may have found no room, of which its program alone was
         told; see :meth:`DiskRoom.in_doubt`. May read all of it."""
-        if self._room.look().is_full and self._room.is_unseen(staged):
+        if self._room.look().is_full and self._room.doubts.is_unseen(staged):
             return True
-        return self._room.in_doubt(staged) and not seal.is_whole(self._core, staged)
+        return self._room.doubts.in_doubt(staged) and not seal.is_whole(self._core, staged)
 
     def reseal(self, staged: Staged) -> bool:
         """Record a live version anew if it was written since its seal, and say whether it was."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from ckptfs.disk import osfs
 from ckptfs.errors import CkptfsError, RecordDamaged
+from ckptfs.history import moves
 from ckptfs.history.lineages import Standing
 from ckptfs.versions.core import Core
 from ckptfs.versions.order import Place
@@ -31,7 +32,7 @@ def rename(core: Core, old: Place, new: Place) -> None:
     return as the mode says; of a directory before the next publish."""
     core.order.require_writable()
     if osfs.is_directory(core.fs.lstat(old.at, old.name)):
-        moving = core.lineages.moving_directory(old.path, new.path)
+        moving = moves.moving_directory(core.lineages, old.path, new.path)
         with core.order.steady_directories(), moving:
             core.fs.rename(old.at, old.name, new.at, new.name)
         core.order.note_changed_dir(old.at)
@@ -42,7 +43,7 @@ def rename(core: Core, old: Place, new: Place) -> None:
         if source.is_same_inode(there):
             return  # as rename(2)
         if not core.mode.transactional:
-            with core.lineages.losing(there), core.lineages.moving(source, new.path):
+            with moves.losing(core.lineages, there), moves.moving(core.lineages, source, new.path):
                 core.fs.rename(old.at, old.name, new.at, new.name)
             return
         if there.is_file:
@@ -51,11 +52,11 @@ def rename(core: Core, old: Place, new: Place) -> None:
         if there.record is not None or source.record is not None:
             replaced = replacing(core, there, new)  # else nothing was ever committed there
         if replaced is None and not there.keeps:
-            with core.lineages.losing(there), core.lineages.moving(source, new.path):
+            with moves.losing(core.lineages, there), moves.moving(core.lineages, source, new.path):
                 _sync_pin(core, source.lineage)
                 _rename(core, old, new)
         else:
-            with core.lineages.losing(source):
+            with moves.losing(core.lineages, source):
                 _take_over(core, source, old, there, new, replaced)
             core.lineages.moved(new.path)
 
@@ -86,7 +87,7 @@ def _take_over(
         settle_history(core, replaced, there.path)
         tell_kept(core, there.path, replaced)
     else:
-        core.lineages.keep_alone(there.lineage, there.path)
+        moves.keep_alone(core.lineages, there.lineage, there.path)
 
 
 def _rename(core: Core, old: Place, new: Place) -> None:
@@ -157,7 +158,7 @@ def exchange(core: Core, one: Place, other: Place) -> None:
         if one.at != other.at:
             core.order.sync_dir(one.at)
         if not found[0].is_same_inode(found[1]):
-            core.lineages.exchanged(*found)
+            moves.exchanged(core.lineages, *found)
 
 
 def link(core: Core, old: Place, new: Place) -> None:
@@ -167,7 +168,7 @@ def link(core: Core, old: Place, new: Place) -> None:
     with contextlib.suppress(FileNotFoundError):
         core.fs.lstat(new.at, new.name)
         raise FileExistsError(errno.EEXIST, "exists", new.path)
-    with core.lineages.sharing(found, new.path):
+    with moves.sharing(core.lineages, found, new.path):
         core.fs.link(old.at, old.name, new.at, new.name)
 
 
@@ -183,7 +184,7 @@ def remove(core: Core, place: Place) -> None:
     """As :func:`unlink`, of a path whose lock the caller holds. Not durable on return."""
     found = _found(core, place)
     _drop_sidecar(core, found, place)
-    with core.lineages.losing(found):
+    with moves.losing(core.lineages, found):
         core.fs.unlink(place.at, place.name)
 
 

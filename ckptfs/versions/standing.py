@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ckptfs import structure
 from ckptfs.disk import osfs
-from ckptfs.history import earlier
+from ckptfs.history import earlier, moves
 from ckptfs.history.lineages import Standing
 from ckptfs.records import format as fmt
 from ckptfs.records.format import Record
@@ -125,9 +125,9 @@ def settle_history(core: Core, replaced: Replaced | None, path: str) -> None:
         with core.lineages.lock:
             earlier.prune(core.layout, replaced.lineage, core.keep)
         if replaced.leaves:
-            core.lineages.leave(replaced.leaves, path)
+            moves.leave(core.lineages, replaced.leaves, path)
         if replaced.shared and not replaced.leaves:
-            core.lineages.keep_alone(replaced.lineage, path)
+            moves.keep_alone(core.lineages, replaced.lineage, path)
 
 
 def tell_kept(core: Core, path: str, replaced: Replaced) -> None:

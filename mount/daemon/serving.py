@@ -311,7 +311,7 @@ class Daemon:
 
     def _serves(self, ready: Callable[[list[str]], None]) -> None:
         options, (passthrough, refusal) = self.options, self.session.passthrough_state()
-        self.store.room.sees_writes = not passthrough
+        self.store.room.doubts.sees_writes = not passthrough
         how = "the kernel carries the data" if passthrough else f"data is relayed ({refusal})"
         log.info("serving %s at %s: %s", options.directory, options.mountpoint, how)
         if inspect.is_mounted(options.mountpoint):  # else it is another namespace's

@@ -289,7 +289,7 @@ class Session:
         if opcode not in _SAVING or caller.pid in self.again.sent:
             return None
         if opcode == Op.CREATE:
-            expected = room.expected(names(body[wire.CREATE_IN.size :])[0])
+            expected = room.sizes.expected(names(body[wire.CREATE_IN.size :])[0])
         else:
             expected = self.ops.about_to_save(nodeid, wire.OPEN_IN.unpack_from(body)[0])
         if not room.is_short_of(expected, caller.uid):

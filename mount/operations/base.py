@@ -265,7 +265,7 @@ class Base:
             node = self.nodes.get(nodeid)
             if isinstance(node, File):
                 held = held_bytes(self.getattr(nodeid, None))
-                return self.store.room.expected(node.name, held)
+                return self.store.room.sizes.expected(node.name, held)
         return 0
 
     def size_of(self, nodeid: int) -> int:

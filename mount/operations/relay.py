@@ -107,7 +107,7 @@ class Relay(Base):
                 return self.store.room.retried(change, lambda: size, handle.fd)
         except OSError as error:
             if error.errno == errno.ENOSPC and staged is not None:
-                self.store.room.doubt(staged)
+                self.store.room.doubts.doubt(staged)
             raise
 
     def seek(self, handle_id: int, offset: int, whence: int) -> int:

@@ -866,7 +866,7 @@ class Versions:
             "by folder": self._by_folder,
             "sealed": self._sealed,
             "lingering": self.lingering,
-            "fulls": self.store.room.fulls,
+            "fulls": self.store.room.doubts.fulls,
         }
 
     def resume(self, carried: dict[str, Any]) -> None:
@@ -875,7 +875,7 @@ class Versions:
             self._by_folder = carried["by folder"]
             self._sealed = carried["sealed"]
             self.lingering = carried["lingering"]
-            self.store.room.fulls = carried["fulls"]
+            self.store.room.doubts.fulls = carried["fulls"]
         self.pause()
         self.go_on()
 
