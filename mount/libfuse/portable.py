@@ -32,6 +32,7 @@ from ..processes import calls, writers
 from ..view.identity import ROOT_ID, Identity, identity, lstat
 from ..view.model import Caller, File, Handle, Node
 from ..view.past import Generation
+from ..writers import visibility
 from . import library
 from .inodes import Inodes, Opened, Place
 
@@ -330,7 +331,7 @@ class PortableSession:
                 opened = self._enter(place, caller, info.flags, None if begins else node.ident)
             except OSError:
                 if version is not None:  # it may have been begun for this open, which does not come
-                    self.ops.versions.dismiss(version, caller)
+                    visibility.dismiss(self.ops.versions, version, caller)
                 raise
             return self.ops.open(node.id, info.flags, caller)
 
