@@ -12,6 +12,7 @@ import os
 from ckptfs.disk import osfs
 from ckptfs.errors import CkptfsError
 from ckptfs.records import format as fmt
+from ckptfs.versions.life import Turn
 
 from ..view.identity import lstat
 from ..view.model import Caller, Directory, File, Handle, Version
@@ -73,7 +74,7 @@ def revive(versions: Versions, node: File, fd: int) -> Version:
     version = Version(versions.store.reopen(node.path(), fd), node, None, set(), False, True)
     if node.parent is not None:
         version.at = node.parent, node.name
-    version.closing = True  # it was committed: nobody joins it but as a live one
+    version.turn(Turn.CLOSE)  # it was committed: nobody joins it but as a live one
     version.numbers = {node.ident[1]}
     node.version = version
     return version

@@ -1,10 +1,4 @@
-"""When is a file finished, and what follows?
-
-A version commits at the FLUSH with which its last open write handle was closed by the process
-that opened it; at the last RELEASE where no such FLUSH came (descriptors passed to children,
-unknown writers); never where one of its writers was killed. After its commit it
-stays *live* while a write handle or a writable mapping remains, and is sealed again when it
-changed; who opens the path for writing without O_TRUNC then writes to that very inode.
+"""What a close, a release and the end of a mapping bring about, as ``finished`` decides.
 
 Threading: ``flush`` and ``release`` hold ``Versions.lock`` alone and return what takes longer;
 that runs under the version's ``staged.lock``, which is always taken first.
@@ -19,12 +13,13 @@ from collections.abc import Callable, Iterable, Set
 from ckptfs.errors import CkptfsError, WriterKilled
 from ckptfs.structure import Verdict
 from ckptfs.telling.events import KILLED
-from ckptfs.versions.life import State
+from ckptfs.versions.life import Blow, Hold, Parting, Turn, Use, Writers
 
 from ..processes import holders, writers
 from ..processes.writers import Fate
 from ..view.model import Caller, Handle, Version
-from . import committing, mapped, overtaking
+from . import committing, finished, mapped, overtaking
+from .finished import Do, Flushed, Released, Standing
 from .versions import Versions
 
 _EXPECTED_S = 1.0  # how long a close waits for an open that was sent to look again
@@ -38,33 +33,63 @@ def flush(versions: Versions, handle: Handle, caller: Caller) -> Callable[[], No
     process, fate = writers.fate(caller.pid)
     with versions.lock:
         version.held = True
-        handle.killed = fate is Fate.KILLED
-        if fate is Fate.UNKNOWN:
-            version.known = False
-        if process is None or process != handle.opener:
-            if fate is Fate.KILLED and writers.crashed(caller.pid):
-                version.mauled |= _may_have_written(versions, process, caller, handle)
-            return None  # a forked child, or unknown: its RELEASE decides
-        if fate is Fate.KILLED and not handle.flushed:
-            version.killed |= version.user in (None, handle.user)
-        if version.unpublished and not overtaking.changed(versions, version):
-            may_map = handle.flags & os.O_ACCMODE == os.O_RDWR and fate is Fate.ALIVE
-            if not may_map and not version.fresh:
-                return None
-
-            def close() -> None:
-                if not (may_map and _close_mapped(versions, version, handle, process)):
-                    _close_unwritten(versions, version, handle, process)
-
-            return close
-        handle.flushed = True
-        if version.unpublished and not version.closed:
-            now = overtaking.content(versions, version)
-            wrote = process in handle.wrote or writers.has_written(caller.pid)
-            if wrote and now != handle.as_joined:  # touch(1) moves the time of it, too
-                version.closers[process] = now
+        version.known &= fate is not Fate.UNKNOWN
+        if fate is Fate.KILLED:
+            _note_death(versions, version, handle, caller, process)
+        else:
+            handle.part(Parting.PASS)
+        do = finished.at_flush(_flushed(versions, version, handle, process, fate))
+        if do is Do.NOTHING or process is None:
+            return None
+        if do is Do.LOOK_FOR_MAPPING:
+            return lambda: _close_mapped_or_unwritten(versions, version, handle, process)
+        if do is Do.COMMIT_EMPTY:
+            return lambda: _close_unwritten(versions, version, handle, process)
+        handle.part(Parting.CLOSE)
+        if do is Do.WAIT:
+            _note_content(versions, version, handle, caller, process)
             return None
     return lambda: _close(versions, version)
+
+
+def _note_death(
+    versions: Versions, version: Version, handle: Handle, caller: Caller, process: int | None
+) -> None:
+    """What the death of a process that had the handle open says of what was written."""
+    by_opener = process is not None and process == handle.opener
+    own = version.user in (None, handle.user)
+    if finished.kills(by_opener=by_opener, closed=handle.flushed, own=own):
+        version.strike(Blow.KILL)
+    handle.part(Parting.LEAVE)
+    crashed = not by_opener and writers.crashed(caller.pid)
+    if crashed and _may_have_written(versions, process, caller, handle):
+        version.strike(Blow.CRASH)
+
+
+def _flushed(
+    versions: Versions, version: Version, handle: Handle, process: int | None, fate: Fate
+) -> Flushed:
+    by_opener = process is not None and process == handle.opener
+    others = (each for each in version.handles if each is not handle)
+    return Flushed(
+        fate,
+        by_opener,
+        is_last=all(each.flushed or each.bystander for each in others),
+        unpublished=version.unpublished,
+        changed=by_opener and version.unpublished and overtaking.changed(versions, version),
+        may_map=handle.flags & os.O_ACCMODE == os.O_RDWR,
+        fresh=version.fresh,
+    )
+
+
+def _note_content(
+    versions: Versions, version: Version, handle: Handle, caller: Caller, process: int
+) -> None:
+    """What the version holds when one of its writers is done with it, and others are not."""
+    now = overtaking.content(versions, version)
+    wrote = process in handle.wrote or writers.has_written(caller.pid)
+    if wrote and now != handle.as_joined:  # touch(1) moves the time of it, too
+        version.closers[process] = now
 
 
 def _may_have_written(
@@ -78,6 +103,13 @@ def _may_have_written(
     return not own and writers.has_written(caller.pid)
 
 
+def _close_mapped_or_unwritten(
+    versions: Versions, version: Version, handle: Handle, process: int
+) -> None:
+    if not _close_mapped(versions, version, handle, process):
+        _close_unwritten(versions, version, handle, process)
+
+
 def _close_mapped(versions: Versions, version: Version, handle: Handle, process: int) -> bool:
     """numpy.memmap("r+") closes the file that it has mapped ahead of the first store, of which
     nothing tells: the version goes live now, or its flushed stores would end with a kill."""
@@ -85,7 +117,7 @@ def _close_mapped(versions: Versions, version: Version, handle: Handle, process:
         return False
     with version.staged.lock, versions.lock:
         version.staged.touched = True
-        handle.flushed = True
+        handle.part(Parting.CLOSE)
         if not version.closed:
             return True
     _close(versions, version)
@@ -107,7 +139,8 @@ def close_empty(versions: Versions, asked_of: Iterable[Version], process: int | 
     for version in asked_of:
         with versions.lock:
             handles = set(version.handles)
-            asked = version.joinable and version.fresh and version.held and not version.killed
+            whole = version.fresh and version.held and version.writers is not Writers.KILLED
+            asked = version.joinable and whole
         if not asked or process is None or {each.opener for each in handles} != {process}:
             continue
         if not holders.holds(process, frozenset(version.numbers)):
@@ -119,10 +152,11 @@ def _finish_empty(versions: Versions, version: Version, closed: Set[Handle]) -> 
     """Commit it where these are all that have it open: nobody may be about to write it who
     would write in place then, be it a bystander."""
     with version.staged.lock, versions.lock:
-        if not version.fresh or version.killed or not overtaking.is_untouched(versions, version):
+        fresh, untouched = version.fresh, overtaking.is_untouched(versions, version)
+        if not finished.empty_is_whole(fresh, version.writers, untouched=untouched):
             return
         for handle in closed:
-            handle.flushed = True
+            handle.part(Parting.CLOSE)
         if not all(handle.flushed for handle in version.handles):
             return
         version.is_meant = True
@@ -130,7 +164,7 @@ def _finish_empty(versions: Versions, version: Version, closed: Set[Handle]) -> 
 
 
 def _close(versions: Versions, version: Version) -> None:
-    due = version.unpublished and _is_complete(versions, version)
+    due = version.unpublished and overtaking.is_complete(versions, version)
     if due and not _close_to_joiners(versions, version):
         return  # somebody has joined meanwhile: the last close commits
     _finish(versions, version, released=False)
@@ -142,8 +176,9 @@ def _close_to_joiners(versions: Versions, version: Version) -> bool:
     with versions.arrived:
         versions.arrived.wait_for(lambda: not version.expected, _EXPECTED_S)
         version.expected.clear()
-        version.closing = version.closed
-        return version.closing
+        closed = version.closed
+        version.turn(Turn.CLOSE if closed else Turn.GO_ON)
+        return closed
 
 
 def release(versions: Versions, handle: Handle) -> Callable[[], None] | None:
@@ -154,19 +189,27 @@ def release(versions: Versions, handle: Handle) -> Callable[[], None] | None:
     with versions.lock:
         version.handles.discard(handle)
         # The last that had it from its opener, so nobody has said that it is whole.
-        theirs = version.user in (None, handle.user)
-        version.killed |= theirs and handle.killed and not handle.flushed
-        if version.handles:
-            return (lambda: _close(versions, version)) if version.closed else None
+        if handle.hold is Hold.LEFT and version.user in (None, handle.user):
+            version.strike(Blow.KILL)
+        do = finished.at_release(left=bool(version.handles), closed=version.closed)
+        if do is Do.NOTHING:
+            return None
+        if do is Do.FINISH:
+            return lambda: _close(versions, version)
         if not version.expected:
-            version.closing = True
+            version.turn(Turn.CLOSE)
             # Without any FLUSH no open of it returned: who opened it was killed meanwhile.
             version.fresh = version.fresh and version.held
-            finished = version.unpublished and version.at and not version.killed
-            shown = finished and version.known and version.fresh
             with contextlib.suppress(OSError, CkptfsError):  # what follows hears of it
-                version.public |= bool(shown and not overtaking.overtaken(versions, version))
+                shown = finished.is_shown(_released(version))
+                version.public |= shown and not overtaking.overtaken(versions, version)
     return lambda: _release(versions, version)
+
+
+def _released(version: Version) -> Released:
+    return Released(
+        version.unpublished, version.at is not None, version.fresh, version.known, version.writers
+    )
 
 
 def _release(versions: Versions, version: Version) -> None:
@@ -183,10 +226,6 @@ def _release(versions: Versions, version: Version) -> None:
                 versions.end(version)
 
 
-def _is_complete(versions: Versions, version: Version) -> bool:
-    return overtaking.changed(versions, version) or (version.fresh and version.is_meant)
-
-
 def settle_lingering(versions: Versions, version: Version) -> None:
     """Seal it once nobody has it mapped any more."""
     with version.staged.lock:
@@ -197,48 +236,81 @@ def settle_lingering(versions: Versions, version: Version) -> None:
 
 def _finish(versions: Versions, version: Version, *, released: bool) -> None:
     """Commit what is complete. Raises what a commit raises, once for each who closes."""
-    staged = version.staged
-    with staged.lock:
-        if version.ended:
-            return
-        if version.failure is not None:
-            committing.abort(versions, version, str(version.failure))
-            raise version.failure
-        if version.mauled and version.unpublished and overtaking.changed(versions, version):
-            version.killed |= committing.judged(versions, version) is not Verdict.SOUND
-        if version.killed and version.unpublished:
+    with version.staged.lock:
+        do = finished.at_finish(_standing(version, released))
+        if do is Do.JUDGE:
+            _judge(versions, version)
+            do = finished.at_finish(_standing(version, released, judged=True))
+        if do is Do.SALVAGE:
             committing.publish_unfinished(versions, version)
-        if version.killed and version.unpublished:
-            # Others that write it too must hear of it: 0 from close says "committed".
-            version.failure = WriterKilled(
-                f"{staged.path}: a process that wrote it was killed; the bytes are in salvage"
-            )
-            committing.abort(versions, version, KILLED)
-            raise version.failure
-        if staged.state is State.SETTLED:
-            if version.lingering or not version.closed:  # it changes on: durable, at least
-                mapped.mark_live(versions, version)
-                versions.store.committer.make_durable(staged)
-            elif versions.store.reseal(staged):
-                versions.sealed(version)
-        elif version.at is None:
-            if released and version.unpublished:
-                versions.store.committer.discard(staged)
-        elif staged.state is State.OPEN:
-            try:
-                complete = _is_complete(versions, version) or (released and version.fresh)
-                done = version.closing and complete and committing.commit_in_turn(versions, version)
-            except OSError as error:
-                committing.abort(versions, version, str(error))
-                raise
-            if not done:
-                _not_due(versions, version, released)
+            do = finished.at_finish(_standing(version, released, judged=True))
+        _carry_out(do, versions, version, released)
+
+
+def _standing(version: Version, released: bool, *, judged: bool = False) -> Standing:
+    return Standing(
+        version.staged.state,
+        version.use,
+        version.writers,
+        failed=version.failure is not None,
+        named=version.at is not None,
+        closed=version.closed,
+        released=released,
+        judged=judged,
+    )
+
+
+def _judge(versions: Versions, version: Version) -> None:
+    """Whether what a crashed process may have written is whole all the same."""
+    if not overtaking.changed(versions, version):
+        return
+    if committing.judged(versions, version) is not Verdict.SOUND:
+        version.strike(Blow.KILL)
+
+
+def _carry_out(do: Do, versions: Versions, version: Version, released: bool) -> None:
+    if do is Do.FAIL and version.failure is not None:
+        committing.abort(versions, version, str(version.failure))
+        raise version.failure
+    if do is Do.SALVAGE:
+        _salvage(versions, version)
+    elif do is Do.MAKE_DURABLE:
+        mapped.mark_live(versions, version)
+        versions.store.committer.make_durable(version.staged)
+    elif do is Do.RESEAL:
+        if versions.store.reseal(version.staged):
+            versions.sealed(version)
+    elif do is Do.DROP:
+        versions.store.committer.discard(version.staged)
+    elif do is Do.COMMIT:
+        _commit_if_due(versions, version, released)
+
+
+def _salvage(versions: Versions, version: Version) -> None:
+    """Others that write it too must hear of it: 0 from close says "committed"."""
+    version.failure = WriterKilled(
+        f"{version.staged.path}: a process that wrote it was killed; the bytes are in salvage"
+    )
+    committing.abort(versions, version, KILLED)
+    raise version.failure
+
+
+def _commit_if_due(versions: Versions, version: Version, released: bool) -> None:
+    try:
+        complete = overtaking.is_complete(versions, version, released=released)
+        closing = version.use is not Use.JOINABLE
+        done = closing and complete and committing.commit_in_turn(versions, version)
+    except OSError as error:
+        committing.abort(versions, version, str(error))
+        raise
+    if not done:
+        _not_due(versions, version, released)
 
 
 def _not_due(versions: Versions, version: Version, released: bool) -> None:
     """It is overtaken, or unchanged: nobody waits for it, and who has it open may go on."""
     with versions.lock:
-        version.closing = released
+        version.turn(Turn.CLOSE if released else Turn.GO_ON)
         if released:
             versions.unplace(version)
     if released:
@@ -257,7 +329,7 @@ def stop(versions: Versions) -> None:
     versions.watch.stop()
     for version in list(versions.lingering):
         with version.staged.lock, contextlib.suppress(OSError, CkptfsError):
-            version.lingering = False
+            version.turn(Turn.UNMAP)
             _finish(versions, version, released=True)
         versions.end(version)
     versions.writeback.stop()

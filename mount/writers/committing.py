@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from ckptfs.errors import CkptfsError, final
 from ckptfs.structure import Verdict
 from ckptfs.telling.events import DISK_FULL, UNKNOWN
+from ckptfs.versions.life import Turn, Writers
 from ckptfs.versions.staged import Base, Inode
 
 from ..view.identity import identity
@@ -63,7 +64,8 @@ def _commit(versions: Versions, version: Version) -> None:
         if base is not None and not base.filled:
             _became_committed(versions, version, base)
         version.numbers.add(version.node.ident[1])
-        mapped.remember_mappers(versions, version)
+        if version.mappers or not version.known:
+            mapped.remember_mappers(versions, version)
         if not version.known or not version.closed:
             mapped.mark_live(versions, version)
         version.node.stands_for = 0
@@ -129,7 +131,8 @@ def publish_unfinished(versions: Versions, version: Version) -> None:
     if found is Content.DATABASE:
         _expose(versions, version)
         return
-    version.closing = version.is_log = True  # who opens it now joins what is published
+    version.turn(Turn.CLOSE)  # who opens it now joins what is published
+    version.is_log = True
     _commit(versions, version)
 
 
@@ -138,14 +141,14 @@ def publish_named(versions: Versions, version: Version, caller: Caller) -> None:
     name, and so says that it is whole: it is committed, and live from here on. Not of a
     stranger, nor what is broken by its structure. Raises what a commit raises."""
     with version.staged.lock:
-        if not version.joinable or version.at is None or version.killed or version.mauled:
+        if not version.joinable or version.at is None or version.writers is not Writers.WHOLE:
             return
         if overtaking.overtaken(versions, version) or not _is_written_by(
             versions, version, caller.process
         ):
             return
         if not _looks_broken(versions, version):
-            version.closing = True
+            version.turn(Turn.CLOSE)
             _commit(versions, version)
 
 

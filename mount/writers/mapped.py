@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from array import array
 
+from ckptfs.versions.life import Turn
 from ckptfs.versions.staged import Inode
 
 from ..processes import writers
@@ -38,7 +39,7 @@ def lingers(versions: Versions, version: Version) -> bool:
     if mapped:
         mark_live(versions, version)
     with versions.lock:
-        version.lingering = mapped
+        version.turn(Turn.MAP if mapped else Turn.UNMAP)
         if mapped:
             versions.lingering.add(version)
             versions.watch.wake()
@@ -46,12 +47,12 @@ def lingers(versions: Versions, version: Version) -> bool:
 
 
 def remember_mappers(versions: Versions, version: Version) -> None:
+    """Of one that somebody may have mapped: those who opened it so, or anybody."""
     with versions.lock:
         mappers = version.mappers if version.known else set()
-        if mappers or not version.known:
-            versions.mappings[version.node.ident[:2]] = _packed(mappers, version.numbers)
-            if len(versions.mappings) > _SEALS_REMEMBERED:
-                versions.mappings.popitem(last=False)
+        versions.mappings[version.node.ident[:2]] = _packed(mappers, version.numbers)
+        if len(versions.mappings) > _SEALS_REMEMBERED:
+            versions.mappings.popitem(last=False)
 
 
 def may_be_mapped(versions: Versions, inode: Inode) -> bool:

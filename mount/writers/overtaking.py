@@ -11,18 +11,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from ckptfs.errors import final
+from ckptfs.errors import CkptfsError, final
 from ckptfs.versions.life import VISIBLE
 from ckptfs.versions.staged import Fingerprint, Staged
 
 from ..processes import writers
 from ..view.model import Before, Directory, Version
+from . import finished
 from .versions import Versions
 
 
 def content(versions: Versions, version: Version) -> Fingerprint:
-    with _looking_at(versions, version):
+    try:
         return versions.store.committer.fingerprint(version.staged.fd)
+    except OSError as error:
+        raise _failed(versions, version, error) from None
 
 
 def is_untouched(versions: Versions, version: Version) -> bool:
@@ -31,20 +34,24 @@ def is_untouched(versions: Versions, version: Version) -> bool:
 
 
 def changed(versions: Versions, version: Version) -> bool:
-    with _looking_at(versions, version):
+    try:
         return versions.store.committer.changed(version.staged)
+    except OSError as error:
+        raise _failed(versions, version, error) from None
 
 
-@contextlib.contextmanager
-def _looking_at(versions: Versions, version: Version) -> Iterator[None]:
+def is_complete(versions: Versions, version: Version, *, released: bool = False) -> bool:
+    """Whether there is something to commit."""
+    empty = finished.empty_is_complete
+    return changed(versions, version) or empty(version.fresh, version.is_meant, released=released)
+
+
+def _failed(versions: Versions, version: Version, error: OSError) -> OSError | CkptfsError:
     """A version that cannot be looked at has failed: the close that hears of it is the last
     that anybody waits for."""
-    try:
-        yield
-    except OSError as error:
-        with versions.lock:
-            version.failure = version.failure or final(error)
-        raise version.failure from None
+    with versions.lock:
+        version.failure = version.failure or final(error)
+        return version.failure
 
 
 def cut_by(versions: Versions, process: int | None, others: list[Version]) -> Before:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from ckptfs.disk import osfs
 from ckptfs.room.writeback import Writeback
 from ckptfs.store import Store
+from ckptfs.versions.life import Turn
 from ckptfs.versions.staged import Inode
 
 from ..view.model import Directory, File, Handle, Node, Version, stands
@@ -126,7 +127,7 @@ class Versions:
         with self.lock:
             if version.ended or version.handles:
                 return
-            version.ended = True
+            version.turn(Turn.END)
             self.lingering.discard(version)
             self.unplace(version)
             if version.node.version is version:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import time
 
+from ckptfs.versions.life import Turn
+
 from ..processes import writers
 from ..view.model import Caller, Directory, Version
 from . import overtaking
@@ -53,7 +55,7 @@ def dismiss(versions: Versions, version: Version, caller: Caller) -> None:
         version.expected.pop(caller.pid, None)
         versions.arrived.notify_all()
         if not version.handles and not version.expected:
-            version.closing = True
+            version.turn(Turn.CLOSE)
     if version.closing:
         drop(versions, version)
 

@@ -14,6 +14,7 @@ import time
 
 from ckptfs.disk.worker import started
 from ckptfs.errors import CkptfsError
+from ckptfs.versions.life import Turn
 
 from ..processes import writers
 from ..processes.mappings import Snapshot
@@ -99,7 +100,7 @@ class Watch:
             if max(expected) > old and not visibility.abandoned(version):
                 return False
             version.expected.clear()
-            version.closing = True
+            version.turn(Turn.CLOSE)
         visibility.drop(self._versions, version)
         return True
 
