@@ -10,7 +10,7 @@ import pytest
 
 from ckptfs.mount.processes.writers import Fate
 from ckptfs.mount.writers import finished
-from ckptfs.mount.writers.finished import Do, Flushed, Released, Standing
+from ckptfs.mount.writers.finished import Do, Finishing, Flushed, Released
 from ckptfs.versions.life import FINAL, VISIBLE, State, Use, Writers
 
 CLOSE = Flushed(  # the one close of who has opened and written it
@@ -104,7 +104,7 @@ def test_what_is_shown_before_its_disk_work_is_done() -> None:
     assert not finished.is_shown(replace(SHOWN, writers=Writers.KILLED))
 
 
-OPEN = Standing(
+OPEN = Finishing(
     State.OPEN,
     Use.CLOSING,
     Writers.WHOLE,
@@ -144,18 +144,18 @@ DUE = [
 
 
 @pytest.mark.parametrize(("version", "do"), [row[1:] for row in DUE], ids=[row[0] for row in DUE])
-def test_what_is_due(version: Standing, do: Do) -> None:
+def test_what_is_due(version: Finishing, do: Do) -> None:
     assert finished.at_finish(version) is do
 
 
-def every_standing() -> list[Standing]:
+def every_finishing() -> list[Finishing]:
     flags = itertools.product((False, True), repeat=5)
     kinds = itertools.product(State, Use, Writers)
-    return [Standing(*kind, *more) for kind, more in itertools.product(kinds, flags)]
+    return [Finishing(*kind, *more) for kind, more in itertools.product(kinds, flags)]
 
 
 def test_c6_no_version_of_a_killed_writer_is_committed() -> None:
-    for version in every_standing():
+    for version in every_finishing():
         if version.writers is Writers.KILLED:
             assert finished.at_finish(version) is not Do.COMMIT
 
@@ -164,14 +164,14 @@ def test_what_is_visible_is_neither_dropped_nor_salvaged_and_what_is_not_is_neve
     None
 ):
     lost, sealed = {Do.DROP, Do.SALVAGE, Do.JUDGE, Do.COMMIT}, {Do.RESEAL, Do.MAKE_DURABLE}
-    for version in every_standing():
+    for version in every_finishing():
         do = finished.at_finish(version)
         assert version.state not in VISIBLE | FINAL or do not in lost
         assert version.state is State.SETTLED or do not in sealed
 
 
 def test_it_is_judged_once() -> None:
-    for version in every_standing():
+    for version in every_finishing():
         if version.judged:
             assert finished.at_finish(version) is not Do.JUDGE
 

@@ -19,7 +19,7 @@ from ..processes import holders, writers
 from ..processes.writers import Fate
 from ..view.model import Caller, Handle, Version
 from . import committing, finished, mapped, overtaking
-from .finished import Do, Flushed, Released, Standing
+from .finished import Do, Finishing, Flushed, Released
 from .versions import Versions
 
 _EXPECTED_S = 1.0  # how long a close waits for an open that was sent to look again
@@ -237,18 +237,18 @@ def settle_lingering(versions: Versions, version: Version) -> None:
 def _finish(versions: Versions, version: Version, *, released: bool) -> None:
     """Commit what is complete. Raises what a commit raises, once for each who closes."""
     with version.staged.lock:
-        do = finished.at_finish(_standing(version, released))
+        do = finished.at_finish(_finishing(version, released))
         if do is Do.JUDGE:
             _judge(versions, version)
-            do = finished.at_finish(_standing(version, released, judged=True))
+            do = finished.at_finish(_finishing(version, released, judged=True))
         if do is Do.SALVAGE:
             committing.publish_unfinished(versions, version)
-            do = finished.at_finish(_standing(version, released, judged=True))
+            do = finished.at_finish(_finishing(version, released, judged=True))
         _carry_out(do, versions, version, released)
 
 
-def _standing(version: Version, released: bool, *, judged: bool = False) -> Standing:
-    return Standing(
+def _finishing(version: Version, released: bool, *, judged: bool = False) -> Finishing:
+    return Finishing(
         version.staged.state,
         version.use,
         version.writers,

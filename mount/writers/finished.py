@@ -102,7 +102,7 @@ def is_shown(version: Released) -> bool:
 
 
 @dataclass(frozen=True)
-class Standing:
+class Finishing:
     state: State  # of its commit
     use: Use
     writers: Writers
@@ -117,7 +117,7 @@ class Standing:
         return self.state not in VISIBLE and self.state is not State.ABORTED
 
 
-def at_finish(version: Standing) -> Do:
+def at_finish(version: Finishing) -> Do:
     if version.use is Use.ENDED:
         return Do.NOTHING
     if version.failed:
