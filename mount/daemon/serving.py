@@ -36,6 +36,7 @@ from ..libfuse.session import PortableSession
 from ..operations import sessions
 from ..operations.whole import Operations
 from ..processes import writers
+from ..writers import closing, committing
 from . import apart, holding, inspect, logfile, program
 from .handover import Carried
 from .monitor import Monitor
@@ -349,8 +350,8 @@ class Daemon:
         self.ended.set()
         self.scrub.stop()
         self.tidier.stop()
-        self.operations.versions.abort_all(TAKEN_AWAY)
-        self.operations.versions.stop()
+        committing.abort_all(self.operations.versions, TAKEN_AWAY)
+        closing.stop(self.operations.versions)
         self.sharer.stop()
         self.monitor.stop()
         log.info("ended; %s", dict(self.store.counts))

@@ -12,6 +12,7 @@ from ...processes import writers
 from ...view.identity import Identity
 from ...view.model import Caller, File, Handle, Node
 from ...view.past import Generation
+from ...writers import visibility
 from ..context import Portable
 from ..descriptors import require_alone
 from ..inodes import Opened, Place
@@ -39,7 +40,7 @@ def open_file(portable: Portable, path: str, info: Any) -> int:
             opened = _enter(portable, place, caller, info.flags, None if begins else node.ident)
         except OSError:
             if version is not None:  # it may have been begun for this open, which does not come
-                portable.ops.versions.dismiss(version, caller)
+                visibility.dismiss(portable.ops.versions, version, caller)
             raise
         return portable.ops.open(node.id, info.flags, caller)
 
