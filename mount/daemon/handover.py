@@ -34,7 +34,7 @@ from ..view.model import Directory, File, Node, Openable, Version, Virtual
 from ..view.past import PastDirectory, PastFile, View
 
 # One more whenever a class that is written here changes its fields: tests/test_restart.py has them.
-FORMAT = 4
+FORMAT = 5
 _BATCH = 1000
 _FIXED = range(ROOT_ID, HISTORY_ID + 1)
 _RLOCK = type(threading.RLock())
