@@ -33,7 +33,8 @@ from ..view.identity import HISTORY_ID, ROOT_ID, Identity
 from ..view.model import Directory, File, Node, Openable, Version, Virtual
 from ..view.past import PastDirectory, PastFile, View
 
-# One more whenever a class that is written here changes its fields: tests/test_restart.py has them.
+# One more whenever a class that is written here changes its fields:
+# tests/mount/daemon/test_restart.py has them.
 FORMAT = 4
 _BATCH = 1000
 _FIXED = range(ROOT_ID, HISTORY_ID + 1)
