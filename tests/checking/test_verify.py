@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Mounted
 from harness import (
     NEW,
     NEWER,
@@ -24,6 +23,7 @@ from harness import (
     touch,
     two_versions,
 )
+from images import Mounted
 
 from ckptfs.checking import examine as checking
 from ckptfs.checking import opens

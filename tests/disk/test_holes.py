@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from blake3 import blake3
-from conftest import Mounted
+from images import Mounted
 
 from ckptfs.disk import digest, osfs, zeros
 from ckptfs.disk.digest import ALGORITHMS, CHUNK_BYTES, digest_file, hash_range

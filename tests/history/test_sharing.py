@@ -19,8 +19,8 @@ from typing import Any
 
 import mounts
 import pytest
-from conftest import Mounted, mounted_image
 from harness import condition, lineage, store_on
+from images import Mounted, mounted_image
 
 from ckptfs.checking.examine import Condition
 from ckptfs.disk.real import OsFs

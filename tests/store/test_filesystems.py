@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import _IMAGE_BYTES, _MAKE
 from harness import rot
+from images import IMAGE_BYTES, MAKE
 from users import ALICE, Lab, UserMount, user_mount
 
 OLD, NEW = "old " * 50_000, "new " * 60_000
@@ -19,7 +19,7 @@ OLD, NEW = "old " * 50_000, "new " * 60_000
 @pytest.fixture(scope="module", params=["ext4", "xfs", "btrfs"])
 def disk(request: pytest.FixtureRequest, _lab: Lab) -> Iterator[Path]:
     """A filesystem in an image file, mounted in the lab."""
-    kind, make = request.param, _MAKE[request.param]
+    kind, make = request.param, MAKE[request.param]
     if _lab.trouble:
         pytest.skip(f"cannot act as other users here: {_lab.trouble}")
     if shutil.which(make[0]) is None:
@@ -27,7 +27,7 @@ def disk(request: pytest.FixtureRequest, _lab: Lab) -> Iterator[Path]:
     image, path = _lab.base / f"{kind}.img", _lab.base / kind
     path.mkdir()
     with image.open("wb") as file:
-        file.truncate(_IMAGE_BYTES)
+        file.truncate(IMAGE_BYTES)
     subprocess.run([*make, image], check=True, stdout=subprocess.DEVNULL)
     mounted = _lab.run(0, "mount", "-o", "loop", "-t", kind, image, path)
     if mounted.returncode != 0:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mounts
 import pytest
-from conftest import Mounted, make_image, mount_image
+from images import Mounted, make_image, mount_image
 
 from ckptfs.tools.rig import sync
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from conftest import Mounted
 from harness import store_on
+from images import Mounted
 
 from ckptfs.tools.rig import sync
 from ckptfs.upkeep.usage import Share, usage

@@ -16,9 +16,9 @@ from typing import Any
 
 import mounts
 import pytest
-from conftest import mount_image
 from disks import LIMIT_S, Disk, disk_of, serving, verified
 from harness import rot
+from images import mount_image
 
 from ckptfs.tools import hooked, rig
 from ckptfs.tools.rig import sync

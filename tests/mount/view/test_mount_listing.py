@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from actors import Actor, actors
-from conftest import Mounted
+from images import Mounted
 from mounts import served
 from trees import WAYS, Shared, Tree, shared_by
 

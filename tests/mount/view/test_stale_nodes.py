@@ -12,7 +12,7 @@ from pathlib import Path
 import mounts
 import pytest
 import stale_nodes
-from conftest import Mounted
+from images import Mounted
 
 _PROGRAM = Path(stale_nodes.__file__)
 

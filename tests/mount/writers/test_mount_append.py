@@ -16,8 +16,8 @@ from pathlib import Path
 import mounts
 import pytest
 from actors import Actor, actors
-from conftest import Mounted
 from harness import rot
+from images import Mounted
 
 from ckptfs.tools.rig import sync
 
