@@ -35,7 +35,7 @@ from ..view.past import PastDirectory, PastFile, View
 
 # One more whenever a class that is written here changes its fields:
 # tests/mount/daemon/test_restart.py has them.
-FORMAT = 4
+FORMAT = 5
 _BATCH = 1000
 _FIXED = range(ROOT_ID, HISTORY_ID + 1)
 _RLOCK = type(threading.RLock())

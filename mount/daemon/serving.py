@@ -32,10 +32,11 @@ from ckptfs.upkeep.scrub import Scrub
 from ..kernel import mounting
 from ..kernel.beneath import covered
 from ..kernel.session import Session as KernelSession
-from ..libfuse.portable import PortableSession
+from ..libfuse.session import PortableSession
 from ..operations import sessions
 from ..operations.whole import Operations
 from ..processes import writers
+from ..writers import closing, committing
 from . import apart, holding, inspect, logfile, program
 from .handover import Carried
 from .monitor import Monitor
@@ -305,8 +306,8 @@ class Daemon:
         session = self.attach()
         if self.can_restart:
             self._restarter = Restarter(self, session)
-            session.restart = self._restarter.order
-            session.interrupted = self._restarter.interrupt
+            session.kernel.restart = self._restarter.order
+            session.kernel.interrupted = self._restarter.interrupt
         return session
 
     def _serves(self, ready: Callable[[list[str]], None]) -> None:
@@ -349,8 +350,8 @@ class Daemon:
         self.ended.set()
         self.scrub.stop()
         self.tidier.stop()
-        self.operations.versions.abort_all(TAKEN_AWAY)
-        self.operations.versions.stop()
+        committing.abort_all(self.operations.versions, TAKEN_AWAY)
+        closing.stop(self.operations.versions)
         self.sharer.stop()
         self.monitor.stop()
         log.info("ended; %s", dict(self.store.counts))

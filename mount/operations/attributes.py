@@ -23,6 +23,7 @@ from ..view.model import (
     Virtual,
     stands,
 )
+from ..writers import overtaking
 from . import commands, requests
 from .base import Slow, T, stale
 from .files import Files
@@ -160,7 +161,7 @@ class Attributes(Files):
             ):
                 os.ftruncate(staged.fd, size)
                 with self.lock:
-                    self.versions.overtakes(staged, parent, node.name, {})
+                    overtaking.overtakes(self.versions, staged, parent, node.name, {})
                 store.commit(staged, parent.fd, node.name)
         self.caches.drop_attributes(parent.id)
 

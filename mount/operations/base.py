@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
 import os
 import stat
@@ -33,7 +34,9 @@ from ..view.model import (
     stands,
 )
 from ..view.nodes import NodeTable
+from ..writers import mapped, visibility
 from ..writers.versions import Versions
+from ..writers.watch import Watch
 from .metadata import Metadata
 
 T = TypeVar("T")
@@ -118,7 +121,7 @@ class Base:
         self.store = store
         self.room = Room.of_process()
         self.nodes = NodeTable(store.root, self.room)
-        self.versions = Versions(store, self.nodes)
+        self.versions = Versions(store, self.nodes, Watch)
         self.lock = self.versions.lock
         self.handles = self.versions.handles
         self.metadata = Metadata(store)
@@ -127,7 +130,7 @@ class Base:
         self.versions.sealed = self._sealed
         self.versions.replaced = self._replaced
         store.guard.replaced = self._superseded
-        store.guard.written_here = self.versions.may_be_written
+        store.guard.written_here = functools.partial(mapped.may_be_written, self.versions)
         self._guests: dict[int, Handle] = {}  # by nodes that others have open, too
         self.ids = itertools.count(1)
         self.listing_key = listing.new_key()
@@ -159,7 +162,7 @@ class Base:
             parent = self.nodes.directory(parent_id)
             staged = self.versions.at(parent, name)
             if staged:
-                own = self.versions.visible_to(caller, parent, name)
+                own = visibility.visible_to(self.versions, caller, parent, name)
                 if own is not None:
                     return self._entry(own.node, os.fstat(own.staged.fd))
             try:

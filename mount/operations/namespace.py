@@ -24,6 +24,7 @@ from ..view.model import (
     Virtual,
     stands,
 )
+from ..writers import closing, committing, naming
 from .base import Base, Entry, New, Slow, or_nothing, own, owner, stale
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
@@ -167,8 +168,8 @@ class Namespace(Base):
 
         def link() -> Entry:
             if version is not None:
-                self.versions.wait_settled(version)
-                self.versions.publish_named(version, caller)
+                closing.wait_settled(self.versions, version)
+                committing.publish_named(self.versions, version, caller)
             with self.store.committer.path_lock(source.fd, node.name), self.lock:
                 return self._link(node, source, parent, name)
 
@@ -198,7 +199,7 @@ class Namespace(Base):
 
         def unlink() -> None:
             self.store.room.before_freeing()
-            with self.versions.held(parent, name) as staged:
+            with naming.held(self.versions, parent, name) as staged:
                 try:
                     with self._losing_its_name(parent, name):
                         self.store.committer.unlink(parent.fd, name, parent.child_path(name))
@@ -215,7 +216,7 @@ class Namespace(Base):
     def _orphan(self, versions: list[Version]) -> None:
         """The kernel knows it of the one that it has removed alone: another caller's."""
         for version in versions:
-            self.versions.orphan(version)
+            naming.orphan(self.versions, version)
             self.caches.drop_attributes(version.node.id)
 
     @contextlib.contextmanager
@@ -278,7 +279,7 @@ class Namespace(Base):
             with self.lock:
                 self.versions.tell(parent, name)
                 self.versions.tell(target, new_name)
-            with self.versions.held(parent, name, (target, new_name)) as held:
+            with naming.held(self.versions, parent, name, (target, new_name)) as held:
                 change = self._exchange if flags & RENAME_EXCHANGE else self._rename
                 change(parent, name, target, new_name, flags, caller, held)
 
@@ -291,7 +292,7 @@ class Namespace(Base):
         for version in versions:
             now = self.store.committer.fingerprint(version.staged.fd)
             if now in (version.synced, version.closers.get(caller.process or 0)):
-                self.versions.publish_named(version, caller)
+                committing.publish_named(self.versions, version, caller)
 
     def _rename(
         self,
@@ -327,7 +328,7 @@ class Namespace(Base):
             with self.lock:
                 self._orphan(replaced)
                 for version in moving:
-                    self.versions.move(version, target, new_name, caller)
+                    naming.move(self.versions, version, target, new_name, caller)
                 if node is not None:
                     self.nodes.move(node, target, new_name)
                     self.caches.drop_attributes(node.id)  # its ctime has moved
@@ -358,7 +359,7 @@ class Namespace(Base):
             with self.lock:
                 for versions, node, place in zip(staged, nodes, reversed(places), strict=True):
                     for version in versions:
-                        self.versions.move(version, *place, None)
+                        naming.move(self.versions, version, *place, None)
                     if node is not None:
                         self.nodes.move(node, *place)
                         self.caches.drop_attributes(node.id)

@@ -13,6 +13,7 @@ from ckptfs.upkeep import fsck
 
 from ..view.identity import CONTROL_ID
 from ..view.model import Caller, File, Node, Virtual, stands
+from ..writers import mapped, naming
 from .base import Base, stale
 from .commands import ACK, ADOPT, CLEAN, QUARANTINED, ROLLBACK, TIDY, VERIFY
 
@@ -35,12 +36,12 @@ def _perform_on_file(ops: Base, node: File, key: str, value: bytes, caller: Call
     assert node.parent is not None
     at, name, path = node.parent.fd, node.name, node.path()
     store = ops.store
-    with ops.versions.held(node.parent, name), store.committer.path_lock(at, name):
+    with naming.held(ops.versions, node.parent, name), store.committer.path_lock(at, name):
         if node.kind != stat.S_IFREG or not stands(node):
             raise stale()
         status = os.stat(name, dir_fd=at, follow_symlinks=False)
         if key == VERIFY:
-            if ops.versions.may_be_mapped(node.ident[:2]):
+            if mapped.may_be_mapped(ops.versions, node.ident[:2]):
                 store.committer.reseal_committed(at, name)
             store.check(path, at, name, direct=True)
         elif ops.in_place(node.parent, name):

@@ -29,7 +29,12 @@ REACHING = {
     "ckptfs.mount.operations.relay",
     "ckptfs.mount.operations.requests",
     "ckptfs.mount.view.past",
-    "ckptfs.mount.writers.versions",
+    "ckptfs.mount.writers.closing",
+    "ckptfs.mount.writers.committing",
+    "ckptfs.mount.writers.mapped",
+    "ckptfs.mount.writers.naming",
+    "ckptfs.mount.writers.overtaking",
+    "ckptfs.mount.writers.visibility",
     "ckptfs.upkeep.fsck",
 }
 MAKING = {"ckptfs.cli.cleaning": {"ckptfs.versions.commit.Committer"}}

@@ -26,6 +26,7 @@ CLASSES = {
     "File",
     "Found",
     "Inode",
+    "Judge",
     "Kind",
     "Mount",
     "Node",
