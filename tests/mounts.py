@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ckptfs.tools.rig import PLAIN_PROGRAM
+from ckptfs.tools.harness.rig import PLAIN_PROGRAM
 
 PYTHON = sys.executable
 CONNECTIONS = Path("/sys/fs/fuse/connections")

@@ -24,8 +24,8 @@ from ckptfs.disk.real import OsFs
 from ckptfs.errors import CkptfsError, Rotten
 from ckptfs.modes import Mode
 from ckptfs.store import Options, Store
-from ckptfs.tools.crashfs import CrashFs
-from ckptfs.tools.faults import (
+from ckptfs.tools.harness.crashfs import CrashFs
+from ckptfs.tools.harness.faults import (
     CHANGES,
     SYNCS,
     Before,

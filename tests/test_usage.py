@@ -8,7 +8,7 @@ from pathlib import Path
 from conftest import Mounted
 from harness import store_on
 
-from ckptfs.tools.rig import sync
+from ckptfs.tools.harness.rig import sync
 from ckptfs.upkeep.usage import Share, usage
 
 MIB = 1 << 20

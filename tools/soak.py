@@ -25,7 +25,7 @@ from pathlib import Path
 
 import click
 
-from .rig import Mount
+from .harness.rig import Mount
 
 _NAMES = 40
 _WORKERS = 3
