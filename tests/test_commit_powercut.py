@@ -22,6 +22,7 @@ from ckptfs.disk import osfs
 from ckptfs.errors import CkptfsError
 from ckptfs.modes import Mode
 from ckptfs.store import Options, Store
+from ckptfs.tools.harness.broken import RecordAfterFsync, RenameBeforeFsync, without
 from ckptfs.tools.harness.crashfs import CrashFs
 from ckptfs.tools.harness.faults import (
     CHANGES,
@@ -29,9 +30,6 @@ from ckptfs.tools.harness.faults import (
     Before,
     Call,
     Ignoring,
-    RecordAfterFsync,
-    RenameBeforeFsync,
-    without,
 )
 
 Contents = dict[str, bytes | None]

@@ -14,7 +14,7 @@ from ckptfs.disk import osfs
 from ckptfs.disk.real import OsFs
 from ckptfs.modes import Mode
 from ckptfs.store import Options, Store
-from ckptfs.tools.harness.faults import Recording
+from ckptfs.tools.harness.trace import Recording
 
 GOLDEN = Path(__file__).parent / "golden"
 

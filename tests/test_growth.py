@@ -24,6 +24,7 @@ from ckptfs.disk.real import OsFs
 from ckptfs.errors import CkptfsError, Rotten
 from ckptfs.modes import Mode
 from ckptfs.store import Options, Store
+from ckptfs.tools.harness.broken import without
 from ckptfs.tools.harness.crashfs import CrashFs
 from ckptfs.tools.harness.faults import (
     CHANGES,
@@ -33,7 +34,6 @@ from ckptfs.tools.harness.faults import (
     FailAlways,
     Ignoring,
     Intercepted,
-    without,
 )
 
 MORE, MOST = b"and more " * 90, b"and most " * 80

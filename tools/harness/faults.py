@@ -1,4 +1,4 @@
-"""Wrappers of a :class:`~ckptfs.disk.filesystem.FileSystem`: calls are recorded, failed, dropped.
+"""Wrappers of a :class:`~ckptfs.disk.filesystem.FileSystem`: calls are counted, failed, dropped.
 
 After pebble's errorfs: the code under test is handed the wrapper and knows nothing of it. Each
 wrapper says in ``around`` what becomes of a call; which methods there are is read off the protocol,
@@ -7,23 +7,18 @@ so a method that is added to it is covered from then on. Wrappers stack. Thread-
 
 from __future__ import annotations
 
-import contextlib
 import errno as _errno
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Container
 from typing import Any, cast
 
 from ckptfs.disk.filesystem import FileSystem
-from ckptfs.records import format as fmt
-from ckptfs.versions.life import Step
 
-_MOMENT_S = 0.02  # in which others may make the disk write
+_POLL_S = 0.02
 
 Hook = Callable[["Call"], None]
-Wrap = Callable[[Any], "Intercepted"]
 
 METHODS = frozenset(name for name in vars(FileSystem) if not name.startswith("_"))
 # close(2) of a local filesystem reports nothing that an fsync did not; the clock, a process's own
@@ -198,7 +193,7 @@ class LongReadsWait(Intercepted):
     def around(self, call: Call) -> Any:
         if call.method == "readinto" and os.fstat(call.arguments[0]).st_size >= self.LONG_BYTES:
             while os.path.exists(self.trigger):
-                time.sleep(_MOMENT_S)
+                time.sleep(_POLL_S)
         return call.run()
 
 
@@ -230,81 +225,6 @@ class Ignoring(Intercepted):
         return call.run()
 
 
-class RenameBeforeFsync(Intercepted):
-    """The fsync that follows the record is put off until a moment after the rename."""
-
-    def __init__(self, below: Any) -> None:
-        super().__init__(below)
-        self.sealed = -1
-        self.late: list[Callable[[], Any]] = []
-
-    def around(self, call: Call) -> Any:
-        if call.method == "setxattr":
-            self.sealed = call.arguments[0]
-        if call.method == "fsync" and call.arguments[0] == self.sealed:
-            self.sealed = -1
-            self.late.append(call.run)
-            return None
-        result = call.run()
-        if call.method == "rename" and self.late:
-            time.sleep(_MOMENT_S)
-            while self.late:
-                with contextlib.suppress(OSError):  # its descriptor is closed: never synced, then
-                    self.late.pop()()
-        return result
-
-
-class LateRecord(Intercepted):
-    """Records are written late, and nothing makes them durable."""
-
-    def __init__(self, below: Any) -> None:
-        super().__init__(below)
-        self.late: list[Callable[[], Any]] = []
-
-    def is_time(self, call: Call) -> bool:
-        """Whether they are written after this call."""
-        raise NotImplementedError
-
-    def around(self, call: Call) -> Any:
-        if call.method == "setxattr" and not fmt.is_note(call.arguments[2]):
-            self.late.append(call.run)
-            return None
-        result = call.run()
-        while self.late and self.is_time(call):
-            with contextlib.suppress(OSError):  # its descriptor is closed: never recorded
-                self.late.pop()()
-        return result
-
-
-class RecordAfterFsync(LateRecord):
-    """After the fsync that should have made it durable."""
-
-    def is_time(self, call: Call) -> bool:
-        return call.method == "fsync"
-
-
-class RecordAfterSettling(LateRecord):
-    """Once the file stands under its name."""
-
-    def is_time(self, call: Call) -> bool:
-        return call.method == "step" and call.arguments[0] == Step.SETTLED
-
-
-def without(*methods: str) -> Wrap:
-    """Calls of these do nothing."""
-    return lambda fs: Ignoring(fs, lambda call: call.method in methods)
-
-
-# Commits that are wrong, by what is wrong: what a harness for crashes has to catch.
-BROKEN: dict[str, Wrap] = {
-    "fsync left out": without("fsync"),
-    "directory fsync left out": without("fsync_dir"),
-    "rename before fsync": RenameBeforeFsync,
-    "record after fsync": RecordAfterFsync,
-    "record after settling": RecordAfterSettling,
-}
-
-
 class BadMemory(Intercepted):
     """Reads through the page cache have the lowest bit of their first byte flipped, reads past it
     do not: a bad memory cell under a sound disk. ``direct_too`` is a bad disk."""
@@ -331,104 +251,3 @@ class BadMemory(Intercepted):
 
     def _lies(self, call: Call) -> bool:
         return self.armed and (self.direct_too or call.arguments[0] not in self._direct)
-
-
-# --- golden traces -------------------------------------------------------------------------------
-
-_ID = re.compile(r"[0-9a-f]{16}")
-
-
-class Recording(Intercepted):
-    """A trace of the calls as readable text, the same on every run.
-
-    ``names`` gives the directories that are open already; ``wanted`` selects methods. Files stand
-    under the name they were opened by. Transaction ids become ``<tx>``, ``<tx2>`` … in order of
-    appearance, lineages ``<lineage>``; below ``.ckptfs`` paths start at its folders.
-    """
-
-    def __init__(
-        self,
-        below: FileSystem | Intercepted,
-        names: dict[int, str],
-        wanted: Container[str] = CHANGES | SYNCS,
-    ) -> None:
-        super().__init__(below)
-        self.wanted = wanted
-        self.trace: list[str] = []
-        self._names = dict(names)
-        self._labels: dict[str, str] = {}
-        self._guard = threading.Lock()
-
-    def around(self, call: Call) -> Any:
-        with self._guard:
-            line = self._line(call) if call.method in self.wanted else None
-        if line is not None:
-            self.trace.append(line)
-        try:
-            result = call.run()
-        except OSError as error:
-            if line is not None:
-                self.trace[-1] += f" -> {_errno.errorcode.get(error.errno or 0, 'OSError')}"
-            raise
-        if call.method in ("open", "open_direct"):
-            at, name, *flags = call.arguments
-            self._names[result] = self._path(at, name)
-            if flags and flags[0] & os.O_CREAT and "create" not in self.wanted:
-                self.trace.append(f"create {self._names[result]}")
-        return result
-
-    def start(self) -> None:
-        """Begin anew, with ids counted from here."""
-        self.trace.clear()
-        self._labels.clear()
-
-    def text(self) -> str:
-        return "".join(f"{line}\n" for line in self.trace)
-
-    def _line(self, call: Call) -> str:
-        given = call.arguments
-        if call.method in ("rename", "exchange", "link"):
-            return f"{call.method} {self._path(*given[:2])} -> {self._path(*given[2:])}"
-        if call.method in ("unlink", "mkdir", "rmdir", "lstat", "open", "open_direct"):
-            return f"{call.method} {self._path(*given[:2])}"
-        name = self._names.get(given[0], f"fd {given[0]}") if given else ""
-        return " ".join(filter(None, (call.method, name, self._detail(call))))
-
-    def _detail(self, call: Call) -> str:
-        given = call.arguments
-        if call.method in ("setxattr", "removexattr", "getxattr"):
-            if call.method == "setxattr" and given[1] == fmt.XATTR:
-                return "note" if fmt.is_note(given[2]) else "record"
-            return str(given[1])
-        if call.method == "write":
-            return f"{given[2]}+{len(given[1])}" if self._data(given[0]) else ""
-        if call.method in ("clean", "start_writeback"):
-            return f"{given[1]}+{given[2]}"
-        if call.method in ("copy", "copy_metadata", "copy_times"):
-            return f"-> {self._names.get(given[1], '?')}"
-        return ""
-
-    def _data(self, fd: int) -> bool:
-        """Whether the length of what is written says anything: drafts hold ids and counters."""
-        return not self._names.get(fd, "").endswith((".<draft>", ".json"))
-
-    def _path(self, at: int, name: str) -> str:
-        above = self._names.get(at, "?")
-        name = self._label(above, name)
-        path = above if name == "." else name if above == "." else f"{above}/{name}"
-        return path.removeprefix(f"{fmt.CONTROL}/") or path
-
-    def _label(self, above: str, name: str) -> str:
-        head, dot, tail = name.rpartition(".")
-        if dot and _ID.fullmatch(tail):
-            return f"{'<inode>' if head.isdigit() else head}.<draft>"
-        if above == fmt.SIDECAR and name.isdigit():
-            return "<inode>"
-        stem, dot, suffix = name.partition(".")
-        if not _ID.fullmatch(stem):
-            return name
-        kind = "lineage" if above == fmt.HISTORY else "tx"
-        if stem not in self._labels:
-            seen = sum(label.startswith(f"<{kind}") for label in self._labels.values())
-            self._labels[stem] = f"<{kind}{seen + 1 if seen else ''}>"
-        return self._labels[stem] + dot + suffix

@@ -8,7 +8,8 @@ from pathlib import Path
 from ckptfs.disk.filesystem import FileSystem
 from ckptfs.disk.real import OsFs
 
-from ...harness.faults import BROKEN, Before, Call
+from ...harness.broken import BROKEN
+from ...harness.faults import Before, Call
 from .oracle import Marks
 
 MARKING = f"{__name__}:marking"  # for ``harness.hooked``

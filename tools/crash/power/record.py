@@ -35,7 +35,7 @@ _START_SYNC = 0x80089418  # BTRFS_IOC_START_SYNC
 
 @dataclass(frozen=True)
 class Setting:
-    """What is recorded. ``broken`` names a commit with a fault of its own (``faults.BROKEN``);
+    """What is recorded. ``broken`` names a commit with a fault of its own (``harness.broken``);
     without ``barriers`` the filesystem never flushes the device."""
 
     kind: str

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from ckptfs.modes import Mode
 from ckptfs.versions.life import Step
 
-from ...harness.faults import BROKEN
+from ...harness.broken import BROKEN
 from ...harness.study import Row, markdown
 from .device import KINDS
 from .record import PLAIN

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ckptfs.modes import Mode
 
-from ...harness.faults import BROKEN
+from ...harness.broken import BROKEN
 from ...harness.study import Row
 from . import device
 from .check import NO_FILESYSTEM, judging, severity
