@@ -15,7 +15,7 @@ from pathlib import Path
 import mounts
 import pytest
 
-from ckptfs.tools.bench.__main__ import ROWS
+from ckptfs.tools.bench.rows import ROWS
 from ckptfs.tools.harness.rig import alternate, mounted_device
 from ckptfs.tools.harness.stats import Estimate, estimate, ratio, size_text
 

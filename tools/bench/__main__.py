@@ -34,11 +34,9 @@ from ckptfs.units import parse_bytes
 
 from ..harness import plots
 from ..harness.rig import Mount, fill_page_cache, memory, mount_table
-from .cost import ROW, cost, machine, markdown, plot
-from .rows import ON_THE_MOUNT, QUICK, Bench, Result, Sizes
-from .rows import ROWS as USUAL
-
-ROWS = {**USUAL, ROW: cost}
+from .cost import machine, markdown, plot
+from .measure import QUICK, Bench, Result, Sizes
+from .rows import ON_THE_MOUNT, ROWS, USUAL
 
 
 def run(

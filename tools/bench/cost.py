@@ -20,7 +20,8 @@ import click
 from ..harness import plots
 from ..harness.rig import Mount, Subject, memory, mount_table, timed
 from ..harness.stats import Estimate, estimate, ratio
-from .rows import Bench, Result, only, state_of, synced, torch_or_fail
+from .by_hand import state_of, synced, torch_or_fail
+from .measure import Bench, Result, only
 
 ROW = "cost"
 PLAIN, DURABLE = "plain torch.save", "plain + fsync"
