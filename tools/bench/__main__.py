@@ -14,10 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-import signal
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -30,10 +26,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ckptfs.errors import CkptfsError
-from ckptfs.units import parse_bytes
 
 from ..harness import plots
-from ..harness.rig import Mount, fill_page_cache, memory, mount_table
+from ..harness.command import bytes_of, end_on_sigterm, own_folder
+from ..harness.rig import Mount, fill_page_cache, memory
 from .cost import machine, markdown, plot
 from .measure import QUICK, Bench, Result, Sizes
 from .rows import ON_THE_MOUNT, ROWS, USUAL
@@ -50,8 +46,7 @@ def run(
     """Measure ``rows`` below ``directory``; nothing of it is left there, whatever happens."""
     console = Console(stderr=True)
     with contextlib.ExitStack() as ending, _progress(console) as progress:
-        folder = Path(tempfile.mkdtemp(prefix="ckptfs-bench-", dir=os.path.realpath(directory)))
-        ending.callback(_remove, folder)
+        folder = ending.enter_context(own_folder(directory, "bench"))
         bench = Bench(folder, sizes, control, progress.advance)
         if fill_cache:
             progress.begin("Fill the page cache.")
@@ -65,14 +60,6 @@ def run(
             for result in bench.results[known:]:
                 progress.console.print(_line(result), highlight=False, markup=False, soft_wrap=True)
     return bench.results
-
-
-def _remove(folder: Path) -> None:
-    """Only what is not served: below a mount the files of a stuck server would be waited for."""
-    if any(fields[4].startswith(f"{folder}/") for fields in mount_table()):
-        click.echo(f"{folder}: still mounted, left where it is", err=True)
-        return
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Steps:
@@ -137,13 +124,6 @@ def _show_cost(results: list[Result], directory: str, sizes: Sizes, stem: str | 
         click.echo(plots.NO_MATPLOTLIB, err=True)
 
 
-def _bytes(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
 def _row_set(text: str) -> set[str]:
     rows = set(filter(None, text.split(",")))
     if unknown := sorted(rows - set(ROWS)):
@@ -165,12 +145,12 @@ def _row_set(text: str) -> set[str]:
 @click.option("--quick", is_flag=True, help="Tiny sizes: whether it works, not how fast.")
 def main(directory: str, rows: str, rounds: int, size: str, **given: Any) -> None:
     """Measure ckptfs against the plain directory, on the filesystem of DIRECTORY."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    memory_bytes = _bytes(given["memory_size"])
-    ring = memory() // (3 * _bytes(size)) if given["fill_cache"] else 0
-    largest = _bytes(given["largest"])
+    end_on_sigterm()
+    memory_bytes = bytes_of(given["memory_size"])
+    ring = memory() // (3 * bytes_of(size)) if given["fill_cache"] else 0
+    largest = bytes_of(given["largest"])
     cost = tuple(size for size in Sizes.cost_bytes if size <= largest)
-    sizes = Sizes(rounds, ring, _bytes(size), memory_bytes, cost_bytes=cost)
+    sizes = Sizes(rounds, ring, bytes_of(size), memory_bytes, cost_bytes=cost)
     sizes = QUICK if given["quick"] else sizes
     try:
         results = run(

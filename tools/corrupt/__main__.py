@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,9 +19,9 @@ from pathlib import Path
 import click
 
 from ckptfs.errors import CkptfsError
-from ckptfs.units import parse_bytes
 
 from ..harness import plots
+from ..harness.command import bytes_of, end_on_sigterm
 from ..harness.study import Row, Rows, progress
 from .batch import run, shortcomings
 from .draw import Trial, trial
@@ -105,13 +104,6 @@ def report(
     return not fell and not unheld(rows)
 
 
-def _bytes(_: click.Context, __: click.Parameter, text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
 @click.command()
 @click.option("--trials", type=click.IntRange(0), default=16_000, show_default=True)
 @click.option("--reads", type=click.IntRange(0), default=100_000, show_default=True)
@@ -123,7 +115,9 @@ def _bytes(_: click.Context, __: click.Parameter, text: str) -> int:
     type=click.Path(exists=True, file_okay=False),
     help="A directory on the filesystem to study; --out by default.",
 )
-@click.option("--max-size", default="256MiB", show_default=True, callback=_bytes)
+@click.option(
+    "--max-size", default="256MiB", show_default=True, callback=lambda _, __, text: bytes_of(text)
+)
 @click.option("--batch", type=click.IntRange(1), default=250, help="Trials to a mount.")
 @click.option("--only", type=int, multiple=True, metavar="TRIAL", help="Repeat, keep no rows.")
 @click.option("--control", is_flag=True, help="Mount with --verify off: damage gets through.")
@@ -144,7 +138,7 @@ def main(
     Exit 0 if all promises held, 1 if not. With --control: 0 if all damage of a file's bytes was
     seen as wrong bytes. Needs root, for mounts; torch, numpy and safetensors; matplotlib to plot.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_on_sigterm()
     folder = Path(out)
     options = ["--seed", str(seed), "--max-size", str(max_size), *(["--control"] * control)]
     try:

@@ -13,12 +13,10 @@ import contextlib
 import os
 import resource
 import select
-import shutil
 import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -28,6 +26,7 @@ import click
 
 from ckptfs.errors import CannotServe
 
+from ..harness.command import end_on_sigterm, own_folder
 from ..harness.rig import Mount
 from .attacks import ATTACKS
 
@@ -229,19 +228,17 @@ def _chosen(text: str) -> list[str]:
 @click.option("--ckptfs", "command", help="The command of another ckptfs, which then serves.")
 def main(directory: str, attacks: str, seconds: float, target: float, command: str | None) -> None:
     """Measure what a hostile user costs another one. Makes a loop device in DIRECTORY."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_on_sigterm()
     if os.geteuid() != 0:
         raise click.ClickException("it makes a loop device and acts as two users: run it as root")
     missed = False
     click.echo(HEADING)
     for attack in _chosen(attacks):
-        folder = Path(tempfile.mkdtemp(prefix="ckptfs-hostile-", dir=os.path.realpath(directory)))
         try:
-            row = measure(folder, attack, seconds, command)
+            with own_folder(directory, "hostile") as folder:
+                row = measure(folder, attack, seconds, command)
         except CannotServe as error:
             raise click.ClickException(str(error)) from None
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
         click.echo(row)
         missed |= row.failures > 0 or row.quantile(0.99) > target
     sys.exit(1 if missed else 0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ import click
 
 from ckptfs.errors import CkptfsError
 
+from ...harness.command import end_on_sigterm
 from ...harness.study import Row, Rows, markdown, progress
 from .app import SCENARIOS
 from .arming import FAULTS
@@ -146,7 +146,7 @@ def faults(
     Exit 0 if all promises held, 1 if not. With --control: 0 if the lies were seen. Needs root, for
     mounts.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_on_sigterm()
     folder = Path(out)
     try:
         if only:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -22,6 +21,7 @@ import click
 
 from ckptfs.errors import CkptfsError
 
+from ...harness.command import end_on_sigterm
 from ...harness.study import Row, Rows, progress
 from .draw import DAEMON, PAPER, PAPER_MODES, PAPER_TRIALS, PLAIN, WRITER, Trial, trial
 from .jobs import Batch, Jobs
@@ -133,7 +133,7 @@ def kills(
     Exit 0 if all promises held, 1 if not. With --control: 0 if violations were seen. Needs root,
     for mounts; torch and safetensors.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_on_sigterm()
     folder, without = Path(out), control or ""
     counts = {WRITER: writers, DAEMON: 0 if without == PLAIN else daemons}
     if paper:

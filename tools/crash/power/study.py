@@ -8,7 +8,6 @@ An interrupted study goes on with the units that are not there yet.
 from __future__ import annotations
 
 import multiprocessing
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ import click
 from ckptfs.errors import CannotServe, CkptfsError
 
 from ...harness import plots
+from ...harness.command import end_on_sigterm
 from ...harness.study import Row, Rows, Step, progress
 from .check import judging
 from .device import KINDS, why_not
@@ -151,7 +151,7 @@ def power(
     --replay: look at the STATEs of a kept recording again. Exit 0 if all promises held and every
     control was caught, 1 if not. Needs root and qemu-storage-daemon; torch and safetensors.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_on_sigterm()
     try:
         if again is not None:
             sys.exit(0 if replay(again, only) else 1)
