@@ -16,7 +16,6 @@ import random
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from pathlib import Path
 
 import click
 
-from .rig import Mount
+from .harness.command import end_on_sigterm, own_folder
+from .harness.rig import Mount
 
 _NAMES = 40
 _WORKERS = 3
@@ -187,13 +187,10 @@ def soak(directory: Path, minutes: float, every_s: float) -> list[Sample]:
 @click.option("--every", "every_s", type=float, default=60.0, show_default=True, help="Seconds.")
 def main(directory: str, minutes: float, every_s: float) -> None:
     """Watch memory and descriptors of a daemon under mixed work, in a new folder of DIRECTORY."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    folder = Path(tempfile.mkdtemp(prefix="ckptfs-soak-", dir=os.path.realpath(directory)))
-    try:
+    end_on_sigterm()
+    with own_folder(directory, "soak") as folder:
         click.echo(HEADING)
         samples = soak(folder / "served", minutes, every_s)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     found = grew(samples)
     for what in found:
         click.echo(f"{what} grew in the second half", err=True)

@@ -30,7 +30,7 @@ def doctor(directory: str) -> None:
 def demo(megabytes: int) -> None:
     """Train, kill, corrupt and recover in a temporary directory, and show what happens."""
     try:
-        from ckptfs.tools.demo import run
+        from ckptfs.tools.demo.run import run
     except ImportError as error:
         raise CannotServe(f"the demo needs torch: pip install 'ckptfs[torch]' ({error})") from None
     sys.exit(run(megabytes))

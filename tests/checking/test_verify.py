@@ -33,7 +33,7 @@ from ckptfs.errors import Rotten
 from ckptfs.records import format as fmt
 from ckptfs.records.walk import walk
 from ckptfs.store import Store
-from ckptfs.tools.faults import BadMemory, Call, Intercepted
+from ckptfs.tools.harness.faults import BadMemory, Call, Intercepted
 from ckptfs.upkeep.fsck import Check, Scope
 
 pytestmark = pytest.mark.usefixtures("no_leaks")

@@ -17,7 +17,7 @@ from ckptfs.disk import digest
 from ckptfs.disk.digest import ALGORITHMS, CHUNK_BYTES, digest_file
 from ckptfs.disk.real import OsFs
 from ckptfs.errors import UsageError
-from ckptfs.tools.faults import Before, Call, FailNth, Intercepted
+from ckptfs.tools.harness.faults import Before, Call, FailNth, Intercepted
 
 SIZES = [0, 1, 4095, 4096, 4097, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES + 5]
 READ_BYTES = 512 << 10

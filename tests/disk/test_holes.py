@@ -20,7 +20,7 @@ from ckptfs.disk.digest import ALGORITHMS, CHUNK_BYTES, digest_file, hash_range
 from ckptfs.disk.real import OsFs
 from ckptfs.disk.sums import Sums, differing
 from ckptfs.disk.zeros import FROM_BYTES, Zeros, kept_length, next_kept
-from ckptfs.tools.faults import Before, Call
+from ckptfs.tools.harness.faults import Before, Call
 
 KINDS = ("hole", "data", "zeros", "unwritten", "punched", "mapped")
 LENGTHS = (1, 4095, 4096, 65_536, 524_288, 1_048_577, CHUNK_BYTES, 2 * CHUNK_BYTES + 12_345)

@@ -16,8 +16,8 @@ from ckptfs.checking import orphans
 from ckptfs.disk import osfs
 from ckptfs.history import earlier
 from ckptfs.store import Options, Store
-from ckptfs.tools.crashfs import CrashFs
-from ckptfs.tools.faults import CHANGES, SYNCS, Before, Call
+from ckptfs.tools.harness.crashfs import CrashFs
+from ckptfs.tools.harness.faults import CHANGES, SYNCS, Before, Call
 from ckptfs.versions import names, publish
 from ckptfs.versions.core import Core
 from ckptfs.versions.order import Place

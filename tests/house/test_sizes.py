@@ -14,7 +14,7 @@ LINES, METHODS = 400, 20
 CALLS = {
     "ckptfs.disk.filesystem.FileSystem",
     "ckptfs.disk.real.OsFs",
-    "ckptfs.tools.crashfs.CrashFs",
+    "ckptfs.tools.harness.crashfs.CrashFs",
 }
 NO_BASES = {"Ordering", "Committed", "Base", "Relay", "Files", "Namespace", "Attributes"}
 
@@ -26,9 +26,6 @@ LONG = {
     "ckptfs.mount.operations.base",
     "ckptfs.mount.operations.files",
     "ckptfs.mount.operations.namespace",
-    "ckptfs.tools.bench_rows",
-    "ckptfs.tools.crashfs",
-    "ckptfs.tools.faults",
     "ckptfs.upkeep.fsck",
 }
 LARGE = {

@@ -44,7 +44,7 @@ CLASSES = {
 }
 FILES = {"base"}
 PROSE = {
-    "ckptfs.tools.crash.kills_trial",
+    "ckptfs.tools.crash.kills.trial",
     "ckptfs.upkeep.fsck",
 }
 

@@ -20,7 +20,7 @@ from ckptfs.errors import AlreadyServed, CannotServe, UnknownLayout
 from ckptfs.records import format as fmt
 from ckptfs.records.layout import Layout
 from ckptfs.store import Store
-from ckptfs.tools.faults import FailAlways
+from ckptfs.tools.harness.faults import FailAlways
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

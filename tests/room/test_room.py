@@ -24,7 +24,7 @@ from ckptfs.room.expendable import Item, Kind
 from ckptfs.room.making import DiskRoom
 from ckptfs.store import Store
 from ckptfs.telling.events import DISK_FULL
-from ckptfs.tools.faults import Call, FailNth, Intercepted
+from ckptfs.tools.harness.faults import Call, FailNth, Intercepted
 from ckptfs.units import parse_bytes, parse_seconds
 from ckptfs.upkeep import fsck
 from ckptfs.versions.order import Place

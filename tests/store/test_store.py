@@ -20,7 +20,7 @@ from ckptfs.errors import BrokenStructure
 from ckptfs.modes import Mode
 from ckptfs.room.writeback import Writeback
 from ckptfs.store import Store
-from ckptfs.tools.faults import Call, FailAlways, Intercepted
+from ckptfs.tools.harness.faults import Call, FailAlways, Intercepted
 from ckptfs.versions.life import Event, State
 from ckptfs.versions.order import Place
 from ckptfs.versions.seal import seal

@@ -13,7 +13,7 @@ import mounts
 import pytest
 from images import Mounted, make_image, mount_image
 
-from ckptfs.tools.rig import sync
+from ckptfs.tools.harness.rig import sync
 
 LIMIT_S = 60
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from harness import rot
 
-from ckptfs.tools.rig import PLAIN_PROGRAM
+from ckptfs.tools.harness.rig import PLAIN_PROGRAM
 
 PYTHON = sys.executable
 CONNECTIONS = Path("/sys/fs/fuse/connections")

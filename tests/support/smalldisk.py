@@ -13,7 +13,7 @@ from typing import Any
 from ckptfs.disk.filesystem import Space
 from ckptfs.disk.real import OsFs
 from ckptfs.store import Store
-from ckptfs.tools.faults import Call, Intercepted
+from ckptfs.tools.harness.faults import Call, Intercepted
 
 MIB = 1 << 20
 _MAKES = frozenset({"setxattr", "mkdir", "link", "rename"})

@@ -23,7 +23,7 @@ from ckptfs.disk.real import OsFs
 from ckptfs.errors import CkptfsError, Rotten
 from ckptfs.records import format as fmt
 from ckptfs.telling.alarms import Alarms
-from ckptfs.tools import hooked
+from ckptfs.tools.harness import hooked
 from ckptfs.upkeep.scrub import Scrub
 
 
@@ -103,7 +103,7 @@ def test_what_could_not_be_served_or_saved_is_an_alarm_and_one_line(mount: Serve
 
 def test_a_failed_fsync_is_an_alarm_and_one_line(disk_dir: Path, tmp_path: Path) -> None:
     trigger = tmp_path / "trigger"
-    program = hooked.program("ckptfs.tools.faults:FailWhile", trigger)
+    program = hooked.program("ckptfs.tools.harness.faults:FailWhile", trigger)
     mount = Served(disk_dir, program=program)
     with mounts.ending(mount):
         mount.start_in_foreground()

@@ -15,9 +15,9 @@ from pathlib import Path
 import mounts
 import pytest
 
-from ckptfs.tools.bench import ROWS
-from ckptfs.tools.rig import alternate, mounted_device
-from ckptfs.tools.stats import Estimate, estimate, ratio, size_text
+from ckptfs.tools.bench.rows import ROWS
+from ckptfs.tools.harness.rig import alternate, mounted_device
+from ckptfs.tools.harness.stats import Estimate, estimate, ratio, size_text
 
 
 def test_the_median_ratio_is_taken_round_by_round() -> None:

@@ -17,18 +17,21 @@ import mounts
 import pytest
 
 from ckptfs.errors import CannotServe
-from ckptfs.tools import corrupt, corrupt_plot, corrupt_quiet, corrupt_report
-from ckptfs.tools.corrupt_batch import _pair, shortcomings
-from ckptfs.tools.corrupt_content import build, shapes
-from ckptfs.tools.corrupt_damage import (
+from ckptfs.tools.corrupt import __main__ as corrupt
+from ckptfs.tools.corrupt import plot as corrupt_plot
+from ckptfs.tools.corrupt import quiet as corrupt_quiet
+from ckptfs.tools.corrupt import report as corrupt_report
+from ckptfs.tools.corrupt.batch import _pair, shortcomings
+from ckptfs.tools.corrupt.content import build, shapes
+from ckptfs.tools.corrupt.damage import (
     Undamageable,
     damage_bytes,
     replace_content,
     spoil,
 )
-from ckptfs.tools.corrupt_draw import FORMATS, OF_BYTES, OUTSIDE, PAGE_BYTES, Kind, Trial, trial
-from ckptfs.tools.corrupt_worker import LOADERS, Loaders, noticed
-from ckptfs.tools.study import Rows
+from ckptfs.tools.corrupt.draw import FORMATS, OF_BYTES, OUTSIDE, PAGE_BYTES, Kind, Trial, trial
+from ckptfs.tools.corrupt.worker import LOADERS, Loaders, noticed
+from ckptfs.tools.harness.study import Rows
 
 SMALL = 64 << 10
 TRIALS = 5 * len(Kind)
@@ -176,7 +179,7 @@ def test_a_loader_that_crashes_or_hangs_takes_nothing_along(
         assert found == {"json.load": "loaded wrong", "unknown there": "crashed 1"}
         monkeypatch.delitem(LOADERS, "unknown there")
         os.mkfifo(tmp_path / "b.json")
-        monkeypatch.setattr("ckptfs.tools.corrupt_worker._LIMIT_S", 0.2)
+        monkeypatch.setattr("ckptfs.tools.corrupt.worker._LIMIT_S", 0.2)
         assert process.try_all("json", tmp_path / "b.json", [], "") == {"json.load": "hung"}
         monkeypatch.undo()
         assert process.try_all("json", tmp_path / "a.json", [], "") == {"json.load": "loaded wrong"}

@@ -23,14 +23,17 @@ import mounts
 import pytest
 
 from ckptfs.errors import CannotServe
-from ckptfs.tools.crash import kills, kills_draw, kills_jobs, kills_report
 from ckptfs.tools.crash.damage import LOST
-from ckptfs.tools.crash.kills_draw import DAEMON, PAPER, PLAIN, WRITER, How, Phase, Work, trial
-from ckptfs.tools.crash.kills_dying import Control
-from ckptfs.tools.crash.kills_jobs import Jobs
-from ckptfs.tools.crash.kills_judge import Progress, in_salvage, judge, needs_salvage, state
-from ckptfs.tools.crash.kills_saves import Act, Op, after, save
-from ckptfs.tools.study import Rows
+from ckptfs.tools.crash.kills import draw as kills_draw
+from ckptfs.tools.crash.kills import jobs as kills_jobs
+from ckptfs.tools.crash.kills import report as kills_report
+from ckptfs.tools.crash.kills import study as kills
+from ckptfs.tools.crash.kills.draw import DAEMON, PAPER, PLAIN, WRITER, How, Phase, Work, trial
+from ckptfs.tools.crash.kills.dying import Control
+from ckptfs.tools.crash.kills.jobs import Jobs
+from ckptfs.tools.crash.kills.judge import Progress, in_salvage, judge, needs_salvage, state
+from ckptfs.tools.crash.kills.saves import Act, Op, after, save
+from ckptfs.tools.harness.study import Rows
 from ckptfs.versions.life import Step
 
 SEED = 4

@@ -11,11 +11,13 @@ import pytest
 
 pytest.importorskip("torch")
 
-from ckptfs.tools.crash import power, power_plot, power_report
-from ckptfs.tools.crash.device import KINDS, why_not
-from ckptfs.tools.crash.record import PLAIN, Setting
-from ckptfs.tools.crash.units import ATOMIC, unit
-from ckptfs.tools.study import Rows
+from ckptfs.tools.crash.power import plot as power_plot
+from ckptfs.tools.crash.power import report as power_report
+from ckptfs.tools.crash.power import study as power
+from ckptfs.tools.crash.power.device import KINDS, why_not
+from ckptfs.tools.crash.power.record import PLAIN, Setting
+from ckptfs.tools.crash.power.units import ATOMIC, unit
+from ckptfs.tools.harness.study import Rows
 
 STATES = 60  # of one recording
 ON = "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from ckptfs.tools.crash.device import entries
-from ckptfs.tools.crash.oracle import Oracle
-from ckptfs.tools.crash.states import (
+from ckptfs.tools.crash.power.device import entries
+from ckptfs.tools.crash.power.oracle import Oracle
+from ckptfs.tools.crash.power.states import (
     SECTOR_BYTES,
     Cut,
     Entry,

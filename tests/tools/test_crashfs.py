@@ -8,7 +8,7 @@ import os
 import pytest
 
 from ckptfs.disk import osfs
-from ckptfs.tools.crashfs import CrashFs
+from ckptfs.tools.harness.crashfs import CrashFs
 
 CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL
 

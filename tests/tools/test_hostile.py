@@ -10,7 +10,7 @@ from pathlib import Path
 import mounts
 import pytest
 
-from ckptfs.tools.hostile import Row
+from ckptfs.tools.hostile.__main__ import Row
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -15,7 +15,7 @@ from harness import NEW, NEWER, OLD, contents, lineage, rot, store_on, two_versi
 
 from ckptfs.disk.real import OsFs
 from ckptfs.store import Store
-from ckptfs.tools.faults import Call, Intercepted
+from ckptfs.tools.harness.faults import Call, Intercepted
 from ckptfs.upkeep.scrub import Scrub
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from harness import store_on
 from images import Mounted
 
-from ckptfs.tools.rig import sync
+from ckptfs.tools.harness.rig import sync
 from ckptfs.upkeep.usage import Share, usage
 from ckptfs.versions.commit import stage
 

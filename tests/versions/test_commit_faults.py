@@ -37,7 +37,15 @@ from ckptfs.disk.real import OsFs
 from ckptfs.errors import CkptfsError, Rotten, StoreReadOnly
 from ckptfs.records import format as fmt
 from ckptfs.store import Store
-from ckptfs.tools.faults import METHODS, NEVER_FAIL, Before, Call, FailAlways, FailNth, ShortNth
+from ckptfs.tools.harness.faults import (
+    METHODS,
+    NEVER_FAIL,
+    Before,
+    Call,
+    FailAlways,
+    FailNth,
+    ShortNth,
+)
 from ckptfs.upkeep.fsck import Check, Scope
 from ckptfs.versions.seal import DIGESTED_TWICE_BYTES
 

@@ -15,7 +15,7 @@ from harness import examine, store_on
 from ckptfs.checking.examine import Condition
 from ckptfs.disk.real import OsFs
 from ckptfs.modes import Outside
-from ckptfs.tools.faults import Before, Call, Ignoring
+from ckptfs.tools.harness.faults import Before, Call, Ignoring
 from ckptfs.versions import seal
 
 _SIZES = [3600, seal.DIGESTED_TWICE_BYTES + 3600]

@@ -1,6 +1,6 @@
 """C1, C2, C3 through a power cut: every crash point of every step, every state it may leave.
 
-Each scenario runs the real commit code over ``tools.crashfs``. Ahead of every call that changes or
+Each scenario runs the real commit code over a ``CrashFs``. Ahead of every call that changes or
 syncs something, and after the last one, the power goes: all states that the filesystem may then
 show are recovered by the real recovery and judged by one checker. The controls break the commit on
 purpose and show that the same checker sees it.
@@ -22,16 +22,14 @@ from ckptfs.disk import osfs
 from ckptfs.errors import CkptfsError
 from ckptfs.modes import Mode
 from ckptfs.store import Options, Store
-from ckptfs.tools.crashfs import CrashFs
-from ckptfs.tools.faults import (
+from ckptfs.tools.harness.broken import RecordAfterFsync, RenameBeforeFsync, without
+from ckptfs.tools.harness.crashfs import CrashFs
+from ckptfs.tools.harness.faults import (
     CHANGES,
     SYNCS,
     Before,
     Call,
     Ignoring,
-    RecordAfterFsync,
-    RenameBeforeFsync,
-    without,
 )
 from ckptfs.versions.commit import stage
 

@@ -14,7 +14,7 @@ from ckptfs.disk import osfs
 from ckptfs.disk.real import OsFs
 from ckptfs.modes import Mode
 from ckptfs.store import Options, Store
-from ckptfs.tools.faults import Recording
+from ckptfs.tools.harness.trace import Recording
 from ckptfs.versions.order import Place
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -24,8 +24,9 @@ from ckptfs.disk.real import OsFs
 from ckptfs.errors import CkptfsError, Rotten
 from ckptfs.modes import Mode
 from ckptfs.store import Options, Store
-from ckptfs.tools.crashfs import CrashFs
-from ckptfs.tools.faults import (
+from ckptfs.tools.harness.broken import without
+from ckptfs.tools.harness.crashfs import CrashFs
+from ckptfs.tools.harness.faults import (
     CHANGES,
     SYNCS,
     Before,
@@ -33,7 +34,6 @@ from ckptfs.tools.faults import (
     FailAlways,
     Ignoring,
     Intercepted,
-    without,
 )
 
 MORE, MOST = b"and more " * 90, b"and most " * 80

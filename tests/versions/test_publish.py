@@ -19,8 +19,8 @@ from ckptfs.errors import BrokenStructure, CkptfsError, Rotten
 from ckptfs.records import format as fmt
 from ckptfs.records import intents
 from ckptfs.store import Options, Place, Store
-from ckptfs.tools.crashfs import CrashFs
-from ckptfs.tools.faults import Before, Call, FailNth, Ignoring
+from ckptfs.tools.harness.crashfs import CrashFs
+from ckptfs.tools.harness.faults import Before, Call, FailNth, Ignoring
 from ckptfs.versions import commit
 from ckptfs.versions import publish as publish_module
 from ckptfs.versions.life import State

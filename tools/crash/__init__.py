@@ -2,6 +2,6 @@
 
     python -m ckptfs.tools.crash --help
 
-Each study is a module with a command of its own. Results go to a file line by line; an interrupted
-study goes on with what is not there yet.
+Each study is a folder; its command is in ``study``. Results go to a file line by line; an
+interrupted study goes on with what is not there yet.
 """

@@ -6,7 +6,7 @@ import importlib
 
 import click
 
-_STUDIES = {"power": "power", "kills": "kills", "faults": "faults_study"}  # command: module
+_STUDIES = ("power", "kills", "faults")
 
 
 class _Studies(click.Group):
@@ -18,7 +18,7 @@ class _Studies(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in _STUDIES:
             return None
-        module = importlib.import_module(f"ckptfs.tools.crash.{_STUDIES[name]}")
+        module = importlib.import_module(f"ckptfs.tools.crash.{name}.study")
         command = getattr(module, name)
         assert isinstance(command, click.Command)
         return command

@@ -13,8 +13,8 @@ import pytest
 from actors import Actor, actors
 from mounts import Served
 
-from ckptfs.tools import hooked
-from ckptfs.tools.faults import LongReadsWait
+from ckptfs.tools.harness import hooked
+from ckptfs.tools.harness.faults import LongReadsWait
 
 HOSTILE, VICTIM = 65534, 65533
 LONG_BYTES = LongReadsWait.LONG_BYTES
@@ -49,7 +49,7 @@ def trigger(tmp_path: Path) -> Path:
 def stuck(disk_dir: Path, trigger: Path) -> Iterator[Served]:
     """A mount on which digests of long files wait while the trigger is there."""
     disk_dir.chmod(0o1777)
-    program = hooked.program("ckptfs.tools.faults:LongReadsWait", trigger)
+    program = hooked.program("ckptfs.tools.harness.faults:LongReadsWait", trigger)
     mount = Served(disk_dir, program=program)
     with mounts.ending(mount):
         mount.start_in_foreground()

@@ -20,8 +20,8 @@ from disks import LIMIT_S, Disk, disk_of, serving, verified
 from harness import rot
 from images import mount_image
 
-from ckptfs.tools import hooked, rig
-from ckptfs.tools.rig import sync
+from ckptfs.tools.harness import hooked, rig
+from ckptfs.tools.harness.rig import sync
 
 OLD, NEW = b"old " * 50_000, b"new " * 60_000
 XFS_SHUT_DOWN = 0x8004587D  # XFS_IOC_GOINGDOWN
@@ -261,7 +261,7 @@ def test_a_filesystem_cannot_be_made_read_only_while_it_is_served(disk: Disk) ->
 
 def test_generations_and_rollback_do_not_depend_on_a_clock(disk_dir: Path) -> None:
     """It goes back a year whenever somebody looks, and the files are of any age."""
-    program = hooked.program("ckptfs.tools.faults:clock_going_back", "")
+    program = hooked.program("ckptfs.tools.harness.faults:clock_going_back", "")
     with rig.served(disk_dir, "--keep", "9", program=program) as mount:
         path = disk_dir / "a.pt"
         for number in range(4):

@@ -19,15 +19,16 @@ from pathlib import Path
 import mounts
 import pytest
 
-from ckptfs.tools import hooked
-from ckptfs.tools.crash import faults_study, faults_trial
+from ckptfs.tools.crash.faults import study as faults_study
+from ckptfs.tools.crash.faults import trial as faults_trial
+from ckptfs.tools.harness import hooked
 
 
 @pytest.fixture
 def faulty(disk_dir: Path, tmp_path: Path) -> Iterator[tuple[mounts.Served, Path]]:
     """A mount, and the stem of the files that arm its faults."""
     trigger = tmp_path / "trigger"
-    program = hooked.program("ckptfs.tools.faults:FailWhile", trigger)
+    program = hooked.program("ckptfs.tools.harness.faults:FailWhile", trigger)
     served = mounts.Served(disk_dir, program=program)
     with mounts.ending(served):
         (served.start_in_foreground().path / "model.pt").write_bytes(b"old" * 1000)

@@ -14,7 +14,7 @@ import mounts
 import pytest
 from disks import Disk, free_on, killed_save, leave, serving, verified
 
-from ckptfs.tools.rig import sync
+from ckptfs.tools.harness.rig import sync
 
 MIB = 1 << 20
 SAVE = 24 * MIB

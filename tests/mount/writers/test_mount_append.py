@@ -19,7 +19,7 @@ from actors import Actor, actors
 from harness import rot
 from images import Mounted
 
-from ckptfs.tools.rig import sync
+from ckptfs.tools.harness.rig import sync
 
 MIB = 1 << 20
 BASE = bytes(range(256)) * (2 * MIB // 256) + b"tail"

@@ -1,0 +1,1 @@
+"""Speed: ckptfs and the plain directory by turns, as ratios."""

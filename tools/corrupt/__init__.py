@@ -1,0 +1,1 @@
+"""The corruption study: checkpoints are damaged below a mount, and opened through it again."""

@@ -1,0 +1,1 @@
+"""Process crashes: writers and daemons are killed in every phase and at every step."""

@@ -1,0 +1,1 @@
+"""Train through a mount, kill, corrupt, recover: what ``ckptfs demo`` shows."""

@@ -1,0 +1,1 @@
+"""What tools and tests share: mounts to work on, filesystems that fail, studies, numbers."""
