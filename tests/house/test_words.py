@@ -31,6 +31,7 @@ CLASSES = {
     "Mount",
     "Node",
     "Op",
+    "Place",
     "Progress",
     "Recording",
     "Replaced",
