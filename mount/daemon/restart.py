@@ -40,7 +40,7 @@ from ckptfs.store import Store
 
 from ..kernel.session import Session
 from ..operations import commands
-from ..operations.whole import Operations
+from ..operations.context import Mount
 from . import handover, inspect, program
 from .options import Changes, MountOptions
 
@@ -163,7 +163,7 @@ class Serving(Protocol):
 
     options: MountOptions
     store: Store
-    operations: Operations
+    operations: Mount
 
     @property
     def stopping(self) -> bool: ...

@@ -34,7 +34,7 @@ from ..kernel.beneath import covered
 from ..kernel.session import Session as KernelSession
 from ..libfuse.portable import PortableSession
 from ..operations import sessions
-from ..operations.whole import Operations
+from ..operations.context import Mount
 from ..processes import writers
 from . import apart, holding, inspect, logfile, program
 from .handover import Carried
@@ -207,7 +207,7 @@ class Daemon:
         self._root_id = [status.st_dev, status.st_ino]
         self._tidy(_TIDY_S)
         try:
-            self.operations = Operations(self.store, self.status)
+            self.operations = Mount(self.store, self.status)
             self.monitor.watch(self.store, self._staged)
             self.session = self._session()
             self.session.ready = lambda: self._serves(ready)
