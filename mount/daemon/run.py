@@ -24,8 +24,7 @@ from typing import NoReturn
 
 from ckptfs.errors import CannotServe, CkptfsError
 
-from ..kernel import mounting, namespaces
-from ..kernel.own_rights import OwnRightsSession
+from ..kernel import judge, mounting, namespaces, own_rights
 from ..kernel.session import Session
 from . import apart, logfile
 from .options import MountOptions
@@ -167,9 +166,8 @@ class _Runner(Daemon):
         # The mount lives as long as its root is held, so no RELEASE is lost with its namespace.
         device, self._root = self._child.mount()
         passthrough, groups = self.options.passthrough, self._child.groups
-        if groups is None:
-            return Session(device, self.operations, passthrough=passthrough)
-        return OwnRightsSession(device, self.operations, passthrough=passthrough, groups=groups)
+        who = judge.KERNEL if groups is None else own_rights.daemon(groups)
+        return Session(device, self.operations, passthrough=passthrough, judge=who)
 
     def wait_for_end(self) -> None:
         self.exit_status = self._wait_for_command()

@@ -305,8 +305,8 @@ class Daemon:
         session = self.attach()
         if self.can_restart:
             self._restarter = Restarter(self, session)
-            session.restart = self._restarter.order
-            session.interrupted = self._restarter.interrupt
+            session.kernel.restart = self._restarter.order
+            session.kernel.interrupted = self._restarter.interrupt
         return session
 
     def _serves(self, ready: Callable[[list[str]], None]) -> None:
