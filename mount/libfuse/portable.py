@@ -24,12 +24,23 @@ from typing import Any, TypeVar, overload
 from ckptfs.disk import osfs
 from ckptfs.errors import CannotServe
 
-from ..operations import sessions
-from ..operations.attributes import Change
-from ..operations.base import Entry, New, Slow, exists
-from ..operations.whole import Operations
+from ..operations import (
+    attributes,
+    closing,
+    creating,
+    directories,
+    looking,
+    naming,
+    opening,
+    relay,
+    renaming,
+    sessions,
+    xattrs,
+)
+from ..operations.context import Mount
 from ..processes import calls, writers
-from ..view.identity import ROOT_ID, Identity, identity, lstat
+from ..view.answers import Change, Entry, New, Slow
+from ..view.identity import ROOT_ID, Identity, exists, identity, lstat
 from ..view.model import Caller, File, Handle, Node
 from ..view.past import Generation
 from . import library
@@ -52,10 +63,8 @@ class PortableSession:
     use_ns = True
     flag_nullpath_ok = flag_nopath = flag_utime_omit_ok = True
 
-    def __init__(
-        self, binding: str, operations: Operations, mountpoint: str, *, allow_other: bool
-    ) -> None:
-        self.ops, self.requests = operations, Counter[str]()
+    def __init__(self, binding: str, mount: Mount, mountpoint: str, *, allow_other: bool) -> None:
+        self.mount, self.requests = mount, Counter[str]()
         self.ready: Callable[[], None] = lambda: None
         self._binding, self._module = binding, sessions.load(binding)
         self._mountpoint, self._allow_other = mountpoint, allow_other
@@ -126,8 +135,8 @@ class PortableSession:
     def _look_up(
         self, parent_id: int, name: str, caller: Caller, held: contextlib.ExitStack
     ) -> Entry:
-        entry = self.ops.lookup(parent_id, name, caller)
-        held.callback(self.ops.forget, entry.node.id, 1)
+        entry = looking.lookup(self.mount, parent_id, name, caller)
+        held.callback(looking.forget, self.mount, entry.node.id, 1)
         return entry
 
     def _walk(self, path: str, caller: Caller, held: contextlib.ExitStack) -> tuple[int, str]:
@@ -149,7 +158,9 @@ class PortableSession:
         """``work`` on what the path shows to its caller; looked up anew when it is told to."""
         caller = caller or self._caller()
         if path == "/":
-            root = Entry(self.ops.nodes.root, self.ops.getattr(ROOT_ID, None), False, False)
+            root = Entry(
+                self.mount.nodes.root, looking.getattr(self.mount, ROOT_ID, None), False, False
+            )
             return _finished(work(root))
         meant: Handle | None = None
         for tries_left in reversed(range(_TRIES)):
@@ -159,7 +170,7 @@ class PortableSession:
                     entry = self._look_up(*place, caller, held)
                     meant = meant or self._meant(place, entry, caller, truncates)
                     if meant is not None:
-                        status = self.ops.getattr(meant.node.id, meant.id)
+                        status = looking.getattr(self.mount, meant.node.id, meant.id)
                         entry = Entry(meant.node, status, False, False)
                     return _finished(work(entry))
                 except OSError as error:
@@ -197,20 +208,22 @@ class PortableSession:
         caller = self._caller(opening=opening)
         with contextlib.ExitStack() as held:
             entry = work(*self._walk(path, caller, held), caller)
-            self.ops.forget(entry.node.id, 1)
+            looking.forget(self.mount, entry.node.id, 1)
 
     # --- attributes ------------------------------------------------------------------------------
 
     def getattr(self, path: str | None, info: Any = None) -> dict[str, int]:
         if info:
-            handle = self.ops.handle(info.fh)
+            handle = self.mount.handle(info.fh)
             self._require_alone(info.fh)
-            return library.attributes(self.ops.getattr(handle.node.id, handle.id))
+            return library.attributes(looking.getattr(self.mount, handle.node.id, handle.id))
         assert path is not None
         return self._on_entry(path, lambda entry: library.attributes(entry.status))
 
     def _change(self, path: str, change: Change) -> None:
-        self._on_entry(path, lambda entry: self.ops.setattr(entry.node.id, None, change))
+        self._on_entry(
+            path, lambda entry: attributes.setattr(self.mount, entry.node.id, None, change)
+        )
 
     def chmod(self, path: str, mode: int) -> None:
         self._change(path, Change(mode=mode))
@@ -223,8 +236,10 @@ class PortableSession:
 
     def truncate(self, path: str | None, length: int, info: Any = None) -> None:
         if info:
-            handle = self.ops.handle(info.fh)
-            _finished(self.ops.setattr(handle.node.id, handle.id, Change(size=length)))
+            handle = self.mount.handle(info.fh)
+            _finished(
+                attributes.setattr(self.mount, handle.node.id, handle.id, Change(size=length))
+            )
         else:
             assert path is not None
             self._change(path, Change(size=length))
@@ -234,22 +249,24 @@ class PortableSession:
         self._change(path, Change(atime_ns=atime, mtime_ns=mtime))
 
     def readlink(self, path: str) -> str:
-        target = self._on_entry(path, lambda entry: self.ops.readlink(entry.node.id))
+        target = self._on_entry(path, lambda entry: looking.readlink(self.mount, entry.node.id))
         return library.from_name(target)
 
     def statfs(self, _path: str) -> dict[str, int]:
-        found = self.ops.statfs()
+        found = attributes.statfs(self.mount)
         keys = ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail")
         return {f"f_{key}": getattr(found, f"f_{key}") for key in (*keys, "namemax")}
 
     def getxattr(self, path: str, key: str, _position: int = 0) -> bytes:
         return self._on_entry(
-            path, lambda entry: self.ops.getxattr(entry.node.id, library.to_name(key))
+            path, lambda entry: xattrs.getxattr(self.mount, entry.node.id, library.to_name(key))
         )
 
     def listxattr(self, path: str) -> list[str]:
         caller = self._caller()
-        keys = self._on_entry(path, lambda entry: self.ops.listxattr(entry.node.id, caller))
+        keys = self._on_entry(
+            path, lambda entry: xattrs.listxattr(self.mount, entry.node.id, caller)
+        )
         return [library.from_name(key) for key in keys]
 
     def setxattr(self, path: str, key: str, value: bytes, flags: int, _position: int = 0) -> None:
@@ -259,36 +276,41 @@ class PortableSession:
         caller = self._caller()
 
         def work(entry: Entry) -> Slow[None] | None:
-            return self.ops.setxattr(entry.node.id, library.to_name(key), value, flags, caller)
+            return xattrs.setxattr(
+                self.mount, entry.node.id, library.to_name(key), value, flags, caller
+            )
 
         self._on_entry(path, work)
 
     def removexattr(self, path: str, key: str) -> None:
         self._on_entry(
-            path, lambda entry: self.ops.removexattr(entry.node.id, library.to_name(key))
+            path, lambda entry: xattrs.removexattr(self.mount, entry.node.id, library.to_name(key))
         )
 
     # --- names -----------------------------------------------------------------------------------
 
     def mkdir(self, path: str, mode: int) -> None:
         def make(at: int, name: str, caller: Caller) -> Entry:
-            return self.ops.mkdir(at, name, _new(caller, mode))
+            return naming.mkdir(self.mount, at, name, _new(caller, mode))
 
         self._in_parent(path, make, opening=True)
 
     def mknod(self, path: str, mode: int, device: int) -> None:
         self._in_parent(
-            path, lambda at, name, caller: self.ops.mknod(at, name, _new(caller, mode), device)
+            path,
+            lambda at, name, caller: naming.mknod(self.mount, at, name, _new(caller, mode), device),
         )
 
     def symlink(self, path: str, target: str) -> None:
         text = library.to_name(target)
-        self._in_parent(path, lambda at, name, caller: self.ops.symlink(at, name, text, caller))
+        self._in_parent(
+            path, lambda at, name, caller: naming.symlink(self.mount, at, name, text, caller)
+        )
 
     def link(self, path: str, existing: str) -> None:
         def make(at: int, name: str, caller: Caller) -> Entry:
             return self._on_entry(
-                existing, lambda old: self.ops.link(old.node.id, at, name, caller)
+                existing, lambda old: naming.link(self.mount, old.node.id, at, name, caller)
             )
 
         self._in_parent(path, make)
@@ -296,18 +318,18 @@ class PortableSession:
     def unlink(self, path: str) -> None:
         with contextlib.ExitStack() as held:
             place = self._walk(path, self._caller(), held)
-            self.ops.unlink(*place).run()
+            naming.unlink(self.mount, *place).run()
             self._inodes.moved(place, None)
 
     def rmdir(self, path: str) -> None:
         with contextlib.ExitStack() as held:
-            self.ops.rmdir(*self._walk(path, self._caller(), held))
+            naming.rmdir(self.mount, *self._walk(path, self._caller(), held))
 
     def rename(self, path: str, new_path: str) -> None:
         caller = self._caller()
         with contextlib.ExitStack() as held:
             old, new = self._walk(path, caller, held), self._walk(new_path, caller, held)
-            _finished(self.ops.rename(*old, *new, 0, caller))
+            _finished(renaming.rename(self.mount, *old, *new, 0, caller))
             if old != new:
                 self._inodes.moved(old, new)
 
@@ -330,9 +352,9 @@ class PortableSession:
                 opened = self._enter(place, caller, info.flags, None if begins else node.ident)
             except OSError:
                 if version is not None:  # it may have been begun for this open, which does not come
-                    self.ops.versions.dismiss(version, caller)
+                    self.mount.versions.dismiss(version, caller)
                 raise
-            return self.ops.open(node.id, info.flags, caller)
+            return opening.open(self.mount, node.id, info.flags, caller)
 
         try:
             handle = self._on_entry(path, work, caller, truncates=truncates)
@@ -350,12 +372,12 @@ class PortableSession:
             place = self._walk(path, caller, held)
             opened = self._enter(place, caller, info.flags, None)
             try:
-                entry, handle = self.ops.create(*place, info.flags, _new(caller, mode))
+                entry, handle = creating.create(self.mount, *place, info.flags, _new(caller, mode))
             except BaseException:
                 self._inodes.leave(opened)
                 raise
             self._keep(opened, handle, info)
-            self.ops.forget(entry.node.id, 1)
+            looking.forget(self.mount, entry.node.id, 1)
         return 0
 
     def _enter(self, place: Place, caller: Caller, flags: int, ident: Identity | None) -> Opened:
@@ -378,23 +400,23 @@ class PortableSession:
             return False
         if isinstance(node, Generation):
             return True  # of one path and number, one version
-        with self.ops.lock:
+        with self.mount.lock:
             if not isinstance(node, File) or node.parent is None:
                 return False
             if self._in_place(node):
                 return True
-            staged = self.ops.versions.at(node.parent, node.name)
+            staged = self.mount.versions.at(node.parent, node.name)
             if access == os.O_RDONLY:
                 return not staged and node.name.endswith(_MAPPED)
             # A new file: everybody sees this one version of it.
             return staged == [handle.version] and not exists(node.parent.fd, node.name)
 
     def _in_place(self, node: Node) -> bool:
-        return node.parent is not None and self.ops.in_place(node.parent, node.name)
+        return node.parent is not None and self.mount.in_place(node.parent, node.name)
 
     def _require_alone(self, handle_id: int) -> None:
         """Before the kernel is told what it keeps for the inode, and not for the handle."""
-        node = self.ops.handle(handle_id).node
+        node = self.mount.handle(handle_id).node
         if handle_id not in self._opens or not isinstance(node, File) or node.parent is None:
             return
         shown = None
@@ -407,42 +429,42 @@ class PortableSession:
     def read(self, _path: str | None, size: int, offset: int, info: Any) -> bytes:
         if not info.lock_owner:  # a page, for a mapping; read(2) past the page cache has an owner
             self._require_alone(info.fh)
-        return _finished(self.ops.read(info.fh, size, offset))
+        return _finished(relay.read(self.mount, info.fh, size, offset))
 
     def write(self, _path: str | None, data: bytes, offset: int, info: Any) -> int:
-        return _finished(self.ops.write(info.fh, memoryview(data), offset))
+        return _finished(relay.write(self.mount, info.fh, memoryview(data), offset))
 
     def flush(self, _path: str | None, info: Any) -> None:
-        _finished(self.ops.flush(info.fh, self._caller()))
+        _finished(closing.flush(self.mount, info.fh, self._caller()))
 
     def release(self, _path: str | None, info: Any) -> None:
         self._inodes.leave(self._opens.pop(info.fh))
-        _finished(self.ops.release(info.fh))
+        _finished(closing.release(self.mount, info.fh))
 
     def fsync(self, _path: str | None, _data_only: int, info: Any) -> None:
-        self.ops.fsync(info.fh).run()
+        closing.fsync(self.mount, info.fh).run()
 
     # --- directories -----------------------------------------------------------------------------
 
     def opendir(self, path: str) -> int:
         def work(entry: Entry) -> int:
-            handle = self.ops.opendir(entry.node.id)
-            with self.ops.lock:
+            handle = directories.opendir(self.mount, entry.node.id)
+            with self.mount.lock:
                 entry.node.lookups += 1  # known until releasedir
             return handle.id
 
         return self._on_entry(path, work)
 
     def readdir(self, handle_id: int, position: int) -> list[bytes]:
-        return _finished(self.ops.readdir(handle_id, position, _LISTED_BYTES))
+        return _finished(directories.readdir(self.mount, handle_id, position, _LISTED_BYTES))
 
     def releasedir(self, _path: str | None, handle_id: int) -> None:
-        node = self.ops.handle(handle_id).node
-        self.ops.releasedir(handle_id)
-        self.ops.forget(node.id, 1)
+        node = self.mount.handle(handle_id).node
+        directories.releasedir(self.mount, handle_id)
+        looking.forget(self.mount, node.id, 1)
 
     def fsyncdir(self, _path: str | None, _data_only: int, handle_id: int) -> None:
-        self.ops.fsync_dir(self.ops.handle(handle_id).node.id, self._caller()).run()
+        closing.fsync_dir(self.mount, self.mount.handle(handle_id).node.id, self._caller()).run()
 
 
 @overload
