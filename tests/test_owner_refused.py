@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from harness import open_descriptors, store_on
 
-from ckptfs.mount.operations import closing, creating, naming
+from ckptfs.mount.operations import closing, creating, names
 from ckptfs.mount.operations.context import Mount
 from ckptfs.mount.view.answers import New
 from ckptfs.mount.view.identity import ROOT_ID
@@ -25,11 +25,11 @@ _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 _MAKE: dict[str, Callable[[Mount], object]] = {
     "file": lambda mount: creating.create(mount, ROOT_ID, "new", _FLAGS, _NEW),
     "file in place": lambda mount: creating.create(mount, ROOT_ID, "new.log", _FLAGS, _NEW),
-    "directory": lambda mount: naming.mkdir(mount, ROOT_ID, "new", _NEW),
-    "FIFO": lambda mount: naming.mknod(
+    "directory": lambda mount: names.mkdir(mount, ROOT_ID, "new", _NEW),
+    "FIFO": lambda mount: names.mknod(
         mount, ROOT_ID, "new", New(_CALLER, stat.S_IFIFO | 0o644, 0), 0
     ),
-    "symlink": lambda mount: naming.symlink(mount, ROOT_ID, "new", "target", _CALLER),
+    "symlink": lambda mount: names.symlink(mount, ROOT_ID, "new", "target", _CALLER),
 }
 
 

@@ -22,7 +22,7 @@ from ckptfs.mount.operations import (
     creating,
     directories,
     looking,
-    naming,
+    names,
     opening,
     relay,
     renaming,
@@ -173,7 +173,7 @@ def test_a_directory_that_the_kernel_forgot_is_the_same_one_while_a_file_in_it_i
     pjdfstest: looked up again it had another node, and the file that had just been closed was
     not there until its commit was over."""
     maker = _caller(os.getpid())
-    directory = naming.mkdir(mount, ROOT_ID, "d", New(maker, 0o755, 0)).node
+    directory = names.mkdir(mount, ROOT_ID, "d", New(maker, 0o755, 0)).node
     made, handle = creating.create(mount, directory.id, "a", os.O_WRONLY, New(maker, 0o644, 0))
     commit = closing.release(mount, handle.id)
     assert isinstance(commit, Slow)
@@ -195,7 +195,7 @@ def test_a_path_is_written_in_place_also_when_its_directory_was_forgotten(
     mount: Mount,
 ) -> None:
     maker = _caller(os.getpid())
-    directory = naming.mkdir(mount, ROOT_ID, "d", New(maker, 0o755, 0)).node
+    directory = names.mkdir(mount, ROOT_ID, "d", New(maker, 0o755, 0)).node
     mount.locks.share((directory.ident, "a"))
     looking.forget(mount, directory.id, 1)
     again = looking.lookup(mount, ROOT_ID, "d", maker).node
@@ -221,8 +221,8 @@ def test_a_directory_is_known_while_a_node_is_in_it(mount: Mount) -> None:
     """Else what was staged in it belongs to a directory that no lookup gives any more."""
     caller = _caller(os.getpid())
     nodes, new = mount.nodes, New(caller, 0o755, 0)
-    outer = naming.mkdir(mount, ROOT_ID, "outer", new).node
-    inner = naming.mkdir(mount, outer.id, "inner", new).node
+    outer = names.mkdir(mount, ROOT_ID, "outer", new).node
+    inner = names.mkdir(mount, outer.id, "inner", new).node
     entry, handle = creating.create(mount, inner.id, "f", os.O_WRONLY, new)
     for place in ((inner.id, "f", ROOT_ID, "g"), (ROOT_ID, "g", inner.id, "f")):
         work = renaming.rename(mount, *place, 0, _caller(os.getpid()))

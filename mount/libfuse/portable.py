@@ -30,7 +30,7 @@ from ..operations import (
     creating,
     directories,
     looking,
-    naming,
+    names,
     opening,
     relay,
     renaming,
@@ -291,26 +291,26 @@ class PortableSession:
 
     def mkdir(self, path: str, mode: int) -> None:
         def make(at: int, name: str, caller: Caller) -> Entry:
-            return naming.mkdir(self.mount, at, name, _new(caller, mode))
+            return names.mkdir(self.mount, at, name, _new(caller, mode))
 
         self._in_parent(path, make, opening=True)
 
     def mknod(self, path: str, mode: int, device: int) -> None:
         self._in_parent(
             path,
-            lambda at, name, caller: naming.mknod(self.mount, at, name, _new(caller, mode), device),
+            lambda at, name, caller: names.mknod(self.mount, at, name, _new(caller, mode), device),
         )
 
     def symlink(self, path: str, target: str) -> None:
         text = library.to_name(target)
         self._in_parent(
-            path, lambda at, name, caller: naming.symlink(self.mount, at, name, text, caller)
+            path, lambda at, name, caller: names.symlink(self.mount, at, name, text, caller)
         )
 
     def link(self, path: str, existing: str) -> None:
         def make(at: int, name: str, caller: Caller) -> Entry:
             return self._on_entry(
-                existing, lambda old: naming.link(self.mount, old.node.id, at, name, caller)
+                existing, lambda old: names.link(self.mount, old.node.id, at, name, caller)
             )
 
         self._in_parent(path, make)
@@ -318,12 +318,12 @@ class PortableSession:
     def unlink(self, path: str) -> None:
         with contextlib.ExitStack() as held:
             place = self._walk(path, self._caller(), held)
-            naming.unlink(self.mount, *place).run()
+            names.unlink(self.mount, *place).run()
             self._inodes.moved(place, None)
 
     def rmdir(self, path: str) -> None:
         with contextlib.ExitStack() as held:
-            naming.rmdir(self.mount, *self._walk(path, self._caller(), held))
+            names.rmdir(self.mount, *self._walk(path, self._caller(), held))
 
     def rename(self, path: str, new_path: str) -> None:
         caller = self._caller()

@@ -21,7 +21,7 @@ from . import looking
 from .closing import release
 from .context import Mount
 from .looking import inode_of
-from .naming import check_device
+from .names import check_device
 from .opening import open_in_place
 from .relay import cut
 

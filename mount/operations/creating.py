@@ -17,7 +17,7 @@ from ..view.model import Directory, File, Handle
 from .context import Mount
 from .handles import write_handle
 from .looking import entry_of
-from .naming import check_device, touch, writable_parent
+from .names import check_device, touch, writable_parent
 from .owning import or_nothing, own
 
 

@@ -41,7 +41,7 @@ from .joining import (
     start_version,
 )
 from .looking import inode_of
-from .naming import check_device
+from .names import check_device
 from .relay import cut
 
 

@@ -15,7 +15,7 @@ from ..view.answers import Slow
 from ..view.identity import Identity, identity, lstat
 from ..view.model import Caller, Directory, Version
 from .context import Mount
-from .naming import losing_its_name, orphan, touch, writable_parent
+from .names import losing_its_name, orphan, touch, writable_parent
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 Place = tuple[Directory, str]

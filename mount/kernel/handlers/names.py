@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ...operations import looking, naming, renaming
+from ...operations import looking, names, renaming
 from ...view.answers import New, Slow
 from ...view.model import Caller, Virtual
 from .. import wire
@@ -29,7 +29,7 @@ def readlink(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> b
 
 def symlink(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> bytes:
     name, target = names_in(body)
-    return kernel.answers.entry(naming.symlink(kernel.mount, nodeid, name, target, caller))
+    return kernel.answers.entry(names.symlink(kernel.mount, nodeid, name, target, caller))
 
 
 def mknod(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> bytes:
@@ -37,22 +37,22 @@ def mknod(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> byte
     name = names_in(body[wire.MKNOD_IN.size :])[0]
     new = New(caller, mode, umask)
     return kernel.answers.entry(
-        naming.mknod(kernel.mount, nodeid, name, new, wire.device_number(device))
+        names.mknod(kernel.mount, nodeid, name, new, wire.device_number(device))
     )
 
 
 def mkdir(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> bytes:
     mode, umask = wire.MKDIR_IN.unpack_from(body)
     name = names_in(body[wire.MKDIR_IN.size :])[0]
-    return kernel.answers.entry(naming.mkdir(kernel.mount, nodeid, name, New(caller, mode, umask)))
+    return kernel.answers.entry(names.mkdir(kernel.mount, nodeid, name, New(caller, mode, umask)))
 
 
 def unlink(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Slow[None]:
-    return naming.unlink(kernel.mount, nodeid, names_in(body)[0])
+    return names.unlink(kernel.mount, nodeid, names_in(body)[0])
 
 
 def rmdir(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> None:
-    naming.rmdir(kernel.mount, nodeid, names_in(body)[0])
+    names.rmdir(kernel.mount, nodeid, names_in(body)[0])
 
 
 def rename(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Slow[None] | None:
@@ -70,4 +70,4 @@ def rename2(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Sl
 def link(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Any:
     (old,) = wire.LINK_IN.unpack_from(body)
     name = names_in(body[wire.LINK_IN.size :])[0]
-    return then(naming.link(kernel.mount, old, nodeid, name, caller), kernel.answers.entry)
+    return then(names.link(kernel.mount, old, nodeid, name, caller), kernel.answers.entry)
