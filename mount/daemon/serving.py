@@ -32,7 +32,7 @@ from ckptfs.upkeep.scrub import Scrub
 from ..kernel import mounting
 from ..kernel.beneath import covered
 from ..kernel.session import Session as KernelSession
-from ..libfuse.portable import PortableSession
+from ..libfuse.session import PortableSession
 from ..operations import sessions
 from ..operations.context import Mount
 from ..processes import writers
