@@ -187,7 +187,7 @@ class Daemon:
         self.options, self._found_below, self._replaces = options, found_below, replaces
         self._has_terminal = options.foreground and sys.stderr.isatty()
         self._carried = carried
-        self._dead: mounting.Mount | None = None
+        self._dead: mounting.MountEntry | None = None
         self._restarter: Restarter | None = None
         self._started_s = time.time()
         self.ended = threading.Event()
@@ -331,7 +331,7 @@ class Daemon:
             with contextlib.suppress(mounting.NotOnTop):
                 mounting.unmount(self._dead, lazy=True)
 
-    def _own_mount(self) -> mounting.Mount:
+    def _own_mount(self) -> mounting.MountEntry:
         """Raises OSError where the mountpoint shows another one, or none."""
         device = self.session.device if isinstance(self.session, KernelSession) else None
         found = mounting.served(self.options.mountpoint, device)

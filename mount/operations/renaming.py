@@ -18,19 +18,19 @@ from .context import Mount
 from .names import losing_its_name, orphan, touch, writable_parent
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
-Place = tuple[Directory, str]
+_Place = tuple[Directory, str]
 
 
 @dataclass(frozen=True)
-class Places:
+class _Places:
     """Of a rename: where the name is, and where it goes."""
 
-    old: Place
-    new: Place
+    old: _Place
+    new: _Place
 
     @property
-    def back(self) -> Places:
-        return Places(self.new, self.old)
+    def back(self) -> _Places:
+        return _Places(self.new, self.old)
 
     @property
     def paths(self) -> tuple[str, str]:
@@ -72,9 +72,9 @@ def rename(
             mount.versions.tell(*new)
         with mount.versions.held(*old, new) as held:
             if flags & RENAME_EXCHANGE:
-                _exchange(mount, Places(old, new), held)
+                _exchange(mount, _Places(old, new), held)
             else:
-                _rename(mount, Places(old, new), flags, caller, held)
+                _rename(mount, _Places(old, new), flags, caller, held)
 
     return Slow(rename)
 
@@ -89,7 +89,7 @@ def _publish_finished(mount: Mount, parent: Directory, name: str, caller: Caller
             mount.versions.publish_named(version, caller)
 
 
-def _rename(mount: Mount, places: Places, flags: int, caller: Caller, held: list[Version]) -> None:
+def _rename(mount: Mount, places: _Places, flags: int, caller: Caller, held: list[Version]) -> None:
     (parent, name), (target, new_name) = places.old, places.new
     with mount.lock:
         moving = [v for v in mount.versions.at(parent, name) if v in held]
@@ -121,7 +121,7 @@ def _rename(mount: Mount, places: Places, flags: int, caller: Caller, held: list
             mount.locks.renamed(*places.keys)
 
 
-def _exchange(mount: Mount, places: Places, held: list[Version]) -> None:
+def _exchange(mount: Mount, places: _Places, held: list[Version]) -> None:
     """Committed files and staged versions of both names; of each name one may be missing."""
     both = places.old, places.new
     with mount.lock:
@@ -142,7 +142,7 @@ def _exchange(mount: Mount, places: Places, held: list[Version]) -> None:
             mount.locks.exchanged(*places.keys)
 
 
-def _exchange_committed(mount: Mount, places: Places, found: list[os.stat_result | None]) -> None:
+def _exchange_committed(mount: Mount, places: _Places, found: list[os.stat_result | None]) -> None:
     if all(found):
         (parent, name), (target, new_name) = places.old, places.new
         with (
@@ -158,7 +158,7 @@ def _exchange_committed(mount: Mount, places: Places, found: list[os.stat_result
         places.touch()
 
 
-def _rename_committed(mount: Mount, places: Places, status: os.stat_result) -> None:
+def _rename_committed(mount: Mount, places: _Places, status: os.stat_result) -> None:
     (parent, name), (target, new_name) = places.old, places.new
     unchanged = mount.metadata.unchanged_bytes
     is_file = stat.S_ISREG(status.st_mode)
