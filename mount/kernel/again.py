@@ -134,7 +134,7 @@ class Again:
         if caller.pid in version.expected:
             return False
         backed = self._passthrough.active and version.staged.base is None
-        return backed or not joining.is_joined(self._mount, version, flags, caller)
+        return backed or not joining.is_joined(self._mount.versions, version, flags, caller)
 
     def _open(self, node: File) -> int:
         with contextlib.suppress(OSError), looking.inode_of(self._mount, node) as inode:

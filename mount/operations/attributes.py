@@ -130,7 +130,7 @@ def _truncate_version(mount: Mount, version: Version, size: int) -> bool:
 
 def _truncate_committed(mount: Mount, node: File, parent: Directory, size: int) -> None:
     """truncate(2) of a committed file: a whole transaction of its own."""
-    check_device(mount, parent)
+    check_device(mount.nodes, parent)
     store, at = mount.store, (node.path(), parent.fd, node.name)
     with store.committer.path_lock(parent.fd, node.name):
         if not stands(node):

@@ -33,7 +33,7 @@ def create(mount: Mount, parent_id: int, name: str, flags: int, new: New) -> tup
             return _create_in_place(mount, parent, name, flags, new)
         if taken:  # made by somebody else since the kernel looked
             raise stale()
-        check_device(mount, parent)
+        check_device(mount.nodes, parent)
         version = mount.versions.begin(parent, name, new.caller, exists=False, truncate=True)
         try:
             own(version.staged.fd, parent, new)

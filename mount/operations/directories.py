@@ -18,6 +18,7 @@ from ..view.answers import Slow
 from ..view.identity import ROOT_ID, lstat
 from ..view.listing import Listing
 from ..view.model import Directory, File, Handle, Node, Virtual
+from ..writers.versions import Versions
 from .context import Mount
 
 _LARGE_BYTES = 128 << 10  # of a directory: listing some thousands of names takes a while
@@ -68,7 +69,7 @@ def _list(mount: Mount, node: Node) -> Listing:
 def _add_names(mount: Mount, node: Directory, listing: Listing) -> None:
     """A publish moves its name to another place on disk (btrfs), where a list that is being
     read misses it, or finds it twice; so such names are looked up afterwards."""
-    with _written_in(mount, node) as written:
+    with _written_in(mount.versions, node) as written:
         with (
             osfs.opened(mount.store.fs, node.fd, ".", osfs.DIRECTORY) as fd,
             os.scandir(fd) as entries,
@@ -87,7 +88,7 @@ def _add_names(mount: Mount, node: Directory, listing: Listing) -> None:
 
 
 @contextlib.contextmanager
-def _written_in(mount: Mount, node: Directory) -> Iterator[set[str]]:
+def _written_in(versions: Versions, node: Directory) -> Iterator[set[str]]:
     """Names that versions are staged under, those included that come inside the block."""
     written: set[str] = set()
 
@@ -95,14 +96,14 @@ def _written_in(mount: Mount, node: Directory) -> Iterator[set[str]]:
         if parent is node:
             written.add(name)
 
-    with mount.lock:
-        written.update(name for name, _ in mount.versions.below(node))
-        mount.versions.watchers.append(note)
+    with versions.lock:
+        written.update(name for name, _ in versions.below(node))
+        versions.watchers.append(note)
     try:
         yield written
     finally:
-        with mount.lock:
-            mount.versions.watchers.remove(note)
+        with versions.lock:
+            versions.watchers.remove(note)
 
 
 def releasedir(mount: Mount, handle_id: int) -> None:

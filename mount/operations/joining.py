@@ -1,7 +1,7 @@
 """Which version an open for writing goes on with: one that is on its way, or a new one.
 
-Threading: any thread; each asks under the lock of the mount, and what it is told may be over when
-that is given back. ``start_version`` may copy and verify.
+Threading: any thread; each asks under ``Versions.lock``, and what it is told may be over when that
+is given back. ``start_version`` may copy and verify.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from ..processes import writers
 from ..view.answers import stale
 from ..view.identity import exists, identity, lstat
 from ..view.model import Caller, Directory, File, Version
+from ..writers.versions import Versions
 from .context import Mount
 
 
@@ -56,23 +57,23 @@ def is_shared(version: Version, truncate: bool) -> bool:
     return not truncate and any(not handle.flushed for handle in version.handles)
 
 
-def is_joined(mount: Mount, version: Version, flags: int, caller: Caller) -> bool:
+def is_joined(versions: Versions, version: Version, flags: int, caller: Caller) -> bool:
     """Whether an open with these flags would go on with the version."""
-    with mount.lock:
-        return not version.unpublished or joins(mount, version, flags, caller)
+    with versions.lock:
+        return not version.unpublished or joins(versions, version, flags, caller)
 
 
-def joins(mount: Mount, version: Version, flags: int, caller: Caller) -> bool:
+def joins(versions: Versions, version: Version, flags: int, caller: Caller) -> bool:
     """Who truncates gets a version of its own beside a writer, or N processes that save to one
     path would mix their bytes. Not where nothing was written yet by itself, or by a process
     that it descends from or that descends from it: these mean the same file."""
     if caller.pid in version.expected:
         return True
-    if not version.joinable or mount.versions.overtaken(version):
+    if not version.joinable or versions.overtaken(version):
         return False
     if not flags & os.O_TRUNC:
         return True
-    if not mount.versions.is_untouched(version):
+    if not versions.is_untouched(version):
         return False
     empty = os.fstat(version.staged.fd).st_size == 0
     if empty and flags & os.O_ACCMODE == os.O_RDWR:
@@ -81,46 +82,48 @@ def joins(mount: Mount, version: Version, flags: int, caller: Caller) -> bool:
     return bool(openers) and all(writers.are_related(caller.process, o) for o in openers)
 
 
-def expecting_at(mount: Mount, parent: Directory, name: str, caller: Caller) -> Version | None:
-    for version in mount.versions.at(parent, name):
+def expecting_at(
+    versions: Versions, parent: Directory, name: str, caller: Caller
+) -> Version | None:
+    for version in versions.at(parent, name):
         if caller.pid in version.expected:
             return version
     return None
 
 
-def due_at(mount: Mount, parent: Directory, name: str) -> list[Version]:
+def due_at(versions: Versions, parent: Directory, name: str) -> list[Version]:
     """Versions of a path that everybody has closed, and that are not committed yet."""
-    with mount.lock:
-        return [v for v in mount.versions.at(parent, name) if v.closing and v.unpublished]
+    with versions.lock:
+        return [v for v in versions.at(parent, name) if v.closing and v.unpublished]
 
 
-def begun_at(mount: Mount, parent: Directory, name: str) -> bool:
+def begun_at(versions: Versions, parent: Directory, name: str) -> bool:
     """Whether a version of the path is on its way; one that was just published may be listed
     yet."""
-    with mount.lock:
-        return any(version.unpublished for version in mount.versions.at(parent, name))
+    with versions.lock:
+        return any(version.unpublished for version in versions.at(parent, name))
 
 
 def start_version(
-    mount: Mount, parent: Directory, name: str, caller: Caller, *, truncate: bool
+    versions: Versions, parent: Directory, name: str, caller: Caller, *, truncate: bool
 ) -> None:
     """Make a version for this caller, or choose the youngest that it can join, and send it
     back to look the path up again. Returns where one is to be committed first."""
-    with mount.lock:
-        if due_at(mount, parent, name):
+    with versions.lock:
+        if due_at(versions, parent, name):
             return
         regular_at(parent, name)
-        for youngest in mount.versions.at(parent, name)[-1:]:
+        for youngest in versions.at(parent, name)[-1:]:
             # One that its opener has abandoned may be older than what was committed since.
-            joinable = youngest.joinable and not mount.versions.overtaken(youngest)
-            if joinable and not truncate and not mount.versions.abandoned(youngest):
-                _send_back(mount, youngest, caller)
-    version = mount.versions.begin(
+            joinable = youngest.joinable and not versions.overtaken(youngest)
+            if joinable and not truncate and not versions.abandoned(youngest):
+                _send_back(versions, youngest, caller)
+    version = versions.begin(
         parent, name, caller, exists=exists(parent.fd, name), truncate=truncate
     )
-    _send_back(mount, version, caller)
+    _send_back(versions, version, caller)
 
 
-def _send_back(mount: Mount, version: Version, caller: Caller) -> NoReturn:
-    mount.versions.expect(version, caller)
+def _send_back(versions: Versions, version: Version, caller: Caller) -> NoReturn:
+    versions.expect(version, caller)
     raise stale()

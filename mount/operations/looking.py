@@ -25,6 +25,7 @@ from ..view.model import (
     is_gone,
     stands,
 )
+from ..writers.versions import Versions
 from .context import Mount
 
 
@@ -51,7 +52,7 @@ def lookup(mount: Mount, parent_id: int, name: str, caller: Caller) -> Entry:
 
 def entry_of(mount: Mount, node: Node, status: os.stat_result) -> Entry:
     node.lookups += 1
-    return Entry(node, status, _name_lasts(mount, node), status_lasts(mount, node, status))
+    return Entry(node, status, _name_lasts(mount.versions, node), status_lasts(mount, node, status))
 
 
 def alias(mount: Mount, entry: Entry) -> Entry:
@@ -65,11 +66,11 @@ def alias(mount: Mount, entry: Entry) -> Entry:
     return Entry(alias, entry.status, False, False)
 
 
-def _name_lasts(mount: Mount, node: Node) -> bool:
+def _name_lasts(versions: Versions, node: Node) -> bool:
     """While a version is staged, its path is another file to its writer than to others. A
     directory is one node for all callers; nobody moves a name but by a request."""
     if isinstance(node, File) and node.parent is not None:
-        return not mount.versions.at(node.parent, node.name)
+        return not versions.at(node.parent, node.name)
     return isinstance(node, Directory)
 
 

@@ -18,6 +18,7 @@ from ..view.answers import Entry, New, Slow, stale
 from ..view.descriptors import Descriptor
 from ..view.identity import ROOT_ID
 from ..view.model import Caller, Directory, File, Node, Version, stands
+from ..view.nodes import NodeTable
 from .context import Mount
 from .looking import entry_of
 from .owning import or_nothing, own_at, owner
@@ -92,7 +93,7 @@ def _link(mount: Mount, node: File, source: Directory, parent: Directory, name: 
 def _require_free(mount: Mount, parent: Directory, name: str) -> None:
     if mount.versions.at(parent, name):
         raise FileExistsError(errno.EEXIST, "exists")
-    check_device(mount, parent)
+    check_device(mount.nodes, parent)
 
 
 def unlink(mount: Mount, parent_id: int, name: str) -> Slow[None]:
@@ -161,8 +162,8 @@ def _removing(mount: Mount, node: Node | None) -> Iterator[None]:
                 mount.nodes.removed(node, stays_open=mount.room.for_users())
 
 
-def check_device(mount: Mount, parent: Directory) -> None:
-    if parent.ident[0] != mount.nodes.root.ident[0]:
+def check_device(nodes: NodeTable, parent: Directory) -> None:
+    if parent.ident[0] != nodes.root.ident[0]:
         raise OSError(errno.EXDEV, "another filesystem below the served directory")
 
 

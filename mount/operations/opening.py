@@ -178,28 +178,28 @@ def open_in_place(mount: Mount, node: File, flags: int) -> Handle:
 def _open_for_writing(
     mount: Mount, node: File, parent: Directory, flags: int, caller: Caller
 ) -> Handle | Slow[Handle]:
-    truncate = bool(flags & os.O_TRUNC)
-    check_device(mount, parent)
+    versions, truncate = mount.versions, bool(flags & os.O_TRUNC)
+    check_device(mount.nodes, parent)
     with mount.lock:
         version = node.version
-        if version is not None and version.unpublished and joins(mount, version, flags, caller):
+        if version is not None and version.unpublished and joins(versions, version, flags, caller):
             return _join(mount, node, version, flags, caller)
-        expecting = expecting_at(mount, parent, node.name, caller)
+        expecting = expecting_at(versions, parent, node.name, caller)
         if expecting is not None:  # /proc/self/fd/N: no LOOKUP came between the two OPENs
             mount.caches.drop_name(parent.id, node.name)
             return Slow(lambda: _open_itself(mount, node, expecting, flags, caller))
-        if not mount.versions.at(parent, node.name) and not exists(parent.fd, node.name):
+        if not versions.at(parent, node.name) and not exists(parent.fd, node.name):
             return Slow(lambda: _open_itself(mount, node, None, flags, caller))
         if version is not None and is_shared(version, truncate) and stands(node):
             return _join(mount, node, version, flags, caller)
         if truncate:
-            start_version(mount, parent, node.name, caller, truncate=True)
+            start_version(versions, parent, node.name, caller, truncate=True)
 
     def start() -> Handle:
         while True:
-            for due in due_at(mount, parent, node.name):
-                mount.versions.wait_settled(due)
-            begun = begun_at(mount, parent, node.name)
+            for due in due_at(versions, parent, node.name):
+                versions.wait_settled(due)
+            begun = begun_at(versions, parent, node.name)
             seen = regular_at(parent, node.name)
             if not truncate and not begun:
                 handle = _open_where_it_stands(mount, node, parent, flags, caller)
@@ -208,10 +208,10 @@ def _open_for_writing(
             with mount.store.committer.path_lock(parent.fd, node.name):
                 if is_written_on(mount, node, parent, truncate):
                     raise stale()  # who looks again finds it
-                if begun and not begun_at(mount, parent, node.name):
+                if begun and not begun_at(versions, parent, node.name):
                     continue  # published meanwhile, and maybe mapped
                 if is_still(parent, node.name, seen):
-                    start_version(mount, parent, node.name, caller, truncate=truncate)
+                    start_version(versions, parent, node.name, caller, truncate=truncate)
 
     return Slow(start)
 
@@ -223,7 +223,7 @@ def _open_where_it_stands(
     database. None for all others, and where a version of it is being written: that shows the
     number of the file that it will replace, so whose mapping it is could not be told."""
     with mount.lock:
-        if begun_at(mount, parent, node.name):
+        if begun_at(mount.versions, parent, node.name):
             return None
         current = mount.nodes.standing(parent, node.name)
         version = current.version if isinstance(current, File) else None
@@ -274,7 +274,7 @@ def _open_live(
     """Write where the committed file stands, unless it does no more, or a version of it was
     begun. Nobody replaces or extends it meanwhile."""
     with mount.store.committer.path_lock(parent.fd, node.name), mount.lock:
-        if begun_at(mount, parent, node.name) or not stands(node):
+        if begun_at(mount.versions, parent, node.name) or not stands(node):
             return None
         version = node.version
         if version is None or not version.live:
