@@ -29,7 +29,8 @@ from ckptfs.mount.operations.context import Mount
 from ckptfs.mount.view.answers import New, Slow
 from ckptfs.mount.view.identity import ROOT_ID
 from ckptfs.mount.view.listing import Listing, new_key, parts
-from ckptfs.mount.writers.versions import Caller, Handle
+from ckptfs.mount.view.model import Caller, Handle
+from ckptfs.mount.writers.closing import stop
 
 _ROOM = 512
 _NAMES = [f"name{number}" for number in range(100)]
@@ -42,7 +43,7 @@ def mount(quick_dir: Path) -> Iterator[Mount]:
         (quick_dir / name).write_bytes(OLD)
     mount = Mount(store_on(quick_dir), dict)
     yield mount
-    mount.versions.stop()
+    stop(mount.versions)
     mount.store.close()
 
 

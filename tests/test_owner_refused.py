@@ -17,6 +17,7 @@ from ckptfs.mount.operations.context import Mount
 from ckptfs.mount.view.answers import New
 from ckptfs.mount.view.identity import ROOT_ID
 from ckptfs.mount.view.model import Caller
+from ckptfs.mount.writers.closing import stop
 
 _CALLER = Caller(os.getuid(), os.getgid(), os.getpid())
 _NEW = New(_CALLER, 0o755, 0o022)
@@ -37,7 +38,7 @@ _MAKE: dict[str, Callable[[Mount], object]] = {
 def mount(quick_dir: Path) -> Iterator[Mount]:
     mount = Mount(store_on(quick_dir), dict)
     yield mount
-    mount.versions.stop()
+    stop(mount.versions)
     mount.store.close()
 
 

@@ -32,6 +32,8 @@ from ckptfs.mount.view.answers import New, Slow
 from ckptfs.mount.view.identity import ROOT_ID
 from ckptfs.mount.view.listing import parts
 from ckptfs.mount.view.model import Caller, Directory, File, Handle, Version
+from ckptfs.mount.writers import committing, visibility
+from ckptfs.mount.writers.closing import stop
 from ckptfs.store import Store
 from ckptfs.versions.staged import Staged
 
@@ -41,7 +43,7 @@ def mount(quick_dir: Path) -> Iterator[Mount]:
     (quick_dir / "f").write_bytes(OLD)
     mount = Mount(store_on(quick_dir), dict)
     yield mount
-    mount.versions.stop()
+    stop(mount.versions)
     mount.store.close()
 
 
@@ -73,7 +75,7 @@ def _abandon(mount: Mount, flags: int) -> Version:
         handle = opening.open(mount, node.id, flags, _dead())
         handle.run()  # type: ignore[union-attr]
     (version,) = mount.versions.all()
-    assert mount.versions.abandoned(version)
+    assert visibility.abandoned(version)
     return version
 
 
@@ -134,11 +136,11 @@ def test_c6_bytes_written_after_the_mount_was_taken_away_are_salvaged(
 ) -> None:
     """Under passthrough they reach the file without us, also one that was empty when we ended."""
     handle = _open(mount, os.O_WRONLY | os.O_TRUNC, _caller(os.getpid()))
-    mount.versions.abort_all("the mount was taken away")
+    committing.abort_all(mount.versions, "the mount was taken away")
     os.write(handle.fd, NEW)
     os.close(handle.fd)
     store = Store.open(str(quick_dir))
-    assert [note["path"] for note in store.layout.set_aside(store.layout.salvage)] == ["f"]
+    assert [note["path"] for note in store.layout.aside.entries(store.layout.salvage)] == ["f"]
     assert NEW in contents(quick_dir / ".ckptfs/salvage")
     assert store.get("f") == OLD
     store.close()
@@ -153,15 +155,15 @@ def test_c6_a_version_that_cannot_be_looked_at_keeps_no_other_from_salvage(
     for fd, data in ((handle.fd, NEW), (other.fd, NEWER)):
         os.write(fd, data)
     assert handle.version is not None
-    unseen, honest = handle.version.staged, mount.store.committer.changed
+    unseen, honest = handle.version.staged, mount.store.saves.is_changed
 
     def changed(staged: Staged) -> bool:
         if staged is unseen:
             raise OSError(errno.EIO, "injected")
         return honest(staged)
 
-    monkeypatch.setattr(mount.store.committer, "changed", changed)
-    mount.versions.abort_all("the mount was taken away")
+    monkeypatch.setattr(mount.store.saves, "is_changed", changed)
+    committing.abort_all(mount.versions, "the mount was taken away")
     assert contents(quick_dir / ".ckptfs/salvage") == [NEWER]
     assert contents(quick_dir / ".ckptfs/stage") == [NEW]  # the next mount sees to it
 

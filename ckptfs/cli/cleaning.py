@@ -19,7 +19,7 @@ from ckptfs.errors import CannotServe, NoSuchEntry, UsageError
 from ckptfs.modes import Mode, Outside
 from ckptfs.records.layout import Layout
 from ckptfs.room.expendable import ASIDE, Expendable, Item, Kind, folder_of, item_of
-from ckptfs.versions.commit import Committer
+from ckptfs.versions.core import Core
 
 _CHUNK_BYTES = 4 << 20
 
@@ -62,7 +62,7 @@ def salvage(
 
 def _stories(layout: Layout, kinds: Iterable[Kind]) -> Iterator[dict[str, Any]]:
     for kind in kinds:
-        for story in layout.set_aside(folder_of(layout, kind)):
+        for story in layout.aside.entries(folder_of(layout, kind)):
             yield {"kind": kind.value, **story}
 
 
@@ -167,8 +167,8 @@ def clean(
 
 def _expendable(layout: Layout) -> Expendable:
     """To look only: nothing is changed by it."""
-    committer = Committer(layout, Mode.ATOMIC_DIRSYNC, "blake3", 1 << 30, True)
-    return Expendable(Guard(committer, Outside.JUDGE))
+    core = Core(layout, Mode.ATOMIC_DIRSYNC, "blake3", 1 << 30, True)
+    return Expendable(Guard(core, Outside.JUDGE))
 
 
 class _Plan:

@@ -55,7 +55,7 @@ def rollback(directory: str, path: str | None, to: int | None) -> None:
         say(f"{inside}: rolled back")
         return
     with opened_store(below) as store:
-        say(f"{inside}: rolled back to generation {store.rollback(inside, to)}")
+        say(f"{inside}: rolled back to generation {store.history.rollback(inside, to)}")
 
 
 @commands.command()
@@ -112,7 +112,7 @@ def _take_back(below: Below, directory: str, paths: tuple[str, ...], checksum: s
     for path in map(below.relative, paths):
         if below.served is None:
             with opened_store(below, checksum) as store:
-                store.take_back(path)
+                store.history.take_back(path)
         else:
             _ask_to_take_back(below, directory, path)
         say(f"{path}: taken back from quarantine")
@@ -165,7 +165,7 @@ def _adopter(
         return
     with opened_store(below, checksum) as store:
         known = earlier.lineages_by_path(store.layout)
-        yield (lambda finding: store.take(finding, known)), store.tidy
+        yield (lambda finding: store.history.take(finding, known)), store.history.tidy
 
 
 @contextlib.contextmanager
@@ -223,7 +223,7 @@ def strip(directory: str, yes: bool) -> None:
     layout = below.needed_layout()
     if below.served is not None:
         raise CannotServe(f"{directory}: mounted; `ckptfs umount {directory}` first")
-    aside = [*layout.set_aside(layout.salvage), *layout.set_aside(layout.quarantine)]
+    aside = [*layout.aside.entries(layout.salvage), *layout.aside.entries(layout.quarantine)]
     kept = sum(1 for _ in Check(layout, Scope(quick=True)).kept())
     if not yes:
         click.confirm(

@@ -275,7 +275,7 @@ class Restarter:
             options=daemon.options,
             changes=changes,
             root=daemon.store.root,
-            lock=daemon.store.layout.lock_fd,
+            lock=daemon.store.layout.lock.fd,
             device=session.device,
             request=request,
             agreed=session.passthrough.agreed,
@@ -287,7 +287,7 @@ class Restarter:
         return file, header.descriptors
 
     def _become(self, command: list[str], inherited: list[int]) -> None:
-        self._daemon.store.committer.sync_changed_dirs()
+        self._daemon.store.order.sync_changed_dirs()
         try:
             for fd in inherited:
                 os.set_inheritable(fd, True)

@@ -36,6 +36,7 @@ from ..libfuse.session import PortableSession
 from ..operations import sessions
 from ..operations.context import Mount
 from ..processes import writers
+from ..writers import closing, committing
 from . import apart, holding, inspect, logfile, program
 from .handover import Carried
 from .monitor import Monitor
@@ -234,14 +235,14 @@ class Daemon:
         return Store.open(options.directory, options.store, options.mountpoint, root)
 
     def _tidy(self, wait_s: float) -> None:
-        self.tidier = Tidier(self.store.tidy)
+        self.tidier = Tidier(self.store.history.tidy)
         self.tidier.start(wait_s)
 
     def _begin_idle_work(self) -> None:
         """What is done beside serving, by threads of its own."""
-        self.sharer = Sharer(self.store.share)
+        self.sharer = Sharer(self.store.history.share)
         if self.options.store.share:
-            self.store.committer.kept = self.sharer.add
+            self.store.kept.add(self.sharer.add)
         self.scrub = Scrub(self.store, self.options.scrub_interval_s, self._being_written)
         self.scrub.start()
         self.monitor.begin()
@@ -311,11 +312,11 @@ class Daemon:
 
     def _serves(self, ready: Callable[[list[str]], None]) -> None:
         options, (passthrough, refusal) = self.options, self.session.passthrough_state()
-        self.store.room.sees_writes = not passthrough
+        self.store.room.doubts.sees_writes = not passthrough
         how = "the kernel carries the data" if passthrough else f"data is relayed ({refusal})"
         log.info("serving %s at %s: %s", options.directory, options.mountpoint, how)
         if inspect.is_mounted(options.mountpoint):  # else it is another namespace's
-            self.store.released = lambda: not inspect.is_mounted(options.mountpoint)
+            self.store.saves.released = lambda: not inspect.is_mounted(options.mountpoint)
         if self._replaces:
             self._clear_replaced()  # which hides this
         ready(self._warnings())
@@ -349,8 +350,8 @@ class Daemon:
         self.ended.set()
         self.scrub.stop()
         self.tidier.stop()
-        self.operations.versions.abort_all(TAKEN_AWAY)
-        self.operations.versions.stop()
+        committing.abort_all(self.operations.versions, TAKEN_AWAY)
+        closing.stop(self.operations.versions)
         self.sharer.stop()
         self.monitor.stop()
         log.info("ended; %s", dict(self.store.counts))
@@ -426,8 +427,8 @@ class Daemon:
 
     def _degraded(self) -> list[str]:
         store, found = self.store, list(self.monitor.degraded)
-        if store.committer.poisoned:
-            found.append(f"read-only: {store.committer.poisoned}")
+        if store.order.poisoned:
+            found.append(f"read-only: {store.order.poisoned}")
         if not writers.proc_is_ours() or self.session.openers.strangers:
             found.append(
                 "writers unknown, for they live in another pid namespace: killed ones cannot "

@@ -231,7 +231,7 @@ def _with_room(
     if opcode not in _SAVING or caller.pid in kernel.again.sent:
         return None
     if opcode == Op.CREATE:
-        expected = room.expected(names_in(body[wire.CREATE_IN.size :])[0])
+        expected = room.sizes.expected(names_in(body[wire.CREATE_IN.size :])[0])
     else:
         expected = opening.about_to_save(kernel.mount, nodeid, wire.OPEN_IN.unpack_from(body)[0])
     if not room.is_short_of(expected, caller.uid):

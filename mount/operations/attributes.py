@@ -17,6 +17,7 @@ from ckptfs.disk import osfs
 from ..view.answers import Change, Slow, T, stale
 from ..view.identity import identity
 from ..view.model import Directory, File, Handle, Node, Version, Virtual, stands
+from ..writers import overtaking
 from . import looking
 from .closing import release
 from .context import Mount
@@ -33,7 +34,7 @@ def statfs(mount: Mount) -> os.statvfs_result:
 @contextlib.contextmanager
 def changing(mount: Mount, node: Node, handle: Handle | None = None) -> Iterator[str]:
     """A path under /proc that names the node's inode, for calls that change its metadata."""
-    mount.store.committer.require_writable()
+    mount.store.order.require_writable()
     require_changeable(node)
     if isinstance(node, Directory):
         directory = node.fd
@@ -123,7 +124,7 @@ def _truncate_version(mount: Mount, version: Version, size: int) -> bool:
     with version.staged.lock:
         if version.ended or not version.active:
             return False
-        mount.store.committer.growth.change(version.staged, size)
+        mount.store.saves.change(version.staged, size)
         os.ftruncate(version.staged.fd, size)
         return True
 
@@ -132,17 +133,17 @@ def _truncate_committed(mount: Mount, node: File, parent: Directory, size: int) 
     """truncate(2) of a committed file: a whole transaction of its own."""
     check_device(mount.nodes, parent)
     store, at = mount.store, (node.path(), parent.fd, node.name)
-    with store.committer.path_lock(parent.fd, node.name):
+    with store.order.path_lock(parent.fd, node.name):
         if not stands(node):
             raise stale()
         with (
             mount.versions.replacing(parent, node.name),
-            store.staging(*at, exists=True, truncate=size == 0) as staged,
+            store.saves.staging(*at, exists=True, truncate=size == 0) as staged,
         ):
             os.ftruncate(staged.fd, size)
             with mount.lock:
-                mount.versions.overtakes(staged, parent, node.name, {})
-            store.commit(staged, parent.fd, node.name)
+                overtaking.overtakes(mount.versions, staged, parent, node.name, {})
+            store.saves.commit(staged, parent.fd, node.name)
     mount.caches.drop_attributes(parent.id)
 
 

@@ -9,9 +9,11 @@ import functools
 import os
 
 from ckptfs.disk import osfs
+from ckptfs.versions.staged import fingerprint
 
 from ..view.answers import Slow
 from ..view.model import Caller, File, Virtual
+from ..writers import closing, committing
 from .context import Mount
 from .handles import stand_in_for_last
 
@@ -19,7 +21,7 @@ _MUCH_BYTES = 64 << 20
 
 
 def flush(mount: Mount, handle_id: int, caller: Caller) -> Slow[None] | None:
-    work = mount.versions.flush(mount.handle(handle_id), caller)
+    work = closing.flush(mount.versions, mount.handle(handle_id), caller)
     return None if work is None else Slow(work)
 
 
@@ -30,7 +32,7 @@ def release(mount: Mount, handle_id: int) -> Slow[None] | None:
         if isinstance(handle.node, File | Virtual):
             handle.node.let_go(handle)
         stand_in_for_last(mount, handle)
-    work = mount.versions.release(handle)
+    work = closing.release(mount.versions, handle)
     if work is None and _frees_much(handle.fd):
         work = functools.partial(os.close, handle.fd)
     else:
@@ -51,14 +53,14 @@ def fsync(mount: Mount, handle_id: int) -> Slow[None]:
             raise version.failure  # the next fsync would return 0 over lost data
         try:
             if version is not None:
-                version.synced = mount.store.committer.fingerprint(version.staged.fd)
+                version.synced = fingerprint(mount.store.fs, version.staged.fd)
             mount.store.fs.fsync(handle.fd)
             if version is not None and version.unpublished:
-                mount.store.committer.sync_dir(mount.store.layout.stage)
+                mount.store.order.sync_dir(mount.store.layout.stage)
         except OSError as error:
             if version is None:
                 raise
-            raise mount.versions.fail(version, error) from None
+            raise committing.fail(mount.versions, version, error) from None
 
     return Slow(sync)
 
@@ -69,14 +71,14 @@ def fsync_dir(mount: Mount, nodeid: int, caller: Caller) -> Slow[None]:
     directory = mount.nodes.directory(nodeid)
 
     def sync() -> None:
-        mount.store.committer.require_writable()  # what is on disk is unknown
+        mount.store.order.require_writable()  # what is on disk is unknown
         with mount.lock:
             below = [v for v in mount.versions.all() if v.at and v.at[0] is directory]
-        mount.versions.close_empty(below, caller.process)
+        closing.close_empty(mount.versions, below, caller.process)
         for version in below:
-            mount.versions.wait_settled(version)
-        mount.store.committer.sync_changed_dirs()
-        mount.store.committer.sync_dir(directory.fd)
+            closing.wait_settled(mount.versions, version)
+        mount.store.order.sync_changed_dirs()
+        mount.store.order.sync_dir(directory.fd)
 
     return Slow(sync)
 

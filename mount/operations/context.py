@@ -7,6 +7,7 @@ Threading: the tables are guarded by ``lock``, which is that of the versions; an
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 import os
 from collections.abc import Callable
@@ -20,7 +21,9 @@ from ..view.descriptors import Room
 from ..view.locks import Locks, LockSet
 from ..view.model import Caller, Directory, File, Handle, Node, Version, Virtual, changes_unseen
 from ..view.nodes import NodeTable
+from ..writers import mapped
 from ..writers.versions import Versions
+from ..writers.watch import Watch
 from .metadata import Metadata
 
 
@@ -70,7 +73,7 @@ class Mount:
         self.store = store
         self.room = Room.of_process()
         self.nodes = NodeTable(store.root, self.room)
-        self.versions = Versions(store, self.nodes)
+        self.versions = Versions(store, self.nodes, Watch)
         self.lock = self.versions.lock
         self.handles = self.versions.handles
         self.metadata = Metadata(store)
@@ -78,8 +81,8 @@ class Mount:
         self.caches = Caches()
         self.versions.sealed = self._sealed
         self.versions.replaced = self._replaced
-        store.guard.replaced = self._superseded
-        store.guard.written_here = self.versions.may_be_written
+        store.rolled_back.add(self._superseded)
+        store.guard.written_here = functools.partial(mapped.may_be_written, self.versions)
         self.guests: dict[int, Handle] = {}  # by nodes that others have open, too
         self.ids = itertools.count(1)
         self.listing_key = listing.new_key()

@@ -14,6 +14,7 @@ from ..view.answers import Entry, New, stale
 from ..view.descriptors import no_room
 from ..view.identity import exists
 from ..view.model import Directory, File, Handle
+from ..writers import beginning, visibility
 from .context import Mount
 from .handles import write_handle
 from .looking import entry_of
@@ -34,7 +35,9 @@ def create(mount: Mount, parent_id: int, name: str, flags: int, new: New) -> tup
         if taken:  # made by somebody else since the kernel looked
             raise stale()
         check_device(mount.nodes, parent)
-        version = mount.versions.begin(parent, name, new.caller, exists=False, truncate=True)
+        version = beginning.begin(
+            mount.versions, parent, name, new.caller, exists=False, truncate=True
+        )
         try:
             own(version.staged.fd, parent, new)
         except OSError as error:
@@ -44,7 +47,7 @@ def create(mount: Mount, parent_id: int, name: str, flags: int, new: New) -> tup
             flags |= os.O_CREAT  # libfuse keeps it
             handle = write_handle(mount, version.node, version, flags, new.caller)
             return entry_of(mount, version.node, os.fstat(version.staged.fd)), handle
-    mount.versions.dismiss(version, new.caller)
+    visibility.dismiss(mount.versions, version, new.caller)
     raise refusal
 
 
@@ -64,7 +67,7 @@ def _create_in_place(
     except BaseException:
         os.close(fd)
         raise
-    mount.store.committer.note_changed_dir(parent.fd)
+    mount.store.order.note_changed_dir(parent.fd)
     status = os.fstat(fd)
     node = mount.nodes.committed(parent, name, status)
     assert isinstance(node, File)

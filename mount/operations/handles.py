@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from ..view.model import Caller, File, Handle, Version
+from ..writers import beginning
 from .context import Mount
 
 
@@ -46,5 +47,5 @@ def version_handle(mount: Mount, node: File, version: Version, flags: int) -> Ha
 def write_handle(mount: Mount, node: File, version: Version, flags: int, caller: Caller) -> Handle:
     handle = version_handle(mount, node, version, flags)
     handle.relayed = node is not version.node
-    mount.versions.join(version, handle, caller)
+    beginning.join(mount.versions, version, handle, caller)
     return handle

@@ -16,6 +16,7 @@ from ..processes import writers
 from ..view.answers import stale
 from ..view.identity import exists, identity, lstat
 from ..view.model import Caller, Directory, File, Version
+from ..writers import beginning, overtaking, visibility
 from ..writers.versions import Versions
 from .context import Mount
 
@@ -69,11 +70,11 @@ def joins(versions: Versions, version: Version, flags: int, caller: Caller) -> b
     that it descends from or that descends from it: these mean the same file."""
     if caller.pid in version.expected:
         return True
-    if not version.joinable or versions.overtaken(version):
+    if not version.joinable or overtaking.overtaken(versions, version):
         return False
     if not flags & os.O_TRUNC:
         return True
-    if not versions.is_untouched(version):
+    if not overtaking.is_untouched(versions, version):
         return False
     empty = os.fstat(version.staged.fd).st_size == 0
     if empty and flags & os.O_ACCMODE == os.O_RDWR:
@@ -115,15 +116,15 @@ def start_version(
         regular_at(parent, name)
         for youngest in versions.at(parent, name)[-1:]:
             # One that its opener has abandoned may be older than what was committed since.
-            joinable = youngest.joinable and not versions.overtaken(youngest)
-            if joinable and not truncate and not versions.abandoned(youngest):
+            joinable = youngest.joinable and not overtaking.overtaken(versions, youngest)
+            if joinable and not truncate and not visibility.abandoned(youngest):
                 _send_back(versions, youngest, caller)
-    version = versions.begin(
-        parent, name, caller, exists=exists(parent.fd, name), truncate=truncate
+    version = beginning.begin(
+        versions, parent, name, caller, exists=exists(parent.fd, name), truncate=truncate
     )
     _send_back(versions, version, caller)
 
 
 def _send_back(versions: Versions, version: Version, caller: Caller) -> NoReturn:
-    versions.expect(version, caller)
+    visibility.expect(versions, version, caller)
     raise stale()

@@ -10,6 +10,7 @@ import os
 from ..view.answers import Slow
 from ..view.locks import Lock
 from ..view.model import Caller, Handle
+from ..writers import committing
 from .context import Mount
 
 
@@ -42,7 +43,7 @@ def coordinates(
     def share() -> None:
         for version in versions:
             place = version.at
-            mount.versions.write_in_place(version)
+            committing.write_in_place(mount.versions, version)
             if place is not None:  # until then an open joins what is in place
                 mount.locks.share((place[0].ident, place[1]))
 

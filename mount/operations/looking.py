@@ -25,6 +25,7 @@ from ..view.model import (
     is_gone,
     stands,
 )
+from ..writers import visibility
 from ..writers.versions import Versions
 from .context import Mount
 
@@ -37,7 +38,7 @@ def lookup(mount: Mount, parent_id: int, name: str, caller: Caller) -> Entry:
         parent = mount.nodes.directory(parent_id)
         staged = mount.versions.at(parent, name)
         if staged:
-            own = mount.versions.visible_to(caller, parent, name)
+            own = visibility.visible_to(mount.versions, caller, parent, name)
             if own is not None:
                 return entry_of(mount, own.node, os.fstat(own.staged.fd))
         try:

@@ -19,6 +19,7 @@ from ..view.descriptors import Descriptor
 from ..view.identity import ROOT_ID
 from ..view.model import Caller, Directory, File, Node, Version, stands
 from ..view.nodes import NodeTable
+from ..writers import closing, committing, naming
 from .context import Mount
 from .looking import entry_of
 from .owning import or_nothing, own_at, owner
@@ -69,9 +70,9 @@ def link(
 
     def link() -> Entry:
         if version is not None:
-            mount.versions.wait_settled(version)
-            mount.versions.publish_named(version, caller)
-        with mount.store.committer.path_lock(source.fd, node.name), mount.lock:
+            closing.wait_settled(mount.versions, version)
+            committing.publish_named(mount.versions, version, caller)
+        with mount.store.order.path_lock(source.fd, node.name), mount.lock:
             return _link(mount, node, source, parent, name)
 
     return Slow(link)
@@ -84,8 +85,7 @@ def _link(mount: Mount, node: File, source: Directory, parent: Directory, name: 
         raise stale()
     _require_free(mount, parent, name)
     with mount.metadata.unchanged_bytes(source, node.name):
-        paths = source.child_path(node.name), parent.child_path(name)
-        mount.store.committer.link(source.fd, node.name, parent.fd, name, paths)
+        mount.store.files.link(source.at(node.name), parent.at(name))
     mount.caches.drop_attributes(node.id)  # the new name is another node
     return _made(mount, parent, name)
 
@@ -101,10 +101,10 @@ def unlink(mount: Mount, parent_id: int, name: str) -> Slow[None]:
 
     def unlink() -> None:
         mount.store.room.before_freeing()
-        with mount.versions.held(parent, name) as staged:
+        with naming.held(mount.versions, parent, name) as staged:
             try:
                 with losing_its_name(mount, parent, name):
-                    mount.store.committer.unlink(parent.fd, name, parent.child_path(name))
+                    mount.store.files.unlink(parent.at(name))
             except FileNotFoundError:
                 if not staged:
                     raise
@@ -119,7 +119,7 @@ def unlink(mount: Mount, parent_id: int, name: str) -> Slow[None]:
 def orphan(mount: Mount, versions: list[Version]) -> None:
     """The kernel knows it of the one that it has removed alone: another caller's."""
     for version in versions:
-        mount.versions.orphan(version)
+        naming.orphan(mount.versions, version)
         mount.caches.drop_attributes(version.node.id)
 
 
@@ -149,7 +149,7 @@ def rmdir(mount: Mount, parent_id: int, name: str) -> None:
             raise OSError(errno.ENOTEMPTY, "files are being written in it")
         with _removing(mount, node):
             os.rmdir(name, dir_fd=parent.fd)
-        mount.store.committer.note_changed_dir(parent.fd)
+        mount.store.order.note_changed_dir(parent.fd)
 
 
 @contextlib.contextmanager
@@ -168,14 +168,14 @@ def check_device(nodes: NodeTable, parent: Directory) -> None:
 
 
 def writable_parent(mount: Mount, parent_id: int, name: str) -> Directory:
-    mount.store.committer.require_writable()
+    mount.store.order.require_writable()
     if parent_id == ROOT_ID and name == fmt.CONTROL:
         raise PermissionError(errno.EPERM, "this name belongs to ckptfs")
     return mount.nodes.directory(parent_id)
 
 
 def _made(mount: Mount, parent: Directory, name: str) -> Entry:
-    mount.store.committer.note_changed_dir(parent.fd)
+    mount.store.order.note_changed_dir(parent.fd)
     status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
     return entry_of(mount, mount.nodes.committed(parent, name, status), status)
 

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from ckptfs.disk import osfs
 from ckptfs.errors import CkptfsError
-from ckptfs.records.layout import held_bytes
+from ckptfs.records.aside import held_bytes
 
 from ..view.answers import Slow, stale
 from ..view.control import StatusFile
@@ -23,7 +23,7 @@ from ..view.descriptors import no_room
 from ..view.identity import exists
 from ..view.model import Caller, Directory, File, Handle, Version, Virtual, stands
 from ..view.past import Generation
-from ..writers import content
+from ..writers import beginning, closing, content, mapped, overtaking, visibility
 from ..writers.content import Content
 from . import looking
 from .closing import release
@@ -60,7 +60,7 @@ def about_to_save(mount: Mount, nodeid: int, flags: int) -> int:
         node = mount.nodes.get(nodeid)
         if isinstance(node, File):
             held = held_bytes(looking.getattr(mount, nodeid, None))
-            return mount.store.room.expected(node.name, held)
+            return mount.store.room.sizes.expected(node.name, held)
     return 0
 
 
@@ -85,7 +85,7 @@ def _refuse(mount: Mount, node: File, caller: Caller) -> NoReturn:
     """No descriptor is left for it."""
     version = node.version
     if version is not None and caller.pid in version.expected:
-        mount.versions.dismiss(version, caller)
+        visibility.dismiss(mount.versions, version, caller)
     raise no_room()
 
 
@@ -120,10 +120,10 @@ def _open_for_reading(
     def verified() -> Handle:
         while stands(node):
             if node.ident[:2] in mount.versions.extending:
-                with mount.store.committer.path_lock(parent.fd, node.name):
+                with mount.store.order.path_lock(parent.fd, node.name):
                     continue
-            live = mount.versions.may_be_mapped(node.ident[:2])
-            found = mount.store.verify_open(node.path(), parent.fd, node.name, live=live)
+            live = mapped.may_be_mapped(mount.versions, node.ident[:2])
+            found = mount.store.opens.verify(parent.at(node.name), live=live)
             if found is not None and found.replaced:
                 raise stale()  # rolled back: the name stands for another inode now
             with contextlib.suppress(_NameTaken):
@@ -163,11 +163,11 @@ def _open_committed(mount: Mount, node: File, flags: int) -> Handle:
 
 def open_in_place(mount: Mount, node: File, flags: int) -> Handle:
     assert node.parent is not None
-    mount.store.committer.require_writable()
-    with mount.store.committer.path_lock(node.parent.fd, node.name):
+    mount.store.order.require_writable()
+    with mount.store.order.path_lock(node.parent.fd, node.name):
         if not stands(node):
             raise stale()
-        mount.store.committer.open_in_place(node.parent.fd, node.name, node.path())
+        mount.store.files.open_in_place(node.parent.at(node.name))
         node.aliased = True  # it may stay mapped when the kernel has released its last handle
         handle = _open_committed(mount, node, flags | os.O_RDWR)
     if flags & os.O_TRUNC:
@@ -198,14 +198,14 @@ def _open_for_writing(
     def start() -> Handle:
         while True:
             for due in due_at(versions, parent, node.name):
-                versions.wait_settled(due)
+                closing.wait_settled(versions, due)
             begun = begun_at(versions, parent, node.name)
             seen = regular_at(parent, node.name)
             if not truncate and not begun:
                 handle = _open_where_it_stands(mount, node, parent, flags, caller)
                 if handle is not None:
                     return handle
-            with mount.store.committer.path_lock(parent.fd, node.name):
+            with mount.store.order.path_lock(parent.fd, node.name):
                 if is_written_on(mount, node, parent, truncate):
                     raise stale()  # who looks again finds it
                 if begun and not begun_at(versions, parent, node.name):
@@ -227,7 +227,7 @@ def _open_where_it_stands(
             return None
         current = mount.nodes.standing(parent, node.name)
         version = current.version if isinstance(current, File) else None
-    if version is not None and mount.versions.is_mapped(version):
+    if version is not None and mapped.is_mapped(mount.versions, version):
         if current is not node:
             raise stale()  # committed meanwhile, and found by who looks again
         return _open_live(mount, node, parent, flags, caller, log=False)
@@ -245,7 +245,7 @@ def _open_itself(
     """A descriptor that is opened again by its link stands for the file that it has open. One
     that was replaced is kept as it is: history may hold it."""
     if needless is not None:
-        mount.versions.dismiss(needless, caller)
+        visibility.dismiss(mount.versions, needless, caller)
     with mount.lock:
         version = node.version
         if version is None or not version.active or version.ended:
@@ -253,15 +253,15 @@ def _open_itself(
             if os.fstat(fd).st_nlink > 0 and not stands(node):
                 os.close(fd)
                 raise stale()
-            version = mount.versions.revive(node, fd)
+            version = beginning.revive(mount.versions, node, fd)
         joined = _join(mount, node, version, flags, caller)
-    mount.versions.mark_live(version)
+    mapped.mark_live(mount.versions, version)
     return joined.run() if isinstance(joined, Slow) else joined
 
 
 def _content_of(mount: Mount, node: File, parent: Directory) -> Content:
     """Of the committed file, good as it is on return; OTHER where it was replaced."""
-    mount.store.verify_open(node.path(), parent.fd, node.name)
+    mount.store.opens.verify(parent.at(node.name))
     if not stands(node):
         return Content.OTHER
     with osfs.opened(mount.store.fs, parent.fd, node.name, os.O_RDONLY) as fd:
@@ -273,17 +273,17 @@ def _open_live(
 ) -> Handle | None:
     """Write where the committed file stands, unless it does no more, or a version of it was
     begun. Nobody replaces or extends it meanwhile."""
-    with mount.store.committer.path_lock(parent.fd, node.name), mount.lock:
+    with mount.store.order.path_lock(parent.fd, node.name), mount.lock:
         if begun_at(mount.versions, parent, node.name) or not stands(node):
             return None
         version = node.version
         if version is None or not version.live:
             with inode_of(mount, node) as inode:
                 fd = os.open(f"/proc/self/fd/{inode}", os.O_RDWR | os.O_CLOEXEC)
-            version = mount.versions.revive(node, fd)
+            version = beginning.revive(mount.versions, node, fd)
         version.is_log |= log
         handle = write_handle(mount, node, version, flags, caller)
-    mount.versions.mark_live(version)
+    mapped.mark_live(mount.versions, version)
     return handle
 
 
@@ -297,7 +297,7 @@ def _join(
     def emptied() -> Handle:
         version.fresh = True
         try:
-            with mount.versions.cutting(version):
+            with overtaking.cutting(mount.versions, version):
                 cut(mount, handle, 0)
         except BaseException:
             _never_opened(mount, handle)

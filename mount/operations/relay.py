@@ -99,7 +99,7 @@ def copy_range(
     def run() -> int:
         if source.version is not None:
             with source.version.staged.lock:
-                mount.store.committer.growth.fill(source.version.staged)
+                mount.store.saves.fill(source.version.staged)
         return _changing_bytes(mount, target, to, copy, size)
 
     return Slow(run)
@@ -115,11 +115,11 @@ def _changing_bytes(
         if handle.base is None or staged is None:
             return mount.store.room.retried(change, lambda: size, handle.fd)
         with staged.lock:
-            mount.store.committer.growth.change(staged, offset)
+            mount.store.saves.change(staged, offset)
             return mount.store.room.retried(change, lambda: size, handle.fd)
     except OSError as error:
         if error.errno == errno.ENOSPC and staged is not None:
-            mount.store.room.doubt(staged)
+            mount.store.room.doubts.doubt(staged)
         raise
 
 

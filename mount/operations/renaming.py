@@ -11,9 +11,12 @@ import os
 import stat
 from dataclasses import dataclass
 
+from ckptfs.versions.staged import fingerprint
+
 from ..view.answers import Slow
 from ..view.identity import Identity, identity, lstat
 from ..view.model import Caller, Directory, Version
+from ..writers import committing, naming
 from .context import Mount
 from .names import losing_its_name, orphan, touch, writable_parent
 
@@ -31,10 +34,6 @@ class _Places:
     @property
     def back(self) -> _Places:
         return _Places(self.new, self.old)
-
-    @property
-    def paths(self) -> tuple[str, str]:
-        return self.old[0].child_path(self.old[1]), self.new[0].child_path(self.new[1])
 
     @property
     def keys(self) -> tuple[tuple[Identity, str], tuple[Identity, str]]:
@@ -70,7 +69,7 @@ def rename(
         with mount.lock:
             mount.versions.tell(*old)
             mount.versions.tell(*new)
-        with mount.versions.held(*old, new) as held:
+        with naming.held(mount.versions, *old, new) as held:
             if flags & RENAME_EXCHANGE:
                 _exchange(mount, _Places(old, new), held)
             else:
@@ -84,9 +83,9 @@ def _publish_finished(mount: Mount, parent: Directory, name: str, caller: Caller
     with mount.lock:
         versions = list(mount.versions.at(parent, name))
     for version in versions:
-        now = mount.store.committer.fingerprint(version.staged.fd)
+        now = fingerprint(mount.store.fs, version.staged.fd)
         if now in (version.synced, version.closers.get(caller.process or 0)):
-            mount.versions.publish_named(version, caller)
+            committing.publish_named(mount.versions, version, caller)
 
 
 def _rename(mount: Mount, places: _Places, flags: int, caller: Caller, held: list[Version]) -> None:
@@ -114,7 +113,7 @@ def _rename(mount: Mount, places: _Places, flags: int, caller: Caller, held: lis
         with mount.lock:
             orphan(mount, replaced)
             for version in moving:
-                mount.versions.move(version, target, new_name, caller)
+                naming.move(mount.versions, version, target, new_name, caller)
             if node is not None:
                 mount.nodes.move(node, target, new_name)
                 mount.caches.drop_attributes(node.id)  # its ctime has moved
@@ -135,7 +134,7 @@ def _exchange(mount: Mount, places: _Places, held: list[Version]) -> None:
         with mount.lock:
             for versions, node, place in zip(staged, nodes, reversed(both), strict=True):
                 for version in versions:
-                    mount.versions.move(version, *place, None)
+                    naming.move(mount.versions, version, *place, None)
                 if node is not None:
                     mount.nodes.move(node, *place)
                     mount.caches.drop_attributes(node.id)
@@ -149,7 +148,7 @@ def _exchange_committed(mount: Mount, places: _Places, found: list[os.stat_resul
             mount.metadata.unchanged_bytes(parent, name),
             mount.metadata.unchanged_bytes(target, new_name),
         ):
-            mount.store.committer.exchange(parent.fd, name, target.fd, new_name, places.paths)
+            mount.store.files.exchange(parent.at(name), target.at(new_name))
     elif found[0] is not None:
         _rename_committed(mount, places, found[0])
     elif found[1] is not None:
@@ -163,4 +162,4 @@ def _rename_committed(mount: Mount, places: _Places, status: os.stat_result) -> 
     unchanged = mount.metadata.unchanged_bytes
     is_file = stat.S_ISREG(status.st_mode)
     with unchanged(parent, name) if is_file else contextlib.nullcontext():
-        mount.store.committer.rename(parent.fd, name, target.fd, new_name, places.paths)
+        mount.store.files.rename(parent.at(name), target.at(new_name))

@@ -25,6 +25,7 @@ from ckptfs.mount.operations import closing, looking, opening
 from ckptfs.mount.operations.context import Mount
 from ckptfs.mount.view.identity import ROOT_ID
 from ckptfs.mount.view.model import Caller, Handle
+from ckptfs.mount.writers.closing import stop
 from ckptfs.store import Options, Store
 
 PROJECT = Path(__file__).parents[2]
@@ -75,7 +76,7 @@ def _served(directory: Path) -> Iterator[Mount]:
     try:
         yield mount
     finally:
-        mount.versions.stop()
+        stop(mount.versions)
         store.close()
 
 

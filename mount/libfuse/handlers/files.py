@@ -13,6 +13,7 @@ from ...view.answers import Entry, Slow
 from ...view.identity import Identity, exists
 from ...view.model import Caller, File, Handle, Node
 from ...view.past import Generation
+from ...writers import visibility
 from ..context import Portable
 from ..descriptors import require_alone
 from ..inodes import Opened, Place
@@ -40,7 +41,7 @@ def open_file(portable: Portable, path: str, info: Any) -> int:
             opened = _enter(portable, place, caller, info.flags, None if begins else node.ident)
         except OSError:
             if version is not None:  # it may have been begun for this open, which does not come
-                portable.mount.versions.dismiss(version, caller)
+                visibility.dismiss(portable.mount.versions, version, caller)
             raise
         return opening.open(portable.mount, node.id, info.flags, caller)
 
