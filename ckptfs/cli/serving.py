@@ -139,7 +139,7 @@ _DEGRADED = 2  # exit code
 @monitoring.on_event_option
 def mount(directory: str, mountpoint: str | None, **given: Any) -> None:
     """Serve DIRECTORY over itself, or at MOUNTPOINT. Returns once it is served."""
-    from ckptfs.mount.daemon.serving import mount as start
+    from ckptfs.mount.daemon.start import mount as start
 
     start(_mount_options(directory, mountpoint, given))
 
