@@ -238,6 +238,7 @@ def nobodys(tmp_path: Path) -> Iterator[Path]:
 AS_NOBODY = f"""
 import ctypes, os, sys
 import ckptfs.cli, ckptfs.mount.daemon.start, ckptfs.mount.daemon.doctor
+ckptfs.cli.load([])
 import encodings.ascii, encodings.idna
 os.setgroups([])
 os.setgid({NOBODY})
