@@ -39,7 +39,7 @@ from ckptfs.records import format as fmt
 from ckptfs.store import Store
 from ckptfs.tools.faults import METHODS, NEVER_FAIL, Before, Call, FailAlways, FailNth, ShortNth
 from ckptfs.upkeep.fsck import Check, Scope
-from ckptfs.versions.commit import DIGESTED_TWICE_BYTES
+from ckptfs.versions.seal import DIGESTED_TWICE_BYTES
 
 ERRNOS = [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EINTR]
 FALLIBLE = METHODS - NEVER_FAIL
@@ -84,22 +84,24 @@ def rename_directory(store: Store) -> None:
 
 def long_ones(store: Store) -> Store:
     """Every file counts as a long one, of which only what is added is written."""
-    store.committer.growth.copied_at_once_bytes = 0
+    store.core.copied_at_once_bytes = 0
     return store
 
 
 def change(store: Store) -> None:
     """Open it again and write over its first bytes."""
     with osfs.place(store.fs, store.root, "a.pt") as (at, name):
-        staged = long_ones(store).stage("a.pt", at, name, exists=True, truncate=False, lazily=True)
+        staged = long_ones(store).saves.stage(
+            "a.pt", at, name, exists=True, truncate=False, lazily=True
+        )
         try:
             try:
-                store.committer.growth.change(staged, 0)
+                store.saves.change(staged, 0)
                 store.fs.write(staged.fd, CHANGED[:1], 0)
             except OSError as error:
-                store.abort(staged, str(error))
+                store.saves.abort(staged, str(error))
                 raise
-            store.commit(staged, at, name)
+            store.saves.commit(staged, at, name)
         finally:
             store.fs.close(staged.fd)
             if staged.base is not None:
@@ -142,7 +144,7 @@ SCENARIOS = {
         {"d/a.pt": None, "e/a.pt": NEW},
     ),
     "rollback": Scenario(
-        two_versions, lambda store: store.rollback("a.pt"), {"a.pt": NEW}, {"a.pt": OLD}
+        two_versions, lambda store: store.history.rollback("a.pt"), {"a.pt": NEW}, {"a.pt": OLD}
     ),
 }
 SHORT = {"unlink": 0, "rename directory": 0, "extend": 2, "change": 2}  # at least so many are told
@@ -266,14 +268,14 @@ def test_C1_C2_after_any_failed_call(name: str, fault: str, quick_dir: Path) -> 
         if this.error is None:
             absorbed += 1
             assert now == scenario.new, f"{this.failed} was hidden"
-        elif this.store.committer.poisoned is None:
+        elif this.store.order.poisoned is None:
             assert now == scenario.old, f"{this.failed} raised {this.error!r}"
         else:
             assert this.failed == "fsync_dir" or fault == "gone"
-            torn = this.store.committer.growth.torn  # cut back at the next mount
+            torn = this.store.core.torn  # cut back at the next mount
             assert now in (scenario.old, scenario.new) or torn
         if isinstance(this.error, OSError):
-            final = fault == "EINTR" and this.store.committer.poisoned is not None
+            final = fault == "EINTR" and this.store.order.poisoned is not None
             assert this.error.errno == (errno.EIO if final else this.faults.errno)
     least = SHORT.get(name, 1) if fault == "short" else 4
     assert attempts - absorbed >= least, "faults must be told"
@@ -300,10 +302,10 @@ def test_C2_the_new_bytes_of_a_failed_put_are_not_lost(
 def give_up(store: Store) -> None:
     """What the mount does with the version of a killed writer."""
     with osfs.place(store.fs, store.root, "a.pt") as (at, name):
-        staged = store.stage("a.pt", at, name, exists=True, truncate=True)
+        staged = store.saves.stage("a.pt", at, name, exists=True, truncate=True)
         try:
             store.fs.write(staged.fd, NEW, 0)
-            store.abort(staged, "killed")
+            store.saves.abort(staged, "killed")
         finally:
             store.fs.close(staged.fd)
 
@@ -371,7 +373,7 @@ def test_C5_a_fault_during_rollback_never_lets_rot_through(fault: str, quick_dir
 def test_C5_histories_of_two_paths_do_not_mix_after_a_failed_rename(quick_dir: Path) -> None:
     for this in faults_of(SCENARIOS["rename onto"], quick_dir):
         fresh = store_on(this.directory)
-        if this.error is not None and this.store.committer.poisoned is None:
+        if this.error is not None and this.store.order.poisoned is None:
             assert lineage(fresh, "a.pt") != lineage(fresh, "b.tmp"), this.failed
         fresh.close()
 
@@ -382,7 +384,7 @@ def test_C2_a_failed_directory_fsync_after_publish_ends_all_writing(
 ) -> None:
     poisoned = 0
     for this in faults_of(SCENARIOS[name], quick_dir):
-        if this.store.committer.poisoned is None:
+        if this.store.order.poisoned is None:
             continue
         poisoned += 1
         for refused in (
@@ -402,7 +404,7 @@ def test_C2_a_version_that_was_staged_before_is_refused_by_a_poisoned_store(
     faults = FailAlways(OsFs(), "fsync_dir")
     faults.armed = False
     store = store_on(quick_dir, faults)
-    staged = store.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
+    staged = store.saves.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
     store.fs.write(staged.fd, NEW, 0)
     store.layout.next_generation()
     faults.armed = True
@@ -410,7 +412,7 @@ def test_C2_a_version_that_was_staged_before_is_refused_by_a_poisoned_store(
         store.put("b.pt", OLD)
     faults.armed = False
     with pytest.raises(StoreReadOnly):
-        store.commit(staged, store.root, "a.pt")
+        store.saves.commit(staged, store.root, "a.pt")
     assert not (quick_dir / "a.pt").exists()
     assert contents(quick_dir / ".ckptfs" / "salvage") == [NEW]
     assert store.get("b.pt") == OLD  # reading goes on
@@ -423,27 +425,27 @@ def test_C2_an_fsync_that_failed_once_stays_failed_for_a_live_version(quick_dir:
     faults = FailAlways(OsFs(), "fsync")
     faults.armed = False
     store = store_on(quick_dir, faults)
-    staged = store.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
+    staged = store.saves.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
     store.fs.write(staged.fd, OLD, 0)
-    store.commit(staged, store.root, "a.pt")
+    store.saves.commit(staged, store.root, "a.pt")
     store.fs.write(staged.fd, b"changed", 0)
     faults.armed = True
     with pytest.raises(OSError):
-        store.reseal(staged)
+        store.saves.reseal(staged)
     faults.armed = False
     with pytest.raises(OSError):
-        store.reseal(staged)
+        store.saves.reseal(staged)
     store.fs.close(staged.fd)
     store.close()
 
 
 def test_C2_an_error_of_background_writeback_fails_the_commit(quick_dir: Path) -> None:
     store = store_on(quick_dir)
-    staged = store.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
+    staged = store.saves.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
     store.fs.write(staged.fd, NEW, 0)
     staged.writeback_error = OSError(errno.EIO, "seen behind the writer")
     with pytest.raises(OSError, match="seen behind the writer"):
-        store.commit(staged, store.root, "a.pt")
+        store.saves.commit(staged, store.root, "a.pt")
     assert not (quick_dir / "a.pt").exists()
     assert contents(quick_dir / ".ckptfs" / "salvage") == [NEW]
     (note,) = (quick_dir / ".ckptfs" / "salvage").glob("*.json")

@@ -16,9 +16,9 @@ from ckptfs.checking.examine import Condition
 from ckptfs.disk.real import OsFs
 from ckptfs.modes import Outside
 from ckptfs.tools.faults import Before, Call, Ignoring
-from ckptfs.versions import commit
+from ckptfs.versions import seal
 
-_SIZES = [3600, commit.DIGESTED_TWICE_BYTES + 3600]
+_SIZES = [3600, seal.DIGESTED_TWICE_BYTES + 3600]
 
 
 class _Stores:
@@ -53,10 +53,10 @@ def _rots(directory: Path, size: int, wrap: Callable[[Any], Any] = lambda fs: fs
     for at in itertools.count():
         stores = _Stores(at)
         store = store_on(directory, wrap(Before(OsFs(), stores).fs))
-        staged = store.stage("f", store.root, "f", exists=False, truncate=True)
+        staged = store.saves.stage("f", store.root, "f", exists=False, truncate=True)
         store.fs.write(staged.fd, bytes(size), 0)
         stores.start(staged.fd, size)
-        store.commit(staged, store.root, "f")
+        store.saves.commit(staged, store.root, "f")
         looked_at = examine(
             store, "f", outside=Outside.ACCEPT
         )  # whether its time tells it from rot
@@ -80,6 +80,6 @@ def test_C5_no_store_slips_in_beside_the_digest(ext4_dir: Path, size: int) -> No
 def test_control_unless_the_pages_stay_dirty(
     ext4_dir: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commit, "DIGESTED_TWICE_BYTES", -1)
+    monkeypatch.setattr(seal, "DIGESTED_TWICE_BYTES", -1)
     left_out = {"clean", "start_writeback"}
     assert _rots(ext4_dir, size, lambda fs: Ignoring(fs, lambda c: c.method in left_out).fs)

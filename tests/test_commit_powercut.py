@@ -33,6 +33,7 @@ from ckptfs.tools.faults import (
     RenameBeforeFsync,
     without,
 )
+from ckptfs.versions.commit import stage
 
 Contents = dict[str, bytes | None]
 Wrap = Callable[[Any], Any]
@@ -192,11 +193,11 @@ def put(path: str, data: bytes) -> Step:
 
 def put_in_pieces(store: Store) -> None:
     """As a program writes: several writes, any of which the disk may have and any not."""
-    staged = store.stage("a.pt", store.root, "a.pt", exists=True, truncate=True)
+    staged = store.saves.stage("a.pt", store.root, "a.pt", exists=True, truncate=True)
     try:
         for at in range(0, len(NEW), 900):
             store.fs.write(staged.fd, NEW[at : at + 900], at)
-        store.commit(staged, store.root, "a.pt")
+        store.saves.commit(staged, store.root, "a.pt")
     finally:
         store.fs.close(staged.fd)
 
@@ -216,7 +217,7 @@ def make_folders(store: Store, path: str) -> None:
     for name in path.split("/")[:-1]:
         if name not in store.fs.listdir(at):
             store.fs.mkdir(at, name, 0o755)
-            store.committer.note_changed_dir(at)
+            store.order.note_changed_dir(at)
         below = store.fs.open(at, name, osfs.DIRECTORY)
         store.fs.close(at)
         at = below
@@ -226,7 +227,7 @@ def make_folders(store: Store, path: str) -> None:
 def interrupted(store: Store) -> None:
     """A crash before this one left a version in stage."""
     with_old("a.pt")(store)
-    staged = store.committer.stage("a.pt")
+    staged = stage(store.core, "a.pt")
     store.fs.write(staged.fd, NEW, 0)
     store.fs.close(staged.fd)
 
@@ -331,9 +332,9 @@ def resealed_states(wrap: Wrap) -> Iterator[Store]:
     fs = CrashFs()
     store = Store(fs, fs.root, "store", Options())
     store.put("a.pt", OLD)
-    staged = store.stage("a.pt", fs.root, "a.pt", exists=True, truncate=True)
+    staged = store.saves.stage("a.pt", fs.root, "a.pt", exists=True, truncate=True)
     fs.write(staged.fd, NEW, 0)
-    store.commit(staged, fs.root, "a.pt")
+    store.saves.commit(staged, fs.root, "a.pt")
     fs.write(staged.fd, b"stored", 0)
     fs.write(staged.fd, b"through a map", 500)
     snapshots: list[CrashFs] = []
@@ -343,8 +344,8 @@ def resealed_states(wrap: Wrap) -> Iterator[Store]:
             snapshots.append(fs.snapshot())
 
     watched = wrap(Before(fs, ahead))
-    store.committer.fs = store.layout.fs = watched
-    store.reseal(staged)
+    store.core.fs = store.layout.fs = watched
+    store.saves.reseal(staged)
     for snapshot in [*snapshots, fs.snapshot()]:
         for state in snapshot.crash_states():
             yield Store(state, state.root, "store", Options())

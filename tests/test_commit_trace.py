@@ -15,6 +15,7 @@ from ckptfs.disk.real import OsFs
 from ckptfs.modes import Mode
 from ckptfs.store import Options, Store
 from ckptfs.tools.faults import Recording
+from ckptfs.versions.order import Place
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -34,20 +35,20 @@ def old_and_temporary(store: Store) -> None:
 
 def new_folder(store: Store) -> None:
     store.fs.mkdir(store.root, "run", 0o755)
-    store.committer.note_changed_dir(store.root)
+    store.order.note_changed_dir(store.root)
 
 
 def folder_and_two(store: Store) -> None:
     old(store)
     new_folder(store)
     store.put("run/b.pt", NEW)
-    store.committer.note_changed_dir(store.layout.stage)
+    store.order.note_changed_dir(store.layout.stage)
 
 
 def exchange(store: Store, name: str, below: str) -> None:
     folder, target = below.split("/")
     with osfs.opened(store.fs, store.root, folder, osfs.DIRECTORY) as to:
-        store.committer.exchange(store.root, name, to, target, (name, below))
+        store.files.exchange(Place(store.root, name, name), Place(to, target, below))
 
 
 def two_and_rot(store: Store) -> None:

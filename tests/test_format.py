@@ -148,7 +148,7 @@ def test_layout_1_is_still_read(layout_1: Path) -> None:
         "run/state.txt": Condition.OK,
     }
     assert store.get("model.txt") == b"weights of step 2\n"
-    (note,) = store.layout.set_aside(store.layout.salvage)
+    (note,) = store.layout.aside.entries(store.layout.salvage)
     assert note["path"] == "half.txt"
     assert store.layout.next_generation() > 1024  # the numbers handed out before are not reused
     store.close()

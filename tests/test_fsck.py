@@ -375,11 +375,11 @@ def test_a_rollback_chooses_the_generation_asked_for(tmp_path: Path) -> None:
     store = store_on(tmp_path, keep=5)
     for number in range(5):
         store.put("a.pt", b"version %d" % number)
-    assert store.rollback("a.pt", 2) == 2
+    assert store.history.rollback("a.pt", 2) == 2
     assert store.get("a.pt") == b"version 1"
-    assert store.rollback("a.pt") == 5, "the newest, which is what was rolled back from"
+    assert store.history.rollback("a.pt") == 5, "the newest, which is what was rolled back from"
     rot(tmp_path / "a.pt")
-    assert store.rollback("a.pt", 3) == 3
+    assert store.history.rollback("a.pt", 3) == 3
     assert store.get("a.pt") == b"version 2"
     store.close()
     assert conditions(tmp_path) == {}

@@ -41,7 +41,7 @@ MODES = [Mode.ATOMIC_DIRSYNC, Mode.ATOMIC_NODIRSYNC]
 
 
 def lazy(store: Store) -> Store:
-    store.committer.growth.copied_at_once_bytes = 100
+    store.core.copied_at_once_bytes = 100
     return store
 
 
@@ -210,7 +210,7 @@ def test_a_file_without_room_for_its_record_costs_others_nothing(ext4_dir: Path)
 
 
 def salvaged(store: Store) -> list[int]:
-    return [int(str(each["size"])) for each in store.layout.set_aside(store.layout.salvage)]
+    return [int(str(each["size"])) for each in store.layout.aside.entries(store.layout.salvage)]
 
 
 @pytest.mark.parametrize("name", ["0011223344556677", "0011223344556677-1"])
@@ -265,7 +265,7 @@ def test_C1_C2_after_any_failed_call(fault: str, quick_dir: Path) -> None:
         now = held(this.directory, APPEND.old)
         if this.error is None:
             assert now == APPEND.new, f"{this.failed} was hidden"
-        elif this.store.committer.poisoned is None:
+        elif this.store.order.poisoned is None:
             told += 1
             assert now == APPEND.old, f"{this.failed} raised {this.error!r}"
             assert condition(this.store, "a.pt") is Condition.OK, this.failed
@@ -287,7 +287,7 @@ def test_C5_a_file_that_could_not_be_cut_back_is_not_served(quick_dir: Path) -> 
     faults.armed = False
     with pytest.raises(Rotten):
         store.get("a.pt")
-    assert store.committer.poisoned
+    assert store.order.poisoned
     store.close()
     again = store_on(quick_dir)
     again.recover()
@@ -343,12 +343,12 @@ def test_another_name_is_not_extended_along(ext4_dir: Path) -> None:
 def test_rot_in_the_base_is_not_given_a_digest_of_its_own(ext4_dir: Path) -> None:
     store = lazy(store_on(ext4_dir))
     store.put("a.pt", OLD)
-    staged = store.stage("a.pt", store.root, "a.pt", exists=True, truncate=False, lazily=True)
+    staged = store.saves.stage("a.pt", store.root, "a.pt", exists=True, truncate=False, lazily=True)
     rot(ext4_dir / "a.pt", 5)
-    store.committer.growth._states.clear()
+    store.core.digests.forget()
     store.fs.write(staged.fd, MORE, len(OLD))
     with pytest.raises(Rotten):
-        store.commit(staged, store.root, "a.pt")
+        store.saves.commit(staged, store.root, "a.pt")
     store.fs.close(staged.fd)
     (saved,) = contents(ext4_dir / ".ckptfs" / "salvage")
     assert saved == bytes(len(OLD)) + MORE
@@ -358,10 +358,10 @@ def test_rot_in_the_base_is_not_given_a_digest_of_its_own(ext4_dir: Path) -> Non
 def test_a_base_that_was_replaced_meanwhile_is_gone_on_with_all_the_same(ext4_dir: Path) -> None:
     store = lazy(store_on(ext4_dir))
     store.put("a.pt", OLD)
-    staged = store.stage("a.pt", store.root, "a.pt", exists=True, truncate=False, lazily=True)
+    staged = store.saves.stage("a.pt", store.root, "a.pt", exists=True, truncate=False, lazily=True)
     store.put("a.pt", NEW)
     store.fs.write(staged.fd, MORE, len(OLD))
-    store.commit(staged, store.root, "a.pt")
+    store.saves.commit(staged, store.root, "a.pt")
     store.fs.close(staged.fd)
     assert store.get("a.pt") == OLD + MORE
     assert condition(store, "a.pt") is Condition.OK

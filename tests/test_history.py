@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from ckptfs.errors import NoSuchGeneration, Rotten
 from ckptfs.history import earlier
 from ckptfs.store import Store
+from ckptfs.versions.order import Place
+from ckptfs.versions.standing import keep_replaced, replaced_by
 
 
 @given(st.sets(st.integers(0, 1000)), st.integers(0, 8))
@@ -141,13 +143,12 @@ def test_a_deleted_file_takes_its_history_along_after_a_commit_that_failed(
     """History then links to the very version that is current: that is no other name of it."""
     store = store_on(quick_dir)
     of = put_all(store, "a.pt", b"one")
-    replaced = store.committer.replaced_by(store.root, "a.pt", "a.pt")
-    store.committer.keep_replaced(replaced, store.root, "a.pt", "a.pt")
+    place = Place(store.root, "a.pt", "a.pt")
+    replaced = replaced_by(store.core, place)
+    keep_replaced(store.core, replaced, place)
     assert versions(quick_dir, of) == [b"one"]
     assert put_all(store, "a.pt", b"two") == of
-    store.committer.keep_replaced(
-        store.committer.replaced_by(store.root, "a.pt", "a.pt"), store.root, "a.pt", "a.pt"
-    )
+    keep_replaced(store.core, replaced_by(store.core, place), place)
     store.unlink("a.pt")
     assert not (quick_dir / ".ckptfs" / "history" / of).exists()
     store.close()
@@ -228,7 +229,7 @@ def test_a_copy_cannot_be_rolled_back_to_its_originals_versions(quick_dir: Path)
     of = put_all(store, "a.pt", b"a1", b"a2")
     copied_with_its_record(quick_dir, "a.pt", "b.pt")
     with pytest.raises(NoSuchGeneration):
-        store.rollback("b.pt")
+        store.history.rollback("b.pt")
     store.rename("b.pt", "c.pt")
     assert earlier.lineages_by_path(store.layout) == {"a.pt": of}
     rot(quick_dir / "c.pt")
@@ -250,7 +251,7 @@ def test_a_note_that_names_a_place_outside_makes_no_directory_there(
     known = {"../outside/a.pt": lineage(store, "a.pt")}
     monkeypatch.setattr(earlier, "lineages_by_path", lambda _: known)
     with pytest.raises(OSError, match="not a path within"):
-        store.rollback("../outside/a.pt")
+        store.history.rollback("../outside/a.pt")
     assert not (quick_dir / "outside").exists()
 
 
@@ -266,7 +267,7 @@ def test_a_renamed_directory_takes_its_history_along(quick_dir: Path) -> None:
 def test_exchanged_files_take_their_histories_along(disk_dir: Path) -> None:
     store = store_on(disk_dir)
     of, other = put_all(store, "a.pt", b"a1", b"a2"), put_all(store, "b.pt", b"b1", b"b2")
-    store.committer.exchange(store.root, "a.pt", store.root, "b.pt", ("a.pt", "b.pt"))
+    store.exchange("a.pt", "b.pt")
     assert earlier.lineages_by_path(store.layout) == {"b.pt": of, "a.pt": other}
     store.close()
 
@@ -286,7 +287,7 @@ def test_a_file_committed_while_a_rollback_looked_is_not_overwritten(
 
     monkeypatch.setattr(store.guard, "restore", late)
     with pytest.raises(NoSuchGeneration):  # the new file has a history of its own
-        store.rollback("a.pt")
+        store.history.rollback("a.pt")
     assert store.get("a.pt") == b"new"
     store.close()
 
@@ -297,7 +298,7 @@ def test_a_rollback_shows_nobody_more_than_the_version_did(quick_dir: Path) -> N
     (quick_dir / "a.pt").chmod(0o600)
     store.put("a.pt", b"open")
     (quick_dir / "a.pt").chmod(0o666)
-    store.rollback("a.pt")
+    store.history.rollback("a.pt")
     assert (quick_dir / "a.pt").stat().st_mode & 0o777 == 0o600
     store.close()
 
@@ -306,7 +307,7 @@ def test_a_rollback_shows_nobody_more_than_the_version_did(quick_dir: Path) -> N
 def test_no_path_leads_out(path: str, quick_dir: Path) -> None:
     store = store_on(quick_dir)
     with pytest.raises(OSError, match="not a path"):
-        store.adopt(path)
+        store.history.adopt(path)
     store.close()
 
 

@@ -44,7 +44,7 @@ def test_what_was_swapped_is_not_brought_back(quick_dir: Path, what: str) -> Non
         swap(generation_in(one), generation_in(other))
     for path in ("a.bin", "b.bin"):
         with pytest.raises(NoSuchGeneration):
-            store.rollback(path)
+            store.history.rollback(path)
         assert store.get(path) == NEWER
     checked = ckptfs("verify", quick_dir)
     assert checked.returncode != 0
@@ -56,7 +56,7 @@ def test_control_what_was_not_swapped_is(quick_dir: Path) -> None:
     store, _, _ = two_files(quick_dir)
     assert ckptfs("verify", quick_dir).returncode == 0
     for path, first in (("a.bin", OLD), ("b.bin", NEW)):
-        store.rollback(path)
+        store.history.rollback(path)
         assert store.get(path) == first
     store.close()
 
@@ -72,7 +72,7 @@ def test_directories_are_put_back_at_the_next_mount(quick_dir: Path, renamed: bo
     store = store_on(quick_dir)
     store.recover()
     for path, first in (("a.bin", OLD), ("b.bin", NEW)):
-        store.rollback(path)
+        store.history.rollback(path)
         assert store.get(path) == first
     store.close()
 
@@ -83,6 +83,6 @@ def test_a_copy_of_a_directory_takes_no_place(quick_dir: Path) -> None:
     os.system(f"cp -a {one} {one.with_name('0123456789abcdef')}")
     store = store_on(quick_dir)
     store.recover()
-    store.rollback("a.bin")
+    store.history.rollback("a.bin")
     assert store.get("a.bin") == OLD
     store.close()

@@ -103,11 +103,11 @@ def test_C7_a_second_process_is_refused_and_told_who_serves(quick_dir: Path) -> 
 
 def test_C7_a_refused_open_touches_nothing_in_flight(quick_dir: Path) -> None:
     first = Store.open(str(quick_dir))
-    staged = first.stage("a.pt", first.root, "a.pt", exists=False, truncate=True)
+    staged = first.saves.stage("a.pt", first.root, "a.pt", exists=False, truncate=True)
     first.fs.write(staged.fd, NEW, 0)
     with pytest.raises(AlreadyServed):
         Store.open(str(quick_dir))
-    first.commit(staged, first.root, "a.pt")
+    first.saves.commit(staged, first.root, "a.pt")
     first.fs.close(staged.fd)
     assert first.get("a.pt") == NEW
     first.close()

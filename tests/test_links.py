@@ -28,10 +28,11 @@ from ckptfs.checking import orphans
 from ckptfs.checking.examine import Condition
 from ckptfs.disk import osfs
 from ckptfs.disk.real import OsFs
-from ckptfs.history import earlier
+from ckptfs.history import earlier, moves
 from ckptfs.history.lineages import Lineages
 from ckptfs.records.layout import Layout
 from ckptfs.upkeep.fsck import Check, Scope
+from ckptfs.versions.order import Place
 
 _STEPS = 50
 _OPERATIONS = int(os.environ.get("CKPTFS_OPERATIONS", "3000"))
@@ -51,7 +52,7 @@ class Acts:
 
     def open(self) -> None:
         self.store = store_on(self.directory, keep=self.keep)
-        self.store.committer.growth.copied_at_once_bytes = 0  # all are long ones
+        self.store.core.copied_at_once_bytes = 0  # all are long ones
 
     def open_again(self) -> None:
         self.store.close()
@@ -76,7 +77,7 @@ class Acts:
         self.store.exchange(path, other)
 
     def roll_back(self, path: str) -> None:
-        self.store.rollback(path)
+        self.store.history.rollback(path)
 
     def make_unrecorded(self, path: str, content: bytes) -> None:
         (self.directory / path).write_bytes(content)
@@ -84,27 +85,27 @@ class Acts:
     def expose(self, path: str, content: bytes) -> None:
         """Two processes write it under a lock: it goes on without a record."""
         with osfs.place(self.store.fs, self.store.root, path) as (at, name):
-            staged = self.store.stage(path, at, name, exists=True, truncate=True)
+            staged = self.store.saves.stage(path, at, name, exists=True, truncate=True)
             self.store.fs.write(staged.fd, content, 0)
-            self.store.committer.expose(staged, at, name)
+            self.store.saves.expose(staged, at, name)
             self.store.fs.close(staged.fd)
 
     def open_in_place(self, path: str) -> None:
         with osfs.place(self.store.fs, self.store.root, path) as (at, name):
-            self.store.committer.open_in_place(at, name, path)
+            self.store.files.open_in_place(Place(at, name, path))
 
     def adopt(self, path: str) -> None:
-        self.store.adopt(path)
+        self.store.history.adopt(path)
 
     def tidy(self) -> None:
-        done = self.store.tidy()
+        done = self.store.history.tidy()
         assert (done.let_go, done.given_back) == (0, [])
 
     def inode(self, path: str) -> int:
         return (self.directory / path).lstat().st_ino
 
     def kept(self) -> dict[str, list[bytes]]:
-        assert Lineages(self.store.layout).pins == self.store.committer.lineages.pins
+        assert Lineages(self.store.layout).pins == self.store.core.lineages.pins
         return reached(self.store.layout, self.keep)
 
     def end(self) -> None:
@@ -416,7 +417,8 @@ def test_C5_so_it_is_through_a_mount(option: str, disk_dir: Path) -> None:
 def test_control_a_rule_that_is_left_out_is_seen(
     name: str, quick_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Lineages, name, lambda self, *given: False)
+    rules = Lineages if name == "pin" else moves
+    monkeypatch.setattr(rules, name, lambda lineages, *given: False)
     StoreHistories.base = quick_dir
     with pytest.raises((AssertionError, FileNotFoundError)):
         run(StoreHistories, 3000, Phase.generate)

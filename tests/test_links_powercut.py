@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
@@ -19,8 +18,10 @@ from ckptfs.history import earlier
 from ckptfs.store import Options, Store
 from ckptfs.tools.crashfs import CrashFs
 from ckptfs.tools.faults import CHANGES, SYNCS, Before, Call
-from ckptfs.versions.commit import Committer
-from ckptfs.versions.standing import Replaced
+from ckptfs.versions import names, publish
+from ckptfs.versions.core import Core
+from ckptfs.versions.order import Place
+from ckptfs.versions.standing import Replaced, keep_replaced, settle_history
 
 Kept = dict[str, tuple[bytes, list[bytes]]]  # of each path its content, and what is kept of it
 
@@ -42,7 +43,7 @@ def kept(store: Store, paths: str) -> Kept:
                 continue
             with osfs.opened(store.fs, at, name, osfs.O_RDONLY) as fd:
                 content = store.fs.read(fd, 1000, 0)
-            lineage = store.committer.lineages.readable(at, name, path)
+            lineage = store.core.lineages.readable(at, name, path)
         found[path] = (
             content,
             [
@@ -88,14 +89,14 @@ def a_pinned_one(store: Store) -> None:
 
 
 def open_in_place(store: Store) -> None:
-    store.committer.open_in_place(store.root, "a", "a")
+    store.files.open_in_place(Place(store.root, "a", "a"))
 
 
 def expose(store: Store) -> None:
-    staged = store.stage("a", store.root, "a", exists=True, truncate=True)
+    staged = store.saves.stage("a", store.root, "a", exists=True, truncate=True)
     store.fs.write(staged.fd, b"a4", 0)
     store.fs.fsync(staged.fd)  # of what is written in place no more is promised
-    store.committer.expose(staged, store.root, "a")
+    store.saves.expose(staged, store.root, "a")
 
 
 SCENARIOS = {
@@ -140,8 +141,8 @@ def lost(name: str) -> int:
     for before, after, store in outcomes(SCENARIOS[name]):
         states += 1
         store.recover()
-        store.tidy()
-        assert orphans.find(store.committer.lineages) == orphans.Found()
+        store.history.tidy()
+        assert orphans.find(store.core.lineages) == orphans.Found()
         for path, (content, found) in kept(store, "abcxy").items():
             ways = [way[path] for way in (before, after) if path in way]
             here = {*found, content}
@@ -156,16 +157,14 @@ def test_C5_no_power_cut_takes_a_history_from_its_path(name: str) -> None:
 
 
 def test_control_a_note_that_is_not_durable_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Committer, "_sync_pin", lambda self, lineage: None)
+    monkeypatch.setattr(names, "_sync_pin", lambda core, lineage: None)
     assert lost("rename what is pinned") > 0
 
 
 def test_control_a_history_that_goes_first_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    keep = Committer.keep_replaced
+    def too_early(core: Core, replaced: Replaced | None, place: Place) -> None:
+        keep_replaced(core, replaced, place)
+        settle_history(core, replaced, place.path)
 
-    def too_early(self: Committer, replaced: Replaced | None, *place: Any) -> None:
-        keep(self, replaced, *place)
-        self.settle_history(replaced, place[-1])
-
-    monkeypatch.setattr(Committer, "keep_replaced", too_early)
+    monkeypatch.setattr(publish, "keep_replaced", too_early)
     assert lost("overwrite the first name") > 0

@@ -20,7 +20,8 @@ from ckptfs.mount.operations.base import New, Slow
 from ckptfs.mount.operations.whole import Operations
 from ckptfs.mount.view.identity import ROOT_ID
 from ckptfs.mount.view.listing import Listing, new_key, parts
-from ckptfs.mount.writers.versions import Caller, Handle
+from ckptfs.mount.view.model import Caller, Handle
+from ckptfs.mount.writers import closing
 
 _ROOM = 512
 _NAMES = [f"name{number}" for number in range(100)]
@@ -33,7 +34,7 @@ def operations(quick_dir: Path) -> Iterator[Operations]:
         (quick_dir / name).write_bytes(OLD)
     operations = Operations(store_on(quick_dir), dict)
     yield operations
-    operations.versions.stop()
+    closing.stop(operations.versions)
     operations.store.close()
 
 

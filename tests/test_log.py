@@ -164,7 +164,7 @@ def test_a_line_is_one_line_whatever_a_file_is_called() -> None:
 def test_a_store_becomes_read_only_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = store_on(tmp_path)
     for _ in range(2):
-        store.committer.poison("directory fsync failed: Input/output error")
+        store.order.poison("directory fsync failed: Input/output error")
     (record,) = caplog.records
     assert (
         record.levelname == "ERROR" and "read-only: directory fsync failed" in record.getMessage()
@@ -174,9 +174,9 @@ def test_a_store_becomes_read_only_once(tmp_path: Path, caplog: pytest.LogCaptur
 
 def test_salvage_that_is_let_go_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = store_on(tmp_path, salvage_bytes=10)
-    staged = store.stage("f.pt", store.root, "f.pt", exists=False, truncate=True)
+    staged = store.saves.stage("f.pt", store.root, "f.pt", exists=False, truncate=True)
     store.fs.write(staged.fd, b"half" * 9000, 0)
-    store.abort(staged, "its writer was killed")
+    store.saves.abort(staged, "its writer was killed")
     os.close(staged.fd)
     let_go, aborted = sorted(record.getMessage() for record in caplog.records)[::-1]
     assert "f.pt: salvage" in let_go and "is let go" in let_go and "aborted" in aborted

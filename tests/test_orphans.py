@@ -19,7 +19,7 @@ from ckptfs.disk import osfs
 from ckptfs.history import earlier
 from ckptfs.records import format as fmt
 from ckptfs.store import Store
-from ckptfs.versions.names import Names
+from ckptfs.versions import names
 
 
 def leak(store: Store, path: str) -> str:
@@ -57,12 +57,12 @@ def versions(store: Store) -> int:
 def test_what_was_leaked_is_let_go_and_nothing_else(quick_dir: Path) -> None:
     store = leaked(quick_dir)
     assert versions(store) == 6
-    done = store.tidy()
+    done = store.history.tidy()
     assert (done.let_go, done.given_back, versions(store)) == (5, [], 1)
     assert store.counts["let go"] == 1
-    assert store.rollback("step.pt") and store.get("step.pt") == b"step 4"
+    assert store.history.rollback("step.pt") and store.get("step.pt") == b"step 4"
     assert store.get("latest.pt") == b"the last step"
-    assert store.tidy() == orphans.Outcome()
+    assert store.history.tidy() == orphans.Outcome()
     store.close()
 
 
@@ -77,9 +77,9 @@ def test_what_a_file_carries_under_another_name_is_given_back_to_all_its_names(
     os.link(quick_dir / "d/best.pt", quick_dir / "d/same.pt")
     of = lineage(store, "d/best.pt")
     earlier.set_note(store.layout, of, fmt.HistoryNote(("step.pt",)))
-    assert sorted(store.tidy().given_back) == ["d/best.pt", "d/same.pt"]
+    assert sorted(store.history.tidy().given_back) == ["d/best.pt", "d/same.pt"]
     assert noted(store, of) == ("d/best.pt", "d/same.pt")
-    assert store.rollback("d/same.pt") and store.get("d/same.pt") == b"good"
+    assert store.history.rollback("d/same.pt") and store.get("d/same.pt") == b"good"
     store.close()
 
 
@@ -106,7 +106,7 @@ def test_what_is_renamed_while_the_tree_is_walked_is_not_missed(
 
         with monkeypatch.context() as patch:
             patch.setattr(orphans, "walk", walked)
-            store.tidy()
+            store.history.tidy()
         path = new if "/" in new else f"{new}/best.pt"
         assert earlier.generations(store.layout, of)
         assert noted(store, of) == (path,)
@@ -117,8 +117,8 @@ def test_of_what_was_deleted_outside_one_history_a_path_stays(quick_dir: Path) -
     store = leaked(quick_dir)
     for name in ("step.pt", "latest.pt"):
         (quick_dir / name).unlink()
-    assert store.tidy().let_go == 5
-    assert store.rollback("step.pt") and store.get("step.pt") == b"step 4"
+    assert store.history.tidy().let_go == 5
+    assert store.history.rollback("step.pt") and store.get("step.pt") == b"step 4"
     store.close()
 
 
@@ -128,8 +128,8 @@ def test_what_was_renamed_outside_keeps_its_history(quick_dir: Path) -> None:
     store.put("run/a.pt", b"a1")
     store.put("run/a.pt", b"a2")
     (quick_dir / "run").rename(quick_dir / "run1")
-    assert store.tidy().let_go == 5
-    assert store.rollback("run1/a.pt") and store.get("run1/a.pt") == b"a1"
+    assert store.history.tidy().let_go == 5
+    assert store.history.rollback("run1/a.pt") and store.get("run1/a.pt") == b"a1"
     store.close()
 
 
@@ -141,14 +141,14 @@ def test_a_deletion_that_a_crash_cut_short_is_finished_or_never_was(quick_dir: P
         of = lineage(store, path)
         earlier.set_note(store.layout, of, fmt.HistoryNote((path,), leaving=True))
     (quick_dir / "a.pt").unlink()
-    assert store.tidy().let_go == 1
+    assert store.history.tidy().let_go == 1
     assert earlier.lineages_by_path(store.layout) == {"b.pt": lineage(store, "b.pt")}
     store.close()
 
 
 def kept_of(store: Store, path: str) -> list[bytes]:
     with osfs.place(store.fs, store.root, path) as (at, name):
-        folder = store.committer.lineages.readable(at, name, path)
+        folder = store.core.lineages.readable(at, name, path)
     kept = Path(f"/proc/self/fd/{store.layout.history}/{folder}")
     return [version.read_bytes() for version in kept.iterdir()]
 
@@ -165,11 +165,11 @@ def test_a_rename_that_a_crash_cut_short_leaves_both_their_history(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Names, "_rename", crash)
+        patch.setattr(names, "_rename", crash)
         store.rename("a.pt", "b.pt")
     store.close()
     store = store_on(quick_dir)
-    assert store.tidy().let_go == 0
+    assert store.history.tidy().let_go == 0
     for path in ("a.pt", "b.pt"):
         assert path.encode() + b" before" in kept_of(store, path)
     store.close()
@@ -180,7 +180,7 @@ def test_marks_of_what_is_gone_are_cleared(quick_dir: Path) -> None:
     earlier.pin(store.layout, "0123456789abcdef")
     store.close()
     store = store_on(quick_dir)
-    store.tidy()
+    store.history.tidy()
     assert os.listdir(quick_dir / ".ckptfs/history") == []
     store.close()
 
@@ -249,7 +249,7 @@ def test_a_mount_lets_it_go(disk_dir: Path) -> None:
 
 def test_verify_beside_a_mount_reports_it_and_has_it_repaired(disk_dir: Path) -> None:
     store = leaked(disk_dir)
-    store.tidy()
+    store.history.tidy()
     with mounts.served(disk_dir):
         leak(store, "step.pt")
         leak(store, "step.pt")

@@ -16,6 +16,7 @@ from ckptfs.mount.operations.base import New
 from ckptfs.mount.operations.whole import Operations
 from ckptfs.mount.view.identity import ROOT_ID
 from ckptfs.mount.view.model import Caller
+from ckptfs.mount.writers import closing
 
 _CALLER = Caller(os.getuid(), os.getgid(), os.getpid())
 _NEW = New(_CALLER, 0o755, 0o022)
@@ -33,7 +34,7 @@ _MAKE: dict[str, Callable[[Operations], object]] = {
 def operations(quick_dir: Path) -> Iterator[Operations]:
     operations = Operations(store_on(quick_dir), dict)
     yield operations
-    operations.versions.stop()
+    closing.stop(operations.versions)
     operations.store.close()
 
 

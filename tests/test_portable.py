@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mounts
 import pytest
@@ -254,17 +255,17 @@ def test_a_module_of_the_same_name_is_not_taken_for_fusepy(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("error", [OSError("no errno"), KeyboardInterrupt(), SystemExit(3)])
-def test_nothing_but_an_errno_leaves_a_handler(error: BaseException) -> None:
+def test_nothing_but_an_errno_leaves_a_handler(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """fusepy answers garbage for anything else."""
-    from ckptfs.mount.libfuse.portable import PortableSession
+    from ckptfs.mount.libfuse import session
 
-    class Broken(PortableSession):
-        def __init__(self) -> None:
-            self.requests = Counter()
+    def read(*_: object) -> bytes:
+        raise error
 
-        def read(self, *_: object) -> bytes:
-            raise error
-
+    monkeypatch.setitem(session.HANDLERS, "read", read)
+    portable: Any = None
     with pytest.raises(OSError) as raised:
-        Broken()("read", None, 1, 0, None)
+        session.Bound(portable, Counter())("read", None, 1, 0, None)
     assert raised.value.errno == 5

@@ -18,7 +18,7 @@ from smalldisk import MIB, SmallDisk
 from ckptfs.disk import osfs
 from ckptfs.disk.real import OsFs
 from ckptfs.errors import Rotten
-from ckptfs.records.layout import Amount
+from ckptfs.records.aside import Amount
 from ckptfs.room import making
 from ckptfs.room.expendable import Item, Kind
 from ckptfs.room.making import DiskRoom
@@ -27,6 +27,8 @@ from ckptfs.telling.events import DISK_FULL
 from ckptfs.tools.faults import Call, FailNth, Intercepted
 from ckptfs.units import parse_bytes, parse_seconds
 from ckptfs.upkeep import fsck
+from ckptfs.versions.order import Place
+from ckptfs.versions.standing import keep_replaced, replaced_by
 
 UID = os.getuid()
 
@@ -36,9 +38,9 @@ def version(number: int, size_bytes: int = 4 * MIB) -> bytes:
 
 
 def abort(store: Store, path: str, number: int, size_bytes: int = 4 * MIB) -> None:
-    staged = store.stage(path, store.root, path, exists=False, truncate=True)
+    staged = store.saves.stage(path, store.root, path, exists=False, truncate=True)
     OsFs().write(staged.fd, version(number, size_bytes), 0)
-    store.abort(staged, "its writer was killed")
+    store.saves.abort(staged, "its writer was killed")
     store.fs.close(staged.fd)
 
 
@@ -146,8 +148,8 @@ def test_what_nothing_else_is_left_of_goes_last(quick_dir: Path) -> None:
     abort(store, "a.pt", 9, 5000)
     left = []
     for count in (2, 1, 0):
-        store.room.bounds = Amount(count, 1 << 40)
-        store.room.bound()
+        store.room.limits.bounds = Amount(count, 1 << 40)
+        store.room.limits.bound()
         left.append(
             sorted(
                 str(item.path)
@@ -249,11 +251,11 @@ def test_a_save_that_fails_for_lack_of_room_leaves_nothing_behind(
     store.put("a.pt", version(1))
     squeeze(store, disk, 6 * MIB)
     for _ in range(3):
-        staged = store.stage("a.pt", store.root, "a.pt", exists=True, truncate=True)
+        staged = store.saves.stage("a.pt", store.root, "a.pt", exists=True, truncate=True)
         with pytest.raises(OSError, match="no room"):
             for block in range(100):
                 store.fs.write(staged.fd, version(2, MIB), block * MIB)
-        store.abort(staged, DISK_FULL)
+        store.saves.abort(staged, DISK_FULL)
         store.fs.close(staged.fd)
         assert disk.free_bytes() >= 6 * MIB - 4096  # for the alarm
     assert not os.listdir(quick_dir / ".ckptfs/salvage")
@@ -418,7 +420,7 @@ def test_what_was_rolled_back_to_keeps_what_is_older(quick_dir: Path, disk: Smal
     rot(quick_dir / "a.pt", 9)
     store.guard.resume(b"")
     third = sorted(int(p.name) for p in (quick_dir / ".ckptfs/history").glob("*/*"))[2]
-    store.rollback("a.pt", third)
+    store.history.rollback("a.pt", third)
     assert store.get("a.pt") == version(3)
     rot(quick_dir / "a.pt", 9)
     store.guard.resume(b"")
@@ -453,8 +455,9 @@ def test_what_a_commit_has_just_kept_stays(quick_dir: Path, disk: SmallDisk) -> 
     store = store_on(quick_dir, disk.fs, keep=9)
     versions(store, 3)
     with osfs.place(store.fs, store.root, "a.pt") as (at, name):
-        replaced = store.committer.replaced_by(at, name, "a.pt")
-        store.committer.keep_replaced(replaced, at, name, "a.pt")
+        place = Place(at, name, "a.pt")
+        replaced = replaced_by(store.core, place)
+        keep_replaced(store.core, replaced, place)
     give_up_all(store, disk)
     assert kept(store, quick_dir) == [3]
     store.close()
@@ -553,7 +556,7 @@ def test_an_entry_that_is_being_taken_back_stays(quick_dir: Path, disk: SmallDis
     store = store_on(quick_dir, disk.fs)
     versions(store, 2)
     rolled_back(store, quick_dir, "a.pt")
-    with store.room.expendable.using(store.quarantined("a.pt")):
+    with store.room.expendable.using(store.history.quarantined("a.pt")):
         give_up_all(store, disk)
         assert lies(quick_dir, Kind.QUARANTINE) == [2]
     give_up_all(store, disk)
@@ -569,19 +572,19 @@ def test_a_version_that_was_open_while_the_disk_was_full_is_doubted(
 ) -> None:
     """The kernel told its program alone; room that was made since does not hide that."""
     store = store_on(quick_dir, disk.fs)
-    staged = store.stage("a.bin", store.root, "a.bin", exists=False, truncate=True)
+    staged = store.saves.stage("a.bin", store.root, "a.bin", exists=False, truncate=True)
     OsFs().write(staged.fd, version(1, 1000), 0)
-    assert not store.may_lack_bytes(staged)
+    assert not store.saves.may_lack_bytes(staged)
     squeeze(store, disk, 0)
     store.room.look()
     squeeze(store, disk, 64 * MIB)
-    assert store.may_lack_bytes(staged)
-    later = store.stage("b.bin", store.root, "b.bin", exists=False, truncate=True)
-    assert not store.may_lack_bytes(later)
-    store.room.sees_writes = True
-    assert not store.may_lack_bytes(staged)
+    assert store.saves.may_lack_bytes(staged)
+    later = store.saves.stage("b.bin", store.root, "b.bin", exists=False, truncate=True)
+    assert not store.saves.may_lack_bytes(later)
+    store.room.doubts.sees_writes = True
+    assert not store.saves.may_lack_bytes(staged)
     for each in (staged, later):
-        store.committer.discard(each)
+        store.saves.discard(each)
         store.fs.close(each.fd)
     store.close()
 
@@ -597,11 +600,11 @@ def test_what_its_structure_proves_whole_is_not_doubted(quick_dir: Path, disk: S
     store = store_on(quick_dir, disk.fs)
     verdicts = []
     for data in (content.getvalue(), content.getvalue()[:-9]):
-        staged = store.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
+        staged = store.saves.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
         OsFs().write(staged.fd, data, 0)
-        store.room.doubt(staged)
-        verdicts.append(store.may_lack_bytes(staged))
-        store.committer.discard(staged)
+        store.room.doubts.doubt(staged)
+        verdicts.append(store.saves.may_lack_bytes(staged))
+        store.saves.discard(staged)
         store.fs.close(staged.fd)
     assert verdicts == [False, True]
     store.close()
@@ -615,10 +618,10 @@ def test_a_save_is_expected_to_be_as_long_as_what_it_replaces_or_the_last_of_its
 ) -> None:
     store = store_on(quick_dir, disk.fs)
     store.put("step-100.pt", version(1))
-    assert store.room.expected("step-200.pt") == 4 * MIB
-    assert store.room.expected("d/step-7.pt") == 4 * MIB
-    assert store.room.expected("rng-200.pt") == 0
-    assert store.room.expected("step-100.pt", 17) == 17
+    assert store.room.sizes.expected("step-200.pt") == 4 * MIB
+    assert store.room.sizes.expected("d/step-7.pt") == 4 * MIB
+    assert store.room.sizes.expected("rng-200.pt") == 0
+    assert store.room.sizes.expected("step-100.pt", 17) == 17
     store.close()
 
 
@@ -627,9 +630,9 @@ def test_room_is_made_ahead_of_what_is_expected(quick_dir: Path, disk: SmallDisk
     store.put("step-1.pt", version(1))
     abort(store, "b.pt", 2)
     squeeze(store, disk, 3 * MIB)
-    store.room.ahead_of(store.room.expected("x.json"), UID)
+    store.room.ahead_of(store.room.sizes.expected("x.json"), UID)
     assert lies(quick_dir, Kind.SALVAGE) == [2]
-    store.room.ahead_of(store.room.expected("step-2.pt"), UID)
+    store.room.ahead_of(store.room.sizes.expected("step-2.pt"), UID)
     assert lies(quick_dir, Kind.SALVAGE) == []
     store.close()
 

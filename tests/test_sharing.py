@@ -118,7 +118,7 @@ def test_a_generation_costs_what_differs(shares_blocks: Mounted) -> None:
     assert apart - empty >= 2 * SIZE
     assert exclusive(old) >= SIZE
 
-    assert store.share("a.bin") == SIZE - CHANGED
+    assert store.history.share("a.bin") == SIZE - CHANGED
 
     assert (stamps(directory / "a.bin"), stamps(old)) == before
     assert 0 <= exclusive(old) - CHANGED <= 8192  # and a block for the record
@@ -127,7 +127,7 @@ def test_a_generation_costs_what_differs(shares_blocks: Mounted) -> None:
     assert old.read_bytes() == written[1]
     assert condition(store, "a.bin") is Condition.OK
     assert store.get("a.bin") == written[0]
-    assert store.share("a.bin") == 0  # there is nothing left to do
+    assert store.history.share("a.bin") == 0  # there is nothing left to do
     store.close()
 
 
@@ -142,7 +142,7 @@ def test_every_generation_kept_costs_what_differs(shares_blocks: Mounted) -> Non
     for number in range(4):
         content = next_version(content, number)
         store.put("a.bin", bytes(content))
-        store.share("a.bin")
+        store.history.share("a.bin")
         written.append(bytes(content))
     kept = generations(store, directory)
     assert [entry.read_bytes() for entry in kept] == written[2::-1]
@@ -162,7 +162,7 @@ def test_lengths_need_not_be_round_nor_equal(
     for first, second in ((old, new), (new, old)):
         store.put("a.bin", first)
         store.put("a.bin", second)
-        shared = store.share("a.bin")
+        shared = store.history.share("a.bin")
         assert length - sharing._PIECE_BYTES < shared <= length
         assert (directory / "a.bin").read_bytes() == second
         assert generations(store, directory)[0].read_bytes() == first
@@ -195,7 +195,7 @@ def test_what_differs_everywhere_is_left_alone(shares_blocks: Mounted) -> None:
     (old,) = generations(store, directory)
     with open_fd(old) as fd:
         before = list(store.fs.extents(fd))
-        assert store.share("a.bin") == 0
+        assert store.history.share("a.bin") == 0
         assert list(store.fs.extents(fd)) == before
     store.close()
 
@@ -208,7 +208,7 @@ def test_a_clone_is_not_read_again(shares_blocks: Mounted) -> None:
     store.append("a.bin", b"more" * 1000)
     read: list[int] = []
     store.sharing.fs = Counting(read)
-    assert store.share("a.bin") == 0
+    assert store.history.share("a.bin") == 0
     assert sum(read) == 0
     store.close()
 
@@ -230,7 +230,7 @@ def test_where_blocks_cannot_be_shared_nothing_happens(ext4_dir: Path, quick_dir
         written = put_versions(store, 2, 4 * MIB)
         read: list[int] = []
         store.sharing.fs = Counting(read)
-        assert store.share("a.bin") == 0
+        assert store.history.share("a.bin") == 0
         assert sum(read) == 0
         assert store.sharing._cannot  # not asked again
         (old,) = generations(store, directory)
@@ -246,13 +246,13 @@ def test_short_missing_and_foreign_files_are_left(shares_blocks: Mounted) -> Non
     put_versions(store, 2, MIB)
     (directory / "plain").write_bytes(b"x" * 2 * MIB)
     os.mkfifo(directory / "fifo")
-    assert store.share("plain") == 0
-    assert store.share("fifo") == 0
+    assert store.history.share("plain") == 0
+    assert store.history.share("fifo") == 0
     with pytest.raises(FileNotFoundError):
-        store.share("gone")
+        store.history.share("gone")
     store.put("small", b"x" * 1000)
     store.put("small", b"x" * 1000)
-    assert store.share("small") == 0
+    assert store.history.share("small") == 0
     store.close()
 
 
@@ -272,7 +272,7 @@ def test_no_error_of_the_kernel_gets_out(error: str, ext4_dir: Path) -> None:
     put_versions(store, 2, 2 * MIB)
     calls: list[int] = []
     store.sharing.fs = Failing(getattr(errors, error), calls)
-    assert store.share("a.bin") == store.share("a.bin") == 0
+    assert store.history.share("a.bin") == store.history.share("a.bin") == 0
     assert len(calls) == (1 if error in ("EOPNOTSUPP", "EINVAL", "EXDEV") else 2)
     store.close()
 
@@ -322,7 +322,7 @@ def test_commits_go_on_while_blocks_are_shared(shares_blocks: Mounted) -> None:
     def share() -> None:
         while not stop.is_set():
             try:
-                store.share("a.bin")
+                store.history.share("a.bin")
             except FileNotFoundError:
                 pass
             except BaseException as error:
@@ -405,7 +405,7 @@ def test_the_worker_ends_at_once(shares_blocks: Mounted) -> None:
         begun.set()
         while not stopped():
             time.sleep(0.001)
-        found.append(store.share(path, stopped))
+        found.append(store.history.share(path, stopped))
         return 0
 
     sharer = Sharer(share, quiet_s=0)

@@ -22,6 +22,10 @@ from ckptfs.room.writeback import Writeback
 from ckptfs.store import Store
 from ckptfs.tools.faults import Call, FailAlways, Intercepted
 from ckptfs.versions.life import Event, State
+from ckptfs.versions.order import Place
+from ckptfs.versions.seal import seal
+from ckptfs.versions.standing import keep_replaced, replaced_by
+from ckptfs.versions.tickets import give_ticket
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -182,9 +186,9 @@ def test_a_commit_onto_a_fifo_or_symlink_replaces_the_name(quick_dir: Path) -> N
     os.mkfifo(quick_dir / "fifo")
     (quick_dir / "link").symlink_to("a.pt")
     for name in ("fifo", "link"):
-        staged = store.stage(name, store.root, name, exists=False, truncate=True)
+        staged = store.saves.stage(name, store.root, name, exists=False, truncate=True)
         store.fs.write(staged.fd, NEW, 0)
-        store.commit(staged, store.root, name)
+        store.saves.commit(staged, store.root, name)
         store.fs.close(staged.fd)
         assert store.get(name) == NEW
     assert store.get("a.pt") == OLD
@@ -215,12 +219,12 @@ def test_a_live_version_that_takes_over_a_name_stays_of_its_lineage(quick_dir: P
     store = store_on(quick_dir)
     store.put("b.pt", OLD)
     before = lineage(store, "b.pt")
-    staged = store.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
+    staged = store.saves.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
     store.fs.write(staged.fd, NEW, 0)
-    store.commit(staged, store.root, "a.pt")
+    store.saves.commit(staged, store.root, "a.pt")
     store.rename("a.pt", "b.pt")
     store.fs.write(staged.fd, NEW + NEW, 0)
-    assert store.reseal(staged)
+    assert store.saves.reseal(staged)
     store.fs.close(staged.fd)
     assert store.get("b.pt") == NEW + NEW
     assert lineage(store, "b.pt") == before
@@ -240,8 +244,8 @@ def test_C3_a_directory_that_cannot_be_noted_is_synced_at_once(quick_dir: Path) 
             return call.run()
 
     store = store_on(quick_dir)
-    store.committer.fs = limited = NoDescriptors(OsFs())
-    store.committer.note_changed_dir(store.root)
+    store.order.fs = limited = NoDescriptors(OsFs())
+    store.order.note_changed_dir(store.root)
     assert limited.synced == 1
     store.close()
 
@@ -309,9 +313,10 @@ def test_C5_a_file_opened_in_place_lets_go_of_record_and_history(quick_dir: Path
     store = store_on(quick_dir)
     store.put("a.pt", OLD)
     of = lineage(store, "a.pt")
-    replaced = store.committer.replaced_by(store.root, "a.pt", "a.pt")
-    store.committer.keep_replaced(replaced, store.root, "a.pt", "a.pt")
-    store.committer.open_in_place(store.root, "a.pt", "a.pt")
+    place = Place(store.root, "a.pt", "a.pt")
+    replaced = replaced_by(store.core, place)
+    keep_replaced(store.core, replaced, place)
+    store.files.open_in_place(place)
     assert condition(store, "a.pt") is Condition.UNRECORDED
     assert os.listdir(control(quick_dir) / "history" / of) == []
     (quick_dir / "a.pt").write_bytes(NEW)
@@ -325,14 +330,14 @@ def test_C5_a_file_opened_in_place_lets_go_of_record_and_history(quick_dir: Path
 def test_C6_an_aborted_version_publishes_nothing_and_is_salvaged(quick_dir: Path) -> None:
     store = store_on(quick_dir)
     store.put("a.pt", OLD)
-    staged = store.stage("a.pt", store.root, "a.pt", exists=True, truncate=True)
+    staged = store.saves.stage("a.pt", store.root, "a.pt", exists=True, truncate=True)
     store.fs.write(staged.fd, NEW, 0)
-    store.abort(staged, "writer was killed by signal 9")
+    store.saves.abort(staged, "writer was killed by signal 9")
     store.fs.close(staged.fd)
     assert staged.state is State.ABORTED
     assert store.get("a.pt") == OLD
     assert salvage(quick_dir) == [NEW]
-    (note,) = store.layout.set_aside(store.layout.salvage)
+    (note,) = store.layout.aside.entries(store.layout.salvage)
     assert (note["path"], note["reason"]) == ("a.pt", "writer was killed by signal 9")
     assert store.counts["aborted"] == 1
     store.close()
@@ -341,14 +346,14 @@ def test_C6_an_aborted_version_publishes_nothing_and_is_salvaged(quick_dir: Path
 def test_C6_recovery_salvages_what_was_in_flight(quick_dir: Path) -> None:
     store = store_on(quick_dir)
     for name, data in (("a.pt", NEW), ("b.pt", b""), ("c.pt", NEWER)):
-        staged = store.stage(name, store.root, name, exists=False, truncate=True)
+        staged = store.saves.stage(name, store.root, name, exists=False, truncate=True)
         store.fs.write(staged.fd, data, 0)
         store.fs.close(staged.fd)
     (control(quick_dir) / "stage" / "generation.0011223344556677").write_text("17")
     store.close()
     again = Store.open(str(quick_dir))
     assert sorted(salvage(quick_dir)) == sorted([NEW, NEWER])
-    assert {note["path"] for note in again.layout.set_aside(again.layout.salvage)} == {
+    assert {note["path"] for note in again.layout.aside.entries(again.layout.salvage)} == {
         "a.pt",
         "c.pt",
     }
@@ -361,14 +366,14 @@ def test_C6_a_version_caught_between_seal_and_publish_keeps_its_name(quick_dir: 
     """Its record has taken the place of the note with its path; the lineage tells it."""
     store = store_on(quick_dir)
     two_versions(store)
-    staged = store.stage("a.pt", store.root, "a.pt", exists=True, truncate=True)
+    staged = store.saves.stage("a.pt", store.root, "a.pt", exists=True, truncate=True)
     store.fs.write(staged.fd, NEWER, 0)
     staged.advance(Event.SEAL)
-    store.committer.seal(staged, store.committer.replaced_by(store.root, "a.pt", "a.pt"))
+    seal(store.core, staged, give_ticket(store.core, Place(store.root, "a.pt", "a.pt")))
     store.fs.close(staged.fd)
     store.close()
     again = Store.open(str(quick_dir))
-    (note,) = again.layout.set_aside(again.layout.salvage)
+    (note,) = again.layout.aside.entries(again.layout.salvage)
     assert note["path"] == "a.pt"
     assert salvage(quick_dir) == [NEWER]
     again.close()
@@ -377,9 +382,9 @@ def test_C6_a_version_caught_between_seal_and_publish_keeps_its_name(quick_dir: 
 def test_salvage_is_bounded_and_the_oldest_goes_first(quick_dir: Path) -> None:
     store = store_on(quick_dir, salvage_bytes=2500)
     for number in range(5):
-        staged = store.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
+        staged = store.saves.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
         store.fs.write(staged.fd, bytes([number]) * 1000, 0)
-        store.abort(staged, "test")
+        store.saves.abort(staged, "test")
         store.fs.close(staged.fd)
     assert {data[0] for data in salvage(quick_dir)} == {3, 4}
     assert len(list((control(quick_dir) / "salvage").iterdir())) == 4  # each with its note
@@ -394,9 +399,9 @@ def test_aborts_at_once_do_not_stumble_over_each_other(quick_dir: Path) -> None:
     def aborts() -> None:
         try:
             for _ in range(25):
-                staged = store.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
+                staged = store.saves.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
                 store.fs.write(staged.fd, bytes(1000), 0)
-                store.abort(staged, "test")
+                store.saves.abort(staged, "test")
                 store.fs.close(staged.fd)
         except BaseException as error:
             errors.append(error)
@@ -416,29 +421,31 @@ def test_salvage_without_room_for_its_note_is_salvage_all_the_same(quick_dir: Pa
     store = store_on(quick_dir)
     faults = FailAlways(OsFs(), "write", errno.ENOSPC)
     for name in ("a.pt", "b.pt"):
-        staged = store.stage(name, store.root, name, exists=False, truncate=True)
+        staged = store.saves.stage(name, store.root, name, exists=False, truncate=True)
         store.fs.write(staged.fd, NEW, 0)
-        store.layout.fs = faults
+        store.layout.fs = store.layout.aside.fs = faults
         if name == "a.pt":
-            store.abort(staged, "no space")
+            store.saves.abort(staged, "no space")
         else:
             assert store.recover() == 1  # what a crash left
         store.fs.close(staged.fd)
-        store.layout.fs = OsFs()
+        store.layout.fs = store.layout.aside.fs = OsFs()
     assert faults.calls == 3  # the alarm finds none either
     assert contents(control(quick_dir) / "stage") == []
     assert salvage(quick_dir) == [NEW, NEW]
-    assert [note["size"] for note in store.layout.set_aside(store.layout.salvage)] == [len(NEW)] * 2
-    store.room.bounds = replace(store.room.bounds, size_bytes=0)
-    store.room.bound()
-    assert store.layout.set_aside(store.layout.salvage) == []
+    assert [note["size"] for note in store.layout.aside.entries(store.layout.salvage)] == [
+        len(NEW)
+    ] * 2
+    store.room.limits.bounds = replace(store.room.limits.bounds, size_bytes=0)
+    store.room.limits.bound()
+    assert store.layout.aside.entries(store.layout.salvage) == []
     store.close()
 
 
 def _abort(store: Store, size_bytes: int) -> None:
-    staged = store.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
+    staged = store.saves.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
     store.fs.write(staged.fd, b"x" * size_bytes, 0)
-    store.abort(staged, "its writer was killed")
+    store.saves.abort(staged, "its writer was killed")
     store.fs.close(staged.fd)
 
 
@@ -468,11 +475,11 @@ def test_an_abort_takes_no_longer_the_more_salvage_there_is(
 
 def test_salvage_that_cannot_be_written_leaves_the_bytes_in_stage(quick_dir: Path) -> None:
     store = store_on(quick_dir)
-    staged = store.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
+    staged = store.saves.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
     store.fs.write(staged.fd, NEW, 0)
     faults = FailAlways(OsFs(), "rename", errno.ENOSPC)
-    store.layout.fs = faults
-    store.abort(staged, "test")
+    store.layout.fs = store.layout.aside.fs = faults
+    store.saves.abort(staged, "test")
     store.fs.close(staged.fd)
     assert contents(control(quick_dir) / "stage") == [NEW]
     faults.armed = False
@@ -515,7 +522,7 @@ def writing_behind(fs: Watched) -> object:
 def test_writeback_runs_behind_the_writer_and_starts_each_range_once(quick_dir: Path) -> None:
     fs = Watched()
     store = store_on(quick_dir, fs)
-    staged = store.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
+    staged = store.saves.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
     with writing_behind(fs) as writeback:
         writeback.add(staged)
         for step in (1, 2):
@@ -524,7 +531,7 @@ def test_writeback_runs_behind_the_writer_and_starts_each_range_once(quick_dir: 
             assert fs.started.wait(20)
         writeback.remove(staged)
     assert fs.ranges == [(0, 8 << 20), (8 << 20, 8 << 20)]  # the tail is still being written
-    store.commit(staged, store.root, "a.pt")
+    store.saves.commit(staged, store.root, "a.pt")
     store.fs.close(staged.fd)
     assert (quick_dir / "a.pt").stat().st_size == (24 << 20) + 5
     store.close()
@@ -533,7 +540,7 @@ def test_writeback_runs_behind_the_writer_and_starts_each_range_once(quick_dir: 
 def test_C2_an_error_behind_the_writer_fails_its_close(quick_dir: Path) -> None:
     fs = Watched(refuse=errno.EIO)
     store = store_on(quick_dir, fs)
-    staged = store.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
+    staged = store.saves.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
     with writing_behind(fs) as writeback:
         writeback.add(staged)
         store.fs.write(staged.fd, bytes(17 << 20), 0)
@@ -541,7 +548,7 @@ def test_C2_an_error_behind_the_writer_fails_its_close(quick_dir: Path) -> None:
         writeback.remove(staged)
     fs.refuse = 0
     with pytest.raises(OSError) as caught:
-        store.commit(staged, store.root, "a.pt")
+        store.saves.commit(staged, store.root, "a.pt")
     assert caught.value.errno == errno.EIO
     assert not (quick_dir / "a.pt").exists()
     store.fs.close(staged.fd)
@@ -553,11 +560,11 @@ def test_after_remove_the_thread_leaves_the_descriptor_alone(quick_dir: Path) ->
     store = store_on(quick_dir, fs)
     with writing_behind(fs) as writeback:
         for _ in range(50):
-            staged = store.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
+            staged = store.saves.stage("a.pt", store.root, "a.pt", exists=False, truncate=True)
             writeback.add(staged)
             store.fs.truncate(staged.fd, 9 << 20)
             writeback.remove(staged)
-            store.committer.discard(staged)
+            store.saves.discard(staged)
             store.fs.close(staged.fd)
             assert staged.writeback_error is None
     store.close()
@@ -566,21 +573,21 @@ def test_after_remove_the_thread_leaves_the_descriptor_alone(quick_dir: Path) ->
 def test_C6_recovery_tells_what_is_missing_as_an_abort_does(quick_dir: Path) -> None:
     """Of a long file that was gone on with the staged one has a hole; without more it is empty."""
     store = store_on(quick_dir)
-    store.committer.growth.copied_at_once_bytes = 0
+    store.core.copied_at_once_bytes = 0
     old, how = OLD * 50, {"exists": True, "truncate": False, "lazily": True}
     added = {"a.pt": NEW, "b.pt": b"", "filled.pt": NEW}
     for name, data in added.items():
         store.put(name, old)
-        staged = store.stage(name, store.root, name, **how)
+        staged = store.saves.stage(name, store.root, name, **how)
         store.fs.write(staged.fd, data, len(old))
         if not staged.has_hole:
             pytest.skip("a clone, which has no hole")
         if name == "filled.pt":
-            store.committer.growth.fill(staged)
+            store.saves.fill(staged)
         store.fs.close(staged.fd)
     store.close()
     again = Store.open(str(quick_dir))
-    found = again.layout.set_aside(again.layout.salvage)
+    found = again.layout.aside.entries(again.layout.salvage)
     told = {str(note["path"]): note.get("bytes_missing_at_start") for note in found}
     assert told == {"a.pt": len(old), "filled.pt": None}
     again.close()

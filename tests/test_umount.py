@@ -461,7 +461,7 @@ def test_a_mount_waits_for_who_only_looks_at_the_lock(disk_dir: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         threading.Timer(0.05, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
-        layout.take_lock("here")
+        layout.lock.take("here")
     finally:
         layout.close()
         os.close(lock)

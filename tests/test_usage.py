@@ -10,6 +10,7 @@ from harness import store_on
 
 from ckptfs.tools.rig import sync
 from ckptfs.upkeep.usage import Share, usage
+from ckptfs.versions.commit import stage
 
 MIB = 1 << 20
 
@@ -29,13 +30,13 @@ def test_each_class_is_counted(loop_fs: Mounted) -> None:
     os.link(directory / "b.bin", directory / "other-name")
     (directory / "link").symlink_to("b.bin")
     os.mkfifo(directory / "fifo")
-    staged = store.committer.stage("x.bin")
+    staged = stage(store.core, "x.bin")
     os.write(staged.fd, b"e" * MIB)
     os.fsync(staged.fd)
-    lost = store.committer.stage("y.bin")
+    lost = stage(store.core, "y.bin")
     os.write(lost.fd, b"f" * MIB)
     os.fsync(lost.fd)
-    store.abort(lost, "for the test")
+    store.saves.abort(lost, "for the test")
     (directory / ".ckptfs/quarantine/q").write_bytes(b"g" * MIB)
     sync(directory)
 
@@ -60,7 +61,7 @@ def test_shared_blocks_are_history_in_full_but_not_exclusively(loop_fs: Mounted)
     store.put("a.bin", bytes(content))
     content[MIB : 2 * MIB] = os.urandom(MIB)
     store.put("a.bin", bytes(content))
-    shared = store.share("a.bin")
+    shared = store.history.share("a.bin")
     found = usage(store.layout)
     assert found.history.bytes >= 8 * MIB
     assert found.history_exclusive_bytes == found.history.bytes - shared

@@ -22,6 +22,7 @@ from ckptfs.mount.operations.whole import Operations
 from ckptfs.mount.view.identity import ROOT_ID
 from ckptfs.mount.view.listing import parts
 from ckptfs.mount.view.model import Caller, Directory, File, Handle, Version
+from ckptfs.mount.writers import closing, committing, visibility
 from ckptfs.store import Store
 from ckptfs.versions.staged import Staged
 
@@ -31,7 +32,7 @@ def operations(quick_dir: Path) -> Iterator[Operations]:
     (quick_dir / "f").write_bytes(OLD)
     operations = Operations(store_on(quick_dir), dict)
     yield operations
-    operations.versions.stop()
+    closing.stop(operations.versions)
     operations.store.close()
 
 
@@ -63,7 +64,7 @@ def _abandon(operations: Operations, flags: int) -> Version:
         handle = operations.open(node.id, flags, _dead())
         handle.run()  # type: ignore[union-attr]
     (version,) = operations.versions.all()
-    assert operations.versions.abandoned(version)
+    assert visibility.abandoned(version)
     return version
 
 
@@ -124,11 +125,11 @@ def test_c6_bytes_written_after_the_mount_was_taken_away_are_salvaged(
 ) -> None:
     """Under passthrough they reach the file without us, also one that was empty when we ended."""
     handle = _open(operations, os.O_WRONLY | os.O_TRUNC, _caller(os.getpid()))
-    operations.versions.abort_all("the mount was taken away")
+    committing.abort_all(operations.versions, "the mount was taken away")
     os.write(handle.fd, NEW)
     os.close(handle.fd)
     store = Store.open(str(quick_dir))
-    assert [note["path"] for note in store.layout.set_aside(store.layout.salvage)] == ["f"]
+    assert [note["path"] for note in store.layout.aside.entries(store.layout.salvage)] == ["f"]
     assert NEW in contents(quick_dir / ".ckptfs/salvage")
     assert store.get("f") == OLD
     store.close()
@@ -143,15 +144,15 @@ def test_c6_a_version_that_cannot_be_looked_at_keeps_no_other_from_salvage(
     for fd, data in ((handle.fd, NEW), (other.fd, NEWER)):
         os.write(fd, data)
     assert handle.version is not None
-    unseen, honest = handle.version.staged, operations.store.committer.changed
+    unseen, honest = handle.version.staged, operations.store.saves.is_changed
 
     def changed(staged: Staged) -> bool:
         if staged is unseen:
             raise OSError(errno.EIO, "injected")
         return honest(staged)
 
-    monkeypatch.setattr(operations.store.committer, "changed", changed)
-    operations.versions.abort_all("the mount was taken away")
+    monkeypatch.setattr(operations.store.saves, "is_changed", changed)
+    committing.abort_all(operations.versions, "the mount was taken away")
     assert contents(quick_dir / ".ckptfs/salvage") == [NEWER]
     assert contents(quick_dir / ".ckptfs/stage") == [NEW]  # the next mount sees to it
 
@@ -221,9 +222,9 @@ def test_a_directory_is_known_while_a_node_is_in_it(operations: Operations) -> N
     for node in (outer, inner, entry.node):
         operations.forget(node.id, 1)
     assert nodes.get(outer.id) is outer and nodes.get(inner.id) is inner
-    for closing in (operations.flush(handle.id, caller), operations.release(handle.id)):
-        if closing is not None:
-            closing.run()
+    for work in (operations.flush(handle.id, caller), operations.release(handle.id)):
+        if work is not None:
+            work.run()
     for node in (outer, inner, entry.node):
         with pytest.raises(OSError, match="unknown node"):
             nodes.get(node.id)

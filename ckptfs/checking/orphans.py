@@ -31,7 +31,7 @@ from ckptfs.history.lineages import Lineages
 from ckptfs.records.format import HistoryNote
 from ckptfs.records.layout import Layout
 from ckptfs.records.walk import walk
-from ckptfs.versions.names import Names
+from ckptfs.versions.core import Core
 
 log = logging.getLogger("ckptfs.orphans")
 
@@ -131,9 +131,9 @@ class Outcome:
 class Orphans:
     """Of one store that nobody else changes."""
 
-    def __init__(self, committer: Names) -> None:
-        self.committer, self.layout, self.fs = committer, committer.layout, committer.fs
-        self.lineages = committer.lineages
+    def __init__(self, core: Core) -> None:
+        self.layout, self.fs = core.layout, core.fs
+        self.order, self.lineages = core.order, core.lineages
         self._running = threading.Lock()
 
     def settle(self, pause: Callable[[], None] = nothing) -> Outcome:
@@ -217,7 +217,7 @@ class Orphans:
             elif bereft := self._bereft(note.paths):
                 self.lineages.give(lineage, (bereft,))
                 self.lineages.pin(lineage)
-                self.committer.sync_dir(self.layout.history)
+                self.order.sync_dir(self.layout.history)
                 back = (bereft,)
             else:
                 outcome.let_go += self.lineages.forget(lineage)
@@ -230,7 +230,7 @@ class Orphans:
             with (
                 contextlib.suppress(OSError),
                 osfs.place(self.fs, self.layout.root, path) as place,
-                self.committer.path_lock(*place),
+                self.order.path_lock(*place),
             ):
                 pass
 

@@ -28,7 +28,7 @@ def ack(directory: str) -> None:
             mount_commands.ack(below.served_at, _latest(alarms))
     else:
         layout = below.needed_layout()
-        layout.take_lock(below.where)  # no daemon begins meanwhile
+        layout.lock.take(below.where)  # no daemon begins meanwhile
         kept = Alarms(layout)
         alarms = kept.told()
         kept.ack()

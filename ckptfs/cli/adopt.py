@@ -79,7 +79,7 @@ def _take_back(below: Below, directory: str, paths: tuple[str, ...], checksum: s
     for path in map(below.relative, paths):
         if below.served is None:
             with opened_store(below, checksum) as store:
-                store.take_back(path)
+                store.history.take_back(path)
         else:
             _ask_to_take_back(below, directory, path)
         say(f"{path}: taken back from quarantine")
@@ -132,4 +132,4 @@ def _adopter(
         return
     with opened_store(below, checksum) as store:
         known = earlier.lineages_by_path(store.layout)
-        yield (lambda finding: store.take(finding, known)), store.tidy
+        yield (lambda finding: store.history.take(finding, known)), store.history.tidy

@@ -12,7 +12,7 @@ from ckptfs.room.expendable import ASIDE, Kind, folder_of
 
 def stories(layout: Layout, kinds: Iterable[Kind]) -> Iterator[dict[str, Any]]:
     for kind in kinds:
-        for story in layout.set_aside(folder_of(layout, kind)):
+        for story in layout.aside.entries(folder_of(layout, kind)):
             yield {"kind": kind.value, **story}
 
 

@@ -20,7 +20,7 @@ from ckptfs.errors import CannotServe, UsageError
 from ckptfs.modes import Mode, Outside
 from ckptfs.records.layout import Layout
 from ckptfs.room.expendable import ASIDE, Expendable, Item, Kind, folder_of, item_of
-from ckptfs.versions.commit import Committer
+from ckptfs.versions.core import Core
 
 
 @click.command()
@@ -86,8 +86,8 @@ def clean(
 
 def _expendable(layout: Layout) -> Expendable:
     """To look only: nothing is changed by it."""
-    committer = Committer(layout, Mode.ATOMIC_DIRSYNC, "blake3", 1 << 30, True)
-    return Expendable(Guard(committer, Outside.JUDGE))
+    core = Core(layout, Mode.ATOMIC_DIRSYNC, "blake3", 1 << 30, True)
+    return Expendable(Guard(core, Outside.JUDGE))
 
 
 class _Plan:

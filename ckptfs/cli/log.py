@@ -48,7 +48,7 @@ _Rows = Iterator[tuple[dict[str, object], str]]  # what JSON tells, and what peo
 
 def _set_aside(layout: Layout) -> _Rows:
     for folder, what in ((layout.quarantine, "quarantine"), (layout.salvage, "salvage")):
-        for entry in layout.set_aside(folder):
+        for entry in layout.aside.entries(folder):
             time, where = when(int(str(entry["time_ns"]))), f"{what}/{entry['id']}"
             why = f"{entry.get('path') or '?'}: {entry.get('reason', '')}"
             row = {"kind": what, **entry}

@@ -41,4 +41,4 @@ def rollback(directory: str, path: str | None, to: int | None) -> None:
         say(f"{inside}: rolled back")
         return
     with opened_store(below) as store:
-        say(f"{inside}: rolled back to generation {store.rollback(inside, to)}")
+        say(f"{inside}: rolled back to generation {store.history.rollback(inside, to)}")

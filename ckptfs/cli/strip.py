@@ -24,7 +24,7 @@ def strip(directory: str, yes: bool) -> None:
     layout = below.needed_layout()
     if below.served is not None:
         raise CannotServe(f"{directory}: mounted; `ckptfs umount {directory}` first")
-    aside = [*layout.set_aside(layout.salvage), *layout.set_aside(layout.quarantine)]
+    aside = [*layout.aside.entries(layout.salvage), *layout.aside.entries(layout.quarantine)]
     kept = sum(1 for _ in Check(layout, Scope(quick=True)).kept())
     if not yes:
         click.confirm(

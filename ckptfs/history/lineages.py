@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ckptfs.disk import osfs
@@ -215,7 +215,7 @@ class Lineages:
 
     def give(self, lineage: str, paths: tuple[str, ...]) -> None:
         """The lineage is that of these paths."""
-        self._set(lineage, HistoryNote(paths))
+        self.set_note(lineage, HistoryNote(paths))
 
     def forget(self, lineage: str) -> int:
         """Drop the whole lineage. Returns how many generations went."""
@@ -231,131 +231,19 @@ class Lineages:
                 if earlier.note(self.layout, lineage) is None:
                     self.forget(lineage)
 
-    # --- names that come and go ------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def sharing(self, found: Standing, path: str) -> Iterator[None]:
-        """``path`` becomes another name of what was ``found`` inside."""
-        self._share(found, path)
-        try:
-            yield
-        except BaseException:
-            self._renote(found.lineage, lambda old: tuple(each for each in old if each != path))
-            raise
-        self.moved(path)
-
-    def _share(self, found: Standing, path: str) -> None:
-
-        def names(old: tuple[str, ...]) -> tuple[str, ...]:
-            return (*(old if found.path in old else (found.path,)), path)
-
-        self._renote(found.lineage, names)
-
-    @contextlib.contextmanager
-    def losing(self, found: Standing) -> Iterator[None]:
-        """What was ``found`` loses its path inside: so does its lineage. A crash on the way must
-        not read as a loss."""
-        lineage, path = found.lineage, found.path
-        if not lineage:
-            yield
-            return
-        last = not any(each != path and self.carries(each, lineage) for each in found.names)
-        if last:
-            self._set(lineage, HistoryNote((path,), leaving=True))
-        try:
-            yield
-        except BaseException:
-            self._set(lineage, HistoryNote(found.names))
-            raise
-        with contextlib.suppress(OSError):  # the next mount does it
-            self.leave(lineage, path)
-
-    def leave(self, lineage: str, path: str) -> None:
-        """``path`` has another lineage by now, or none. With the last path the history goes."""
-        with self.lock:
-            note = earlier.note(self.layout, lineage)
-            if self.pins.get(path) == lineage:
-                del self.pins[path]
-            if note is None:
-                return
-            left = [each for each in note.paths if each != path and self.carries(each, lineage)]
-            if left:
-                self._set(lineage, HistoryNote(tuple(left)))
-            else:
-                self.forget(lineage)
-
-    def keep_alone(self, lineage: str, path: str) -> None:
-        """``path`` has moved on to a version that the other names do not share."""
-        self._renote(lineage, lambda old: (path,))
-
-    @contextlib.contextmanager
-    def moving(self, found: Standing, path: str) -> Iterator[None]:
-        """What was ``found`` is renamed to ``path`` inside. Where the file cannot tell its lineage
-        both paths are noted meanwhile: one of them stands, whatever happens."""
-        if found.lineage in self.pinned:
-            self._share(found, path)
-        try:
-            yield
-        except BaseException:
-            self._set(found.lineage, HistoryNote(found.names))
-            raise
-        self.follow(found, path)
-        self.moved(path)
-
-    def follow(self, found: Standing, path: str) -> None:
-        """What was ``found`` is at ``path`` now."""
-
-        def names(old: tuple[str, ...]) -> tuple[str, ...]:
-            new = dict.fromkeys(path if each == found.path else each for each in old)
-            return tuple(new) if path in new else (path,)
-
-        self._renote(found.lineage, names)
-
-    def exchanged(self, first: Standing, second: Standing) -> None:
-        """Both have changed places."""
-        found = first.status, second.status
-        if any(status and osfs.is_directory(status) for status in found):
-            self.renamed(swapped(first.path, second.path))
-        elif first.lineage != second.lineage:
-            self.follow(first, second.path)
-            self.follow(second, first.path)
-        self.moved(first.path, second.path)
-
-    @contextlib.contextmanager
-    def moving_directory(self, old: str, new: str) -> Iterator[None]:
-        """A directory is renamed inside, and with it all paths below. Takes as long as history is
-        wide; for pins as :meth:`moving`."""
-        renamed = below(old, new)
-        pinned = {lineage for path, lineage in self.pins.items() if renamed(path) != path}
-        before = {lineage: earlier.note(self.layout, lineage) for lineage in pinned}
-        for lineage in pinned:
-            self._renote(lineage, lambda names: (*names, *map(renamed, names)))
-        try:
-            yield
-        except BaseException:
-            for lineage, note in before.items():
-                self._set(lineage, note or HistoryNote())
-            raise
-        self.renamed(renamed)
-        self.moved(new)
-
-    def renamed(self, renamed: Callable[[str], str]) -> None:
-        """Any paths have other names by now."""
-        with contextlib.suppress(OSError):
-            for lineage in earlier.lineages(self.layout):
-                self._renote(lineage, lambda names: tuple(map(renamed, names)))
-
     # --- notes -----------------------------------------------------------------------------------
 
-    def _renote(self, lineage: str, change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> None:
+    def renote(self, lineage: str, change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> None:
+        """Let its note name other paths, if there is one; what cannot be set is a hint less."""
         with self.lock, contextlib.suppress(OSError):
             note = earlier.note(self.layout, lineage)
             if note is not None:
                 new = HistoryNote(tuple(dict.fromkeys(change(note.paths))))
                 if new != note:
-                    self._set(lineage, new)
+                    self.set_note(lineage, new)
 
-    def _set(self, lineage: str, note: HistoryNote) -> None:
+    def set_note(self, lineage: str, note: HistoryNote) -> None:
+        """Not durable on return."""
         if lineage:
             with self.lock:
                 earlier.set_note(self.layout, lineage, note)
@@ -366,24 +254,3 @@ class Lineages:
             for path in [path for path, pinned in self.pins.items() if pinned == lineage]:
                 del self.pins[path]
             self.pins.update(dict.fromkeys(note.paths, lineage))
-
-
-def below(old: str, new: str) -> Callable[[str], str]:
-    """What becomes of a path when ``old``, a directory, is renamed to ``new``."""
-
-    def renamed(path: str) -> str:
-        return new + path[len(old) :] if path == old or path.startswith(f"{old}/") else path
-
-    return renamed
-
-
-def swapped(first: str, second: str) -> Callable[[str], str]:
-    """What becomes of a path when ``first`` and ``second``, of which one may be a directory, are
-    exchanged."""
-    there, back = below(first, second), below(second, first)
-
-    def renamed(path: str) -> str:
-        new = there(path)
-        return new if new != path else back(path)
-
-    return renamed

@@ -43,6 +43,7 @@ COUNTER = "generation"
 SCRUB = "scrub"  # what the last one found
 ALARMS = "alarms"  # what nobody has looked at yet
 GROWS = ".grows"  # in stage: a link to the committed file that is being extended
+GROUP = ".group"  # in stage: what is going to be published together
 PIN = ".pin"  # in history: an empty directory beside that of a lineage, see ``lineages.py``
 NOTE = ".json"  # beside what lies in salvage and quarantine
 SUBDIRECTORIES = (STAGE, HISTORY, SALVAGE, QUARANTINE, SIDECAR)
@@ -83,7 +84,7 @@ class Record:
             body += f" sums={self.sums}"
         if self.live:
             body += " live=1"
-        return f"{body} check={_check(body)}".encode("ascii")
+        return f"{body} check={check_of(body)}".encode("ascii")
 
     @classmethod
     def from_bytes(cls, value: bytes) -> Record | None:
@@ -93,7 +94,7 @@ class Record:
             if text.startswith(f"{_MAGIC} staged "):
                 return None
             body, _, check = text.rpartition(" check=")
-            if check != _check(body):
+            if check != check_of(body):
                 raise ValueError("checksum of the record does not match")
             magic, *fields = body.split(" ")
             if magic != _MAGIC:
@@ -139,7 +140,8 @@ def _known_verdict(text: str) -> str:
     return text
 
 
-def _check(body: str) -> str:
+def check_of(body: str) -> str:
+    """By which a small file of ours knows that it is whole."""
     return hashlib.blake2b(body.encode("ascii", "replace"), digest_size=8).hexdigest()
 
 

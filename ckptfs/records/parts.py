@@ -12,6 +12,7 @@ import contextlib
 import errno
 import json
 import stat as stat_module
+from collections.abc import Iterator
 
 from ckptfs.disk import osfs
 from ckptfs.disk.filesystem import FileSystem, Status
@@ -87,3 +88,18 @@ def is_time(value: object) -> bool:
 
 def is_count(value: object) -> bool:
     return type(value) is int and value >= 0
+
+
+@contextlib.contextmanager
+def closed_on_error(fs: FileSystem, fd: int) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        fs.close(fd)
+        raise
+
+
+def write_whole(fs: FileSystem, fd: int, content: bytes) -> None:
+    """All of a small file, or OSError."""
+    if fs.write(fd, content, 0) != len(content):
+        raise OSError(errno.ENOSPC, "short write")

@@ -96,7 +96,7 @@ class Judged:
 
     def __init__(self, guard: Guard, budget_bytes: float) -> None:
         self.layout, self.fs = guard.layout, guard.fs
-        self.lineages = guard.committer.lineages
+        self.lineages = guard.core.lineages
         self._left_bytes = budget_bytes
         self._proven: dict[tuple[Stamp, Record], bool] = {}
 
@@ -202,7 +202,7 @@ class Expendable:
         return self._generations() if kind is Kind.HISTORY else self._aside(kind)
 
     def _aside(self, kind: Kind) -> list[Item]:
-        stories = self.layout.set_aside(folder_of(self.layout, kind))
+        stories = self.layout.aside.entries(folder_of(self.layout, kind))
         return [item_of(kind, story) for story in stories]
 
     def _generations(self) -> list[Item]:
@@ -240,7 +240,7 @@ class Expendable:
                 lineage, generation = _generation(item.name)
                 path = earlier.noted_path(self.layout, lineage)
                 return self._kept_item(lineage, generation, path, newest=False)
-            story = self.layout.story(folder_of(self.layout, item.kind), item.name)
+            story = self.layout.aside.story(folder_of(self.layout, item.kind), item.name)
             return item_of(item.kind, story)
         return item
 
@@ -279,7 +279,7 @@ class Expendable:
     def _let_generation_go(self, lineage: str, generation: int) -> bool:
         """Not what has another name: it is a version that stands, or is being brought back."""
         with (
-            self.guard.committer.lineages.lock,
+            self.guard.core.lineages.lock,
             osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder,
         ):
             if self.fs.lstat(folder, str(generation)).st_nlink > 1:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,21 +24,20 @@ from typing import Any, TypeVar, cast
 
 from ckptfs.checking.opens import Guard
 from ckptfs.disk.filesystem import FileSystem, Space
-from ckptfs.records.layout import Amount, held_bytes
+from ckptfs.records.aside import Amount, held_bytes
+from ckptfs.room.doubts import Doubts
 from ckptfs.room.expendable import Expendable, Item, Kind
+from ckptfs.room.limits import Limits
+from ckptfs.room.sizes import Sizes
 from ckptfs.telling.events import say
 from ckptfs.versions.staged import Staged
 
 _RESERVE_BYTES = 2 << 20  # for names, records and directories; more than what counts as full
 _AHEAD_BYTES = 64 << 20  # at most, beyond what a save is expected to take
-_GROWTH_AHEAD = 4  # times as much as was written since the last look
-_SHARE_AHEAD = 20  # of the disk, at most, for what nobody knows the length of
 _PROOF_BYTES, _PROOF_SHARE = 1 << 30, 4  # read to prove others good: so much, and times the need
 _SPENT_S = 5.0  # until it is looked through again, where too little could be let go
 _SETTLE_S = (0.0, 0.02, 0.1)  # a filesystem frees blocks behind the unlink
-_NAMES_REMEMBERED = 1024
 _TRIES_WITH_ROOM = 4  # who lets go of something may wait for a lock that the save holds
-_IN_DOUBT = -1
 _NOBODY = -1
 _Spent = tuple[float, int, tuple[Amount, int]]  # monotonic, how much was needed, what there was
 T = TypeVar("T")
@@ -50,57 +48,14 @@ class DiskRoom:
 
     def __init__(self, guard: Guard, bounds: Amount) -> None:
         self.expendable = Expendable(guard)
-        self.layout, self.fs, self.bounds = guard.layout, guard.fs, bounds
-        self.fulls = 0  # moments in which the disk was found full
-        self.sees_writes = False  # all of them, so that none failed unseen
-        self._fits = Amount(-1, -1)  # how much may be put aside in all before it is bounded again
-        self._bounding = threading.Lock()
+        self.layout, self.fs = guard.layout, guard.fs
+        self.limits = Limits(guard.layout.aside, self.expendable, self.let_go, bounds)
+        self.sizes, self.doubts = Sizes(guard.layout), Doubts()
         self._freeing = threading.Lock()  # of the two counts; equal while nothing is let go of
         self._begun = self._ended = 0
-        self._usual: dict[str, int] = {}  # lengths of saves, by the kind of their names
         self._spent: dict[int, _Spent] = {}  # by user: when too little could be let go, for what
         self._saves = 0
         self._here = threading.local()
-
-    # --- salvage and quarantine ------------------------------------------------------------------
-
-    def bound_if_due(self) -> None:
-        """Each time that something was put aside."""
-        if not self.layout.added_aside.fits(self._fits):
-            with contextlib.suppress(OSError):  # the next one does it
-                self.bound()
-
-    def bound(self) -> None:
-        """Let go of salvage, then of quarantine, while they are more than the bounds. Takes as long
-        as there is of it. What nothing else is left of goes last."""
-        with self._bounding:
-            before, left = self.layout.added_aside, self.layout.amount_aside()
-            if not left.fits(self.bounds):
-                left = self._let_aside_go(left)
-            self._fits = before + self.bounds - left
-
-    def _let_aside_go(self, left: Amount) -> Amount:
-        """Returns how much is left."""
-        judged, last = self.expendable.judged(), list[Item]()
-        limit = f"more than {self.bounds.size_bytes} bytes or {self.bounds.count} files"
-
-        def let_go(item: Item) -> Amount:
-            if left.fits(self.bounds) or not self.let_go(item, limit):
-                return left
-            return left - Amount(1, item.size_bytes)
-
-        for item in self.expendable.of(Kind.SALVAGE):
-            left = let_go(item)
-        for item in () if left.fits(self.bounds) else self.expendable.of(Kind.QUARANTINE):
-            if left.fits(self.bounds):
-                break
-            if judged.may_go(item):
-                left = let_go(item)
-            else:
-                last.append(item)
-        for item in last:
-            left = let_go(item)
-        return left
 
     # --- room for what is written ----------------------------------------------------------------
 
@@ -108,7 +63,7 @@ class DiskRoom:
         """What is left now. A full disk is noted: a write may have found it so."""
         space = self.fs.space(self.layout.root)
         if space.is_full:
-            self.fulls += 1
+            self.doubts.fulls += 1
         return space
 
     def make_room(self, needed_bytes: int = 0, uid: int = _NOBODY) -> bool:
@@ -135,11 +90,6 @@ class DiskRoom:
         finally:
             self._here.fd = before
 
-    def _owner(self, fd: int | None) -> int:
-        with contextlib.suppress(OSError):
-            return self.fs.stat(getattr(self._here, "fd", -1) if fd is None else fd).st_uid
-        return _NOBODY
-
     def _holds(self, space: Space, needed_bytes: int) -> bool:
         return space.holds(needed_bytes + _RESERVE_BYTES)
 
@@ -152,7 +102,7 @@ class DiskRoom:
 
     def _what_there_is(self) -> tuple[Amount, int]:
         """Of salvage and quarantine, and of earlier versions: each save leaves one."""
-        return self.layout.added_aside, self._saves
+        return self.layout.aside.added, self._saves
 
     def _give_up(self, needed_bytes: int, uid: int) -> bool:
         there_was = self._what_there_is()  # more may come while it is looked through
@@ -248,81 +198,46 @@ class DiskRoom:
 
     def _found(self, needed_bytes: int, fd: int | None) -> bool:
         with contextlib.suppress(OSError):
-            return self.make_room(needed_bytes, self._owner(fd))
+            return self.make_room(
+                needed_bytes, _owner(self.fs, getattr(self._here, "fd", -1) if fd is None else fd)
+            )
         return False
 
     # --- ahead of it -----------------------------------------------------------------------------
 
-    def expected(self, path: str, stands_bytes: int = 0) -> int:
-        """How much a save at the path will take, by what stands there or was saved last under a
-        name of its kind; 0 where nothing tells."""
-        return stands_bytes or self._usual.get(_kind_of(path), 0)
-
     def saved(self, path: str, size_bytes: int) -> None:
         """``size_bytes``: what it takes on the disk."""
         self._saves += 1
-        self._expect(path, size_bytes)
-
-    def _expect(self, path: str, size_bytes: int) -> None:
-        if len(self._usual) >= _NAMES_REMEMBERED:
-            self._usual.clear()
-        self._usual[_kind_of(path)] = size_bytes
+        self.sizes.note(path, size_bytes)
 
     def is_short_of(self, expected_bytes: int, uid: int) -> bool:
         """Whether room should be made before that much is written."""
-        if not expected_bytes or self._is_spent(self._with_margin(expected_bytes), uid):
+        if not expected_bytes or self._is_spent(_with_margin(expected_bytes), uid):
             return False
         with contextlib.suppress(OSError):
-            return not self._holds(self.look(), self._with_margin(expected_bytes))
+            return not self._holds(self.look(), _with_margin(expected_bytes))
         return False
-
-    def _with_margin(self, expected_bytes: int) -> int:
-        return expected_bytes + min(expected_bytes // 16, _AHEAD_BYTES)
 
     def ahead_of(self, expected_bytes: int, uid: int) -> None:
         """Make room for what this user is going to write, if it is to be had."""
         if self.is_short_of(expected_bytes, uid):
             with contextlib.suppress(OSError):
-                self.make_room(self._with_margin(expected_bytes), uid)
+                self.make_room(_with_margin(expected_bytes), uid)
 
     def before_freeing(self) -> None:
         """Blocks are about to come back: whoever found none by now is not to look as if he had."""
         with contextlib.suppress(OSError):
             self.look()
 
-    def still_to_come(self, staged: Staged, size_bytes: int, grown_bytes: int) -> int:
-        """Of a version of this size that has grown since the last look."""
-        if grown_bytes <= 0:
-            return 0
-        missing = staged.expected_bytes - size_bytes
-        if missing > 0:
-            return missing
-        with contextlib.suppress(OSError):
-            total_bytes = self.fs.space(self.layout.root).total_bytes
-            return min(_GROWTH_AHEAD * grown_bytes, total_bytes // _SHARE_AHEAD)
-        return 0
-
     # --- what found no room ----------------------------------------------------------------------
 
     def begins(self, staged: Staged, stands_bytes: int) -> None:
-        staged.fulls = self.fulls
+        """Another is being written; ``stands_bytes`` is what it takes the place of."""
+        is_full = False
         with contextlib.suppress(OSError):
-            if self.look().is_full and not self.sees_writes:
-                self.doubt(staged)
-        staged.expected_bytes = self.expected(staged.path, stands_bytes)
-
-    def doubt(self, staged: Staged) -> None:
-        """A write to it has failed for lack of room, or may have."""
-        staged.fulls = _IN_DOUBT
-
-    def in_doubt(self, staged: Staged) -> bool:
-        """Whether it may lack what found no room."""
-        missed = self.is_unseen(staged) and staged.fulls != self.fulls
-        return staged.fulls == _IN_DOUBT or missed
-
-    def is_unseen(self, staged: Staged) -> bool:
-        """Whether writes to it pass the store, so that it hears of none that fails."""
-        return not self.sees_writes and staged.base is None
+            is_full = self.look().is_full
+        self.doubts.begins(staged, is_full=is_full)
+        staged.expected_bytes = self.sizes.expected(staged.path, stands_bytes)
 
     def failed(self, staged: Staged) -> None:
         """A save has failed for lack of room, and its bytes are gone: the next of its kind is to
@@ -331,13 +246,18 @@ class DiskRoom:
             status = self.fs.stat(staged.fd)
             size = held_bytes(status)
             expected = max(size, staged.expected_bytes)
-            self._expect(staged.path, expected)
-            self.make_room(self._with_margin(expected) - size, status.st_uid)
+            self.sizes.note(staged.path, expected)
+            self.make_room(_with_margin(expected) - size, status.st_uid)
 
 
-def _kind_of(path: str) -> str:
-    """The name, whatever its numbers: ``step-000100.pt`` and ``step-000200.pt`` are of a kind."""
-    return re.sub(r"\d+", "0", path.rpartition("/")[2])
+def _with_margin(expected_bytes: int) -> int:
+    return expected_bytes + min(expected_bytes // 16, _AHEAD_BYTES)
+
+
+def _owner(fs: FileSystem, fd: int) -> int:
+    with contextlib.suppress(OSError):
+        return fs.stat(fd).st_uid
+    return _NOBODY
 
 
 # --- calls that are made again --------------------------------------------------------------------

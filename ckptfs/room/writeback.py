@@ -78,7 +78,7 @@ class Writeback:
     def _note_growth(self, behind: _Behind, size: int) -> None:
         grown, behind.size_bytes = size - behind.size_bytes, size
         if self._room is not None:
-            behind.to_come_bytes = self._room.still_to_come(behind.staged, size, grown)
+            behind.to_come_bytes = self._room.sizes.still_to_come(behind.staged, size, grown)
 
     def _step(self, txid: str) -> bool:
         """Hand over what is whole. Returns whether the version grows."""

@@ -434,14 +434,14 @@ def repair(store: Store, finding: Finding, *, asked_for: bool = False) -> Findin
     done = ""
     generation = generation_of(finding.path)
     if generation is not None and finding.condition in ROTTEN:
-        done = store.set_aside(*generation)
+        done = store.history.set_aside(*generation)
     elif finding.path == f"{fmt.CONTROL}/{fmt.COUNTER}":
         store.layout.next_generation(int(finding.detail.rsplit(" ", 1)[1]))
         done = "raised"
     elif finding.condition in ROTTEN:
         done = store.repair(finding.path).repair
     elif finding.condition is Condition.MISSING and asked_for:
-        done = f"brought back generation {store.rollback(finding.path)}"
+        done = f"brought back generation {store.history.rollback(finding.path)}"
     elif generation is not None and finding.condition in _UNREACHED:
         done = _tidied(store, *generation)
     elif finding.condition is Condition.LEFTOVER:
@@ -451,8 +451,8 @@ def repair(store: Store, finding: Finding, *, asked_for: bool = False) -> Findin
 
 def _tidied(store: Store, lineage: str, generation: int) -> str:
     """One look through history sees to all that is unreachable."""
-    if lineage in orphans.find(store.committer.lineages).orphans:
-        store.tidy()
+    if store.history.is_orphan(lineage):
+        store.history.tidy()
     if generation in earlier.generations(store.layout, lineage):
         return f"given back to {earlier.noted_path(store.layout, lineage)}"
     return "let go"

@@ -23,7 +23,7 @@ from ckptfs.history import earlier
 from ckptfs.records import format as fmt
 from ckptfs.records import parts
 from ckptfs.records.walk import walk
-from ckptfs.store import Store
+from ckptfs.store import Place, Store
 
 log = logging.getLogger("ckptfs.scrub")
 
@@ -125,7 +125,8 @@ class Scrub:
     def _file(self, path: str) -> str:
         try:
             with osfs.place(self.fs, self.store.root, path) as (at, name):
-                found = self.store.check(path, at, name, direct=True, before=self._pause)
+                place = Place(at, name, path)
+                found = self.store.opens.check(place, direct=True, before=self._pause)
                 return found.condition.value
         except FileNotFoundError:
             raise
@@ -152,7 +153,7 @@ class Scrub:
                 before=self._pause,
             )
         if finding.condition in ROTTEN:
-            self.store.set_aside(lineage, generation)
+            self.store.history.set_aside(lineage, generation)
         elif finding.condition is Condition.UNREADABLE:
             path = earlier.noted_path(layout, lineage) or lineage
             self.store.note("unreadable", path, f"generation {generation}: {finding.detail}")

@@ -8,204 +8,225 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
 from dataclasses import replace
 
 from ckptfs.disk import osfs
 from ckptfs.errors import CkptfsError, RecordDamaged
+from ckptfs.history import moves
 from ckptfs.history.lineages import Standing
-from ckptfs.versions.standing import Committed, Replaced
+from ckptfs.versions.core import Core
+from ckptfs.versions.order import Place
+from ckptfs.versions.recording import unlink_history_of
+from ckptfs.versions.standing import (
+    Replaced,
+    keep_replaced,
+    links_in_history,
+    replacing,
+    settle_history,
+    tell_kept,
+)
 
-_Place = tuple[int, str]  # an open directory, and a name in it
 
-
-class Names(Committed):
-    # --- renaming --------------------------------------------------------------------------------
-
-    def rename(self, at: int, name: str, to: int, target: str, paths: tuple[str, str]) -> None:
-        """Rename a committed file, ``paths[0]``, onto ``paths[1]``, ``to/target``: keeps what stood
-        there, takes over its lineage. Durable on return as the mode says; of a directory before
-        the next publish."""
-        self.require_writable()
-        if osfs.is_directory(self.fs.lstat(at, name)):
-            with self.lineages.moving_directory(*paths):
-                self.fs.rename(at, name, to, target)
-            self.note_changed_dir(at)
-            self.note_changed_dir(to)
+def rename(core: Core, old: Place, new: Place) -> None:
+    """Rename a committed file: keeps what stood at ``new``, takes over its lineage. Durable on
+    return as the mode says; of a directory before the next publish."""
+    core.order.require_writable()
+    if osfs.is_directory(core.fs.lstat(old.at, old.name)):
+        moving = moves.moving_directory(core.lineages, old.path, new.path)
+        with core.order.steady_directories(), moving:
+            core.fs.rename(old.at, old.name, new.at, new.name)
+        core.order.note_changed_dir(old.at)
+        core.order.note_changed_dir(new.at)
+        return
+    with core.order.path_locks(old, new):
+        source, there = core.lineages.look(*old), core.lineages.look(*new)
+        if source.is_same_inode(there):
+            return  # as rename(2)
+        if not core.mode.transactional:
+            with moves.losing(core.lineages, there), moves.moving(core.lineages, source, new.path):
+                core.fs.rename(old.at, old.name, new.at, new.name)
             return
-        with self._locked((at, name), (to, target)):
-            source = self.lineages.look(at, name, paths[0])
-            there = self.lineages.look(to, target, paths[1])
-            if source.is_same_inode(there):
-                return  # as rename(2)
-            if not self.mode.transactional:
-                with self.lineages.losing(there), self.lineages.moving(source, paths[1]):
-                    self.fs.rename(at, name, to, target)
-                return
-            if there.is_file:
-                self._make_durable(source, (at, name))
-            replaced = None
-            if there.record is not None or source.record is not None:
-                replaced = self.replaced(there, to, target)  # else nothing was ever committed there
-            if replaced is None and not there.keeps:
-                with self.lineages.losing(there), self.lineages.moving(source, paths[1]):
-                    self._sync_pin(source.lineage)
-                    self._rename(at, name, to, target)
-            else:
-                with self.lineages.losing(source):
-                    self._take_over(source, (at, name), there, (to, target), replaced)
-                self.lineages.moved(paths[1])
-
-    def _take_over(
-        self, source: Standing, old: _Place, there: Standing, new: _Place, replaced: Replaced | None
-    ) -> None:
-        """The path of ``there`` goes on with its history."""
-        left = None
-        if self._can_tell(source):
-            left = self._adopt_lineage(*old, replaced.lineage if replaced else there.lineage)
-        elif replaced is not None:
-            replaced = replace(replaced, pin=True)
-        try:
-            self.keep_replaced(replaced, *new, there.path)
-            self._rename(*old, *new)
-        except OSError:
-            if left is not None:  # histories of two paths must not mix
-                with contextlib.suppress(OSError):
-                    self._adopt_lineage(*old, left)
-            raise
-        if replaced is not None:
-            self.settle_history(replaced, there.path)
-            self.tell_kept(there.path, replaced)
+        if there.is_file:
+            _make_durable(core, source, old)
+        replaced = None
+        if there.record is not None or source.record is not None:
+            replaced = replacing(core, there, new)  # else nothing was ever committed there
+        if replaced is None and not there.keeps:
+            with moves.losing(core.lineages, there), moves.moving(core.lineages, source, new.path):
+                _sync_pin(core, source.lineage)
+                _rename(core, old, new)
         else:
-            self.lineages.keep_alone(there.lineage, there.path)
+            with moves.losing(core.lineages, source):
+                _take_over(core, source, old, there, new, replaced)
+            core.lineages.moved(new.path)
 
-    def _rename(self, at: int, name: str, to: int, target: str) -> None:
-        self.sync_changed_dirs()
-        self.fs.rename(at, name, to, target)
-        self.sync_dir(to)
-        self.sync_dir(at)
 
-    def _sync_pin(self, lineage: str) -> None:
-        """The note of a pinned lineage is no hint."""
-        if lineage in self.lineages.pinned and self.mode.syncs_directories:
-            with (
-                contextlib.suppress(FileNotFoundError),
-                osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder,
-            ):
-                self.fs.fsync(folder)
+def _take_over(
+    core: Core,
+    source: Standing,
+    old: Place,
+    there: Standing,
+    new: Place,
+    replaced: Replaced | None,
+) -> None:
+    """The path of ``there`` goes on with its history."""
+    left = None
+    if _can_tell(core, source):
+        left = _adopt_lineage(core, old, replaced.lineage if replaced else there.lineage)
+    elif replaced is not None:
+        replaced = replace(replaced, pin=True)
+    try:
+        keep_replaced(core, replaced, new)
+        _rename(core, old, new)
+    except OSError:
+        if left is not None:  # histories of two paths must not mix
+            with contextlib.suppress(OSError):
+                _adopt_lineage(core, old, left)
+        raise
+    if replaced is not None:
+        settle_history(core, replaced, there.path)
+        tell_kept(core, there.path, replaced)
+    else:
+        moves.keep_alone(core.lineages, there.lineage, there.path)
 
-    def _can_tell(self, found: Standing) -> bool:
-        """Whether its record can be that of one path alone: hard links have one between them."""
-        return found.record is not None and not self._has_other_name(found)
 
-    def _make_durable(self, found: Standing, place: _Place) -> None:
-        """Of what is written in place nobody else does."""
-        if found.is_file and found.record is None:
-            with osfs.opened(self.fs, *place, osfs.O_RDONLY) as fd:
-                self.fs.fsync(fd)
+def _rename(core: Core, old: Place, new: Place) -> None:
+    core.order.sync_changed_dirs()
+    core.fs.rename(old.at, old.name, new.at, new.name)
+    core.order.sync_dir(new.at)
+    core.order.sync_dir(old.at)
 
-    def _adopt_lineage(self, at: int, name: str, lineage: str) -> str | None:
-        """Give a committed file another lineage, durably. Returns the one it leaves, if any."""
-        # A commit of the target, hence a number above all that history holds of it.
-        generation = self.layout.next_generation()
-        with osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd, contextlib.ExitStack() as written:
-            written.enter_context(self.lineages.lock)  # who writes it may record it anew meanwhile
-            try:
-                record = self.layout.read_record(fd)
-            except RecordDamaged:
-                return None
-            if record is None:
-                return None
-            new = replace(record, lineage=lineage, generation=generation)
-            try:
-                self.layout.write_record(fd, new)
-                written.close()
-                self.fs.fsync(fd)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    self.layout.write_record(fd, record)
-                raise
-            return record.lineage if record.lineage != lineage else None
 
-    def exchange(self, at: int, name: str, to: int, target: str, paths: tuple[str, str]) -> None:
-        """Swap two names, which are ``paths``. Both versions stay and keep their lineage, so
-        history has nothing to keep. Durable on return as the mode says."""
-        self.require_writable()
-        with self._locked((at, name), (to, target)):
-            found = (
-                self.lineages.look(at, name, paths[0]),
-                self.lineages.look(to, target, paths[1]),
-            )
-            self.sync_changed_dirs()
-            self.fs.exchange(at, name, to, target)
-            self.sync_dir(to)
-            if at != to:
-                self.sync_dir(at)
-            if not found[0].is_same_inode(found[1]):
-                self.lineages.exchanged(*found)
+def _sync_pin(core: Core, lineage: str) -> None:
+    """The note of a pinned lineage is no hint."""
+    if lineage in core.lineages.pinned and core.mode.syncs_directories:
+        with (
+            contextlib.suppress(FileNotFoundError),
+            osfs.opened(core.fs, core.layout.history, lineage, osfs.DIRECTORY) as folder,
+        ):
+            core.fs.fsync(folder)
 
-    @contextlib.contextmanager
-    def _locked(self, *places: _Place) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            for place in sorted(set(places)):
-                stack.enter_context(self.path_lock(*place))
-            yield
 
-    # --- hard links, and the end of a name -------------------------------------------------------
+def _can_tell(core: Core, found: Standing) -> bool:
+    """Whether its record can be that of one path alone: hard links have one between them."""
+    return found.record is not None and not _has_other_name(core, found)
 
-    def link(self, at: int, name: str, to: int, target: str, paths: tuple[str, str]) -> None:
-        """Give the committed file ``paths[0]`` another name, ``paths[1]``. Takes no lock of a path.
-        Not durable on return."""
-        self.require_writable()
-        found = self.lineages.look(at, name, paths[0])
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.lstat(to, target)
-            raise FileExistsError(errno.EEXIST, "exists", paths[1])
-        with self.lineages.sharing(found, paths[1]):
-            self.fs.link(at, name, to, target)
 
-    def unlink(self, at: int, name: str, path: str) -> None:
-        """Delete a name and, with the last one, its history. Durable before the next publish."""
-        self.require_writable()
-        with self.path_lock(at, name):
-            found = self._found(at, name, path)
-            self._drop_sidecar(found, at, name)
-            with self.lineages.losing(found):
-                self.fs.unlink(at, name)
-                self.note_changed_dir(at)
+def _make_durable(core: Core, found: Standing, place: Place) -> None:
+    """Of what is written in place nobody else does."""
+    if found.is_file and found.record is None:
+        with osfs.opened(core.fs, place.at, place.name, osfs.O_RDONLY) as fd:
+            core.fs.fsync(fd)
 
-    def _found(self, at: int, name: str, path: str) -> Standing:
-        """As :meth:`Lineages.look`; what cannot be read can be deleted all the same."""
-        status = self.fs.lstat(at, name)
+
+def _adopt_lineage(core: Core, place: Place, lineage: str) -> str | None:
+    """Give a committed file another lineage, durably. Returns the one it leaves, if any."""
+    # A commit of the target, hence a number above all that history holds of it.
+    generation = core.layout.next_generation()
+    with (
+        osfs.opened(core.fs, place.at, place.name, osfs.O_RDONLY) as fd,
+        contextlib.ExitStack() as written,
+    ):
+        written.enter_context(core.lineages.lock)  # who writes it may record it anew meanwhile
         try:
-            return self.lineages.look(at, name, path)
-        except (OSError, CkptfsError):
-            return Standing(path, status)
+            record = core.layout.read_record(fd)
+        except RecordDamaged:
+            return None
+        if record is None:
+            return None
+        new = replace(record, lineage=lineage, generation=generation)
+        try:
+            core.layout.write_record(fd, new)
+            written.close()
+            core.fs.fsync(fd)
+        except OSError:
+            with contextlib.suppress(OSError):
+                core.layout.write_record(fd, record)
+            raise
+        return record.lineage if record.lineage != lineage else None
 
-    def _drop_sidecar(self, found: Standing, at: int, name: str) -> None:
-        if not self.layout.uses_sidecars or found.record is None:
-            return
-        if not self._has_other_name(found):
-            with contextlib.suppress(OSError), osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
-                self.layout.drop_sidecar(fd)
 
-    def _has_other_name(self, found: Standing) -> bool:
-        """Whether there may be a hard link other than the one that its own history holds."""
-        if found.status is None or found.record is None:
-            return False
-        others = found.status.st_nlink - 1
-        return others > 0 and others > self._links_in_history(found, found.record.generation)
+def exchange(core: Core, one: Place, other: Place) -> None:
+    """Swap two names. Both versions stay and keep their lineage, so history has nothing to keep.
+    Durable on return as the mode says."""
+    core.order.require_writable()
+    with core.order.path_locks(one, other):
+        found = core.lineages.look(*one), core.lineages.look(*other)
+        core.order.sync_changed_dirs()
+        core.fs.exchange(one.at, one.name, other.at, other.name)
+        core.order.sync_dir(other.at)
+        if one.at != other.at:
+            core.order.sync_dir(one.at)
+        if not found[0].is_same_inode(found[1]):
+            moves.exchanged(core.lineages, *found)
 
-    # --- in place --------------------------------------------------------------------------------
 
-    def open_in_place(self, at: int, name: str, path: str) -> None:
-        """Prepare a committed file for writing in place: its record goes first, durably, and a
-        link that history may hold of this very inode is let go."""
-        with self.path_lock(at, name), osfs.opened(self.fs, at, name, osfs.O_RDONLY) as fd:
-            found = self.lineages.look(at, name, path)
-            lineage = found.record.lineage if found.record else found.lineage
-            self.unlink_history_of(fd, lineage)
-            if self.lineages.names_of(lineage, found):  # of which none must miss its record
-                self.lineages.pin(lineage)
-                self.sync_dir(self.layout.history)
-            self.layout.remove_record(fd)
+def link(core: Core, old: Place, new: Place) -> None:
+    """Give a committed file another name. Takes no lock of a path. Not durable on return."""
+    core.order.require_writable()
+    found = core.lineages.look(*old)
+    with contextlib.suppress(FileNotFoundError):
+        core.fs.lstat(new.at, new.name)
+        raise FileExistsError(errno.EEXIST, "exists", new.path)
+    with moves.sharing(core.lineages, found, new.path):
+        core.fs.link(old.at, old.name, new.at, new.name)
+
+
+def unlink(core: Core, place: Place) -> None:
+    """Delete a name and, with the last one, its history. Durable before the next publish."""
+    core.order.require_writable()
+    with core.order.path_locks(place):
+        remove(core, place)
+        core.order.note_changed_dir(place.at)
+
+
+def remove(core: Core, place: Place) -> None:
+    """As :func:`unlink`, of a path whose lock the caller holds. Not durable on return."""
+    found = _found(core, place)
+    _drop_sidecar(core, found, place)
+    with moves.losing(core.lineages, found):
+        core.fs.unlink(place.at, place.name)
+
+
+def _found(core: Core, place: Place) -> Standing:
+    """As :meth:`Lineages.look`; what cannot be read can be deleted all the same."""
+    status = core.fs.lstat(place.at, place.name)
+    try:
+        return core.lineages.look(*place)
+    except (OSError, CkptfsError):
+        return Standing(place.path, status)
+
+
+def _drop_sidecar(core: Core, found: Standing, place: Place) -> None:
+    if not core.layout.uses_sidecars or found.record is None:
+        return
+    if not _has_other_name(core, found):
+        with (
+            contextlib.suppress(OSError),
+            osfs.opened(core.fs, place.at, place.name, osfs.O_RDONLY) as fd,
+        ):
+            core.layout.drop_sidecar(fd)
+
+
+def _has_other_name(core: Core, found: Standing) -> bool:
+    """Whether there may be a hard link other than the one that its own history holds."""
+    if found.status is None or found.record is None:
+        return False
+    others = found.status.st_nlink - 1
+    return others > 0 and others > links_in_history(core, found, found.record.generation)
+
+
+def open_in_place(core: Core, place: Place) -> None:
+    """Prepare a committed file for writing in place: its record goes first, durably, and a
+    link that history may hold of this very inode is let go."""
+    with (
+        core.order.path_locks(place),
+        osfs.opened(core.fs, place.at, place.name, osfs.O_RDONLY) as fd,
+    ):
+        found = core.lineages.look(*place)
+        lineage = found.record.lineage if found.record else found.lineage
+        unlink_history_of(core, fd, lineage)
+        if core.lineages.names_of(lineage, found):  # of which none must miss its record
+            core.lineages.pin(lineage)
+            core.order.sync_dir(core.layout.history)
+        core.layout.remove_record(fd)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from ckptfs.disk import osfs
 from ckptfs.disk.filesystem import FileSystem
@@ -19,6 +20,14 @@ log = logging.getLogger("ckptfs.ordering")
 _DIRS_HELD = 64  # that have changed; where there are more, all of their filesystem is synced
 
 
+class Place(NamedTuple):
+    """A name in an open directory. The path is for history and for messages, not for resolving."""
+
+    at: int
+    name: str
+    path: str
+
+
 class Ordering:
     def __init__(self, fs: FileSystem, mode: Mode) -> None:
         self.fs, self.mode = fs, mode
@@ -28,6 +37,7 @@ class Ordering:
         self._many_dirty: set[int] = set()  # devices
         self._dirty_lock = threading.Lock()
         self._dir_syncs = threading.Lock()
+        self._moves = threading.Lock()
 
     def note_changed_dir(self, at: int) -> None:
         """A name was made in or removed from ``at``: durable before the next publish."""
@@ -86,8 +96,23 @@ class Ordering:
         if self.poisoned is not None:
             raise StoreReadOnly(f"the store is read-only: {self.poisoned}; check the disk, remount")
 
+    def steady_directories(self) -> contextlib.AbstractContextManager[object]:
+        """No directory is renamed inside: an intent speaks of paths."""
+        return self._moves
+
     @contextlib.contextmanager
     def path_lock(self, at: int, name: str) -> Iterator[None]:
-        status = self.fs.stat(at)
-        with self._paths.held((status.st_dev, status.st_ino, name)):
+        with self._paths.held(self._key(at, name)):
             yield
+
+    @contextlib.contextmanager
+    def path_locks(self, *places: Place) -> Iterator[None]:
+        """Of several, in one order for all."""
+        with contextlib.ExitStack() as stack:
+            for key in sorted({self._key(place.at, place.name) for place in places}):
+                stack.enter_context(self._paths.held(key))
+            yield
+
+    def _key(self, at: int, name: str) -> tuple[int, int, str]:
+        status = self.fs.stat(at)
+        return status.st_dev, status.st_ino, name

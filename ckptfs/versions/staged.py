@@ -16,6 +16,16 @@ Fingerprint = tuple[int, int]  # size in bytes, mtime in ns: moves with every wr
 Inode = tuple[int, int]  # st_dev, st_ino
 
 
+def fingerprint(fs: FileSystem, fd: int) -> Fingerprint:
+    status = fs.stat(fd)
+    return status.st_size, status.st_mtime_ns
+
+
+def inode_of(fs: FileSystem, fd: int) -> Inode:
+    status = fs.stat(fd)
+    return status.st_dev, status.st_ino
+
+
 class Stood(NamedTuple):
     """What was found under a name."""
 

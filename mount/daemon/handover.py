@@ -34,7 +34,7 @@ from ..view.model import Directory, File, Node, Openable, Version, Virtual
 from ..view.past import PastDirectory, PastFile, View
 
 # One more whenever a class that is written here changes its fields: tests/test_restart.py has them.
-FORMAT = 4
+FORMAT = 5
 _BATCH = 1000
 _FIXED = range(ROOT_ID, HISTORY_ID + 1)
 _RLOCK = type(threading.RLock())
@@ -130,8 +130,8 @@ def _rest(ops: Operations, session: Session) -> dict[str, Any]:
         "locks": ops.locks.carried(),
         "session": session.carried(),
         "known good": store.guard.known(),
-        "torn": store.committer.growth.torn,
-        "poisoned": store.committer.poisoned,
+        "torn": store.core.torn,
+        "poisoned": store.order.poisoned,
         "counts": store.counts,
         "events": store.events,
         "alarms": store.alarms.told(),
@@ -265,8 +265,8 @@ class Carried:
         ops.locks.resume(rest["locks"], session.granting)
         store = ops.store
         store.guard.resume(rest["known good"])
-        store.committer.growth.torn |= rest["torn"]
-        store.committer.poisoned = rest["poisoned"]
+        store.core.torn |= rest["torn"]
+        store.order.poisoned = rest["poisoned"]
         store.counts.update(rest["counts"])
         store.events.extend(rest["events"])
         if "alarms" in rest:  # a full disk may have no room for them

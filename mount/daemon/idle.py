@@ -25,14 +25,14 @@ class IdleWork:
 
     def tidy(self, wait_s: float) -> None:
         """Returns once history is looked through, or after ``wait_s``."""
-        self.tidier = Tidier(self._store.tidy)
+        self.tidier = Tidier(self._store.history.tidy)
         self.tidier.start(wait_s)
 
     def begin(self, busy: Callable[[], set[str]]) -> None:
         """``busy`` says which paths are being written."""
         store = self._store
-        self.sharer = Sharer(store.share)
+        self.sharer = Sharer(store.history.share)
         if self._options.store.share:
-            store.committer.kept = self.sharer.add
+            store.kept.add(self.sharer.add)
         self.scrub = Scrub(store, self._options.scrub_interval_s, busy)
         self.scrub.start()

@@ -273,7 +273,7 @@ class Restarter:
             options=self._options,
             changes=changes,
             root=store.root,
-            lock=store.layout.lock_fd,
+            lock=store.layout.lock.fd,
             device=session.device,
             request=request,
             agreed=session.passthrough.agreed,
@@ -285,7 +285,7 @@ class Restarter:
         return file, header.descriptors
 
     def _become(self, command: list[str], inherited: list[int]) -> None:
-        self._operations.store.committer.sync_changed_dirs()
+        self._operations.store.order.sync_changed_dirs()
         try:
             for fd in inherited:
                 os.set_inheritable(fd, True)

@@ -25,8 +25,7 @@ from typing import NoReturn
 from ckptfs.errors import CannotServe, CkptfsError
 from ckptfs.store import Store
 
-from ..kernel import mounting, namespaces
-from ..kernel.own_rights import OwnRightsSession
+from ..kernel import judge, mounting, namespaces, own_rights
 from ..kernel.session import Session
 from ..operations.whole import Operations
 from . import apart, logfile
@@ -169,9 +168,8 @@ class _Served:
         # The mount lives as long as its root is held, so no RELEASE is lost with its namespace.
         device, self._root = self._child.mount()
         passthrough, groups = self._options.passthrough, self._child.groups
-        if groups is None:
-            return Session(device, operations, passthrough=passthrough)
-        return OwnRightsSession(device, operations, passthrough=passthrough, groups=groups)
+        who = judge.KERNEL if groups is None else own_rights.daemon(groups)
+        return Session(device, operations, passthrough=passthrough, judge=who)
 
     def wait_for_end(self, serving: Serving) -> None:
         self.exit_status = self._wait_for_command()

@@ -20,7 +20,7 @@ from ckptfs.store import Store
 
 from ..kernel import mounting
 from ..kernel.session import Session as KernelSession
-from ..libfuse.portable import PortableSession
+from ..libfuse.session import PortableSession
 from ..operations import sessions
 from ..operations.whole import Operations
 from . import inspect, program, status, stop
@@ -109,8 +109,8 @@ def _let_restart(serving: Serving) -> None:
         stopping=lambda: serving.signals.stopping,
         at_rest=lambda: _at_rest(serving),
     )
-    session.restart = restarter.order
-    session.interrupted = restarter.interrupt
+    session.kernel.restart = restarter.order
+    session.kernel.interrupted = restarter.interrupt
 
 
 def _begin_idle_work(serving: Serving) -> None:
@@ -144,11 +144,11 @@ def _serves(
     ready: Callable[[list[str]], None],
 ) -> None:
     options, (passthrough, refusal) = serving.options, serving.session.passthrough_state()
-    serving.store.room.sees_writes = not passthrough
+    serving.store.room.doubts.sees_writes = not passthrough
     how = "the kernel carries the data" if passthrough else f"data is relayed ({refusal})"
     log.info("serving %s at %s: %s", options.directory, options.mountpoint, how)
     if inspect.is_mounted(options.mountpoint):  # else it is another namespace's
-        serving.store.released = lambda: not inspect.is_mounted(options.mountpoint)
+        serving.store.saves.released = lambda: not inspect.is_mounted(options.mountpoint)
     way.serves()
     ready(_warnings(serving, found_below))
 

@@ -62,8 +62,8 @@ def told(serving: Serving) -> dict[str, Any]:
 def degraded(serving: Serving) -> list[str]:
     """What it lacks, or cannot do."""
     store, found = serving.store, list(serving.monitor.degraded)
-    if store.committer.poisoned:
-        found.append(f"read-only: {store.committer.poisoned}")
+    if store.order.poisoned:
+        found.append(f"read-only: {store.order.poisoned}")
     if not writers.proc_is_ours() or serving.session.openers.strangers:
         found.append(
             "writers unknown, for they live in another pid namespace: killed ones cannot "

@@ -18,6 +18,7 @@ from ckptfs.telling.events import TAKEN_AWAY
 
 from ..kernel import mounting
 from ..kernel.session import Session as KernelSession
+from ..writers import closing, committing
 from . import holding
 from .context import Serving
 
@@ -97,8 +98,8 @@ def finish(serving: Serving) -> None:
     serving.ended.set()
     serving.idle.scrub.stop()
     serving.idle.tidier.stop()
-    serving.operations.versions.abort_all(TAKEN_AWAY)
-    serving.operations.versions.stop()
+    committing.abort_all(serving.operations.versions, TAKEN_AWAY)
+    closing.stop(serving.operations.versions)
     serving.idle.sharer.stop()
     serving.monitor.stop()
     log.info("ended; %s", dict(serving.store.counts))

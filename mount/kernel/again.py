@@ -23,8 +23,9 @@ from typing import Any, NoReturn
 from ..operations.base import Entry, Slow, stale
 from ..operations.whole import Operations
 from ..view import acl
-from ..view.model import Caller, File, Handle, Node, stands
+from ..view.model import Caller, File, Node, stands
 from . import wire
+from .answers import Answers
 from .passthrough import Passthrough
 from .wire import Op
 
@@ -72,16 +73,6 @@ class _Sent:
         if self.fd >= 0:
             os.close(self.fd)
         self.fd = fd
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What the session makes of results."""
-
-    entry: Callable[[Entry], bytes]
-    opened: Callable[[Handle], bytes]
-    attr: Callable[[int, os.stat_result], bytes]
-    error: Callable[[int, int], None]
 
 
 class Again:
@@ -184,7 +175,7 @@ class Again:
             raise stale()
         drop_name = self._ops.caches.drop_name
         if asked.op == Op.OPEN:
-            answer = functools.partial(self._answers.error, asked.unique, -errno.ESTALE)
+            answer = functools.partial(self._answers.reply, asked.unique, -errno.ESTALE)
             drop_name(node.parent.id, node.name, node.id, answer)
             return NO_REPLY
         begun = threading.Event()

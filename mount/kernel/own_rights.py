@@ -12,134 +12,151 @@ No name is cached: every lookup is to find that the directory may be searched.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import stat
 from typing import Any
 
-from ..operations.base import Entry
-from ..operations.whole import Operations
 from ..view.identity import lstat
 from ..view.model import Caller, Directory, File, Virtual
-from . import wire
-from .session import Session, names
+from . import judge, wire
+from .context import Handler, Kernel
+from .handlers import HANDLERS, attributes, directories, files, names
+from .handlers.shapes import names_in
+from .judge import Judge
+from .wire import Op
 
 _FOR_EXECUTION = 0x20  # FMODE_EXEC, which the kernel leaves among the flags of an open
 
 
-class OwnRightsSession(Session):
+def _require(kernel: Kernel, nodeid: int, mask: int) -> None:
+    if not _allows(kernel, nodeid, mask):
+        raise PermissionError(errno.EACCES, "permission denied")
+
+
+def _allows(kernel: Kernel, nodeid: int, mask: int) -> bool:
+    with kernel.ops.lock:  # no version ends in here
+        node = kernel.ops.nodes.get(nodeid)
+        if isinstance(node, Virtual):
+            return not mask & os.W_OK
+        if isinstance(node, File) and (node.version is None or not node.version.active):
+            if node.parent is None or lstat(node.parent.fd, node.name) is None:
+                return True  # the request itself has the answer
+            return os.access(node.name, mask, dir_fd=node.parent.fd)
+        if isinstance(node, Directory):
+            directory = node.fd
+            return os.access(directory.link(), mask)
+        assert isinstance(node, File) and node.version is not None
+        return os.access(f"/proc/self/fd/{node.version.staged.fd}", mask)
+
+
+def _require_change(kernel: Kernel, parent_id: int, name: str) -> None:
+    """Whether the name may be made, taken away or given to another inode."""
+    _require(kernel, parent_id, os.W_OK | os.X_OK)
+    parent = kernel.ops.nodes.get(parent_id)
+    if isinstance(parent, Directory):
+        above, there = os.fstat(parent.fd), lstat(parent.fd, name)
+        sticky = above.st_mode & stat.S_ISVTX and kernel.uid not in (0, above.st_uid)
+        if sticky and there is not None and there.st_uid != kernel.uid:
+            raise PermissionError(errno.EPERM, "another user's, in a sticky directory")
+
+
+def _require_writing(kernel: Kernel, nodeid: int, caller: Caller) -> None:
+    """Whether the file may be written. A version replaces it, and it is read for that."""
+    node = kernel.ops.nodes.get(nodeid)
+    if not isinstance(node, File) or node.parent is None:
+        return
+    if node.version is not None and caller.pid in node.version.expected:
+        return  # sent back to open the version that was begun for it
+    _require(kernel, nodeid, os.R_OK | os.W_OK)
+    if node.version is None and not kernel.ops.in_place(node.parent, node.name):
+        _require_change(kernel, node.parent.id, node.name)
+
+
+def _access(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> None:
+    _require(kernel, nodeid, wire.ACCESS_IN.unpack_from(body)[0])
+
+
+def _lookup(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> bytes:
+    _require(kernel, nodeid, os.X_OK)
+    return names.lookup(kernel, nodeid, caller, body)
+
+
+def _opendir(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> bytes:
+    _require(kernel, nodeid, os.R_OK)
+    return directories.opendir(kernel, nodeid, caller, body)
+
+
+def _open(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Any:
+    flags, _ = wire.OPEN_IN.unpack_from(body)
+    if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+        _require_writing(kernel, nodeid, caller)
+    else:
+        _require(kernel, nodeid, os.R_OK | (os.X_OK if flags & _FOR_EXECUTION else 0))
+    return files.open_file(kernel, nodeid, caller, body)
+
+
+def _create(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> bytes:
+    _require_change(kernel, nodeid, names_in(body[wire.CREATE_IN.size :])[0])
+    return files.create(kernel, nodeid, caller, body)
+
+
+def _unlink(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Any:
+    _require_change(kernel, nodeid, names_in(body)[0])
+    return names.unlink(kernel, nodeid, caller, body)
+
+
+def _rename(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Any:
+    (target,) = wire.RENAME_IN.unpack_from(body)
+    _require_rename(kernel, nodeid, target, names_in(body[wire.RENAME_IN.size :]))
+    return names.rename(kernel, nodeid, caller, body)
+
+
+def _rename2(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Any:
+    target, _, _ = wire.RENAME2_IN.unpack_from(body)
+    _require_rename(kernel, nodeid, target, names_in(body[wire.RENAME2_IN.size :]))
+    return names.rename2(kernel, nodeid, caller, body)
+
+
+def _require_rename(kernel: Kernel, nodeid: int, target: int, pair: list[str]) -> None:
+    for parent_id, name in zip((nodeid, target), pair, strict=True):
+        _require_change(kernel, parent_id, name)
+
+
+def _setattr(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Any:
+    fields = wire.SETATTR_IN.unpack_from(body)
+    if fields[0] & wire.FATTR_SIZE and not fields[0] & wire.FATTR_FH:
+        _require_writing(kernel, nodeid, caller)
+    return attributes.set_attributes(kernel, nodeid, caller, body)
+
+
+def _setxattr(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Any:
+    if isinstance(kernel.ops.nodes.get(nodeid), File):  # a command, perhaps
+        _require(kernel, nodeid, os.W_OK)
+    return attributes.setxattr(kernel, nodeid, caller, body)
+
+
+_JUDGED: dict[int, Handler] = {
+    Op.LOOKUP: _lookup,
+    Op.SETATTR: _setattr,
+    Op.UNLINK: _unlink,
+    Op.RENAME: _rename,
+    Op.OPEN: _open,
+    Op.SETXATTR: _setxattr,
+    Op.OPENDIR: _opendir,
+    Op.ACCESS: _access,
+    Op.CREATE: _create,
+    Op.RENAME2: _rename2,
+}
+
+
+def daemon(groups: frozenset[int]) -> Judge:
     """``groups`` are those that the user namespace has under their own numbers."""
+    uid, own_gid = os.geteuid(), os.getegid()
 
-    wanted = Session.wanted & ~wire.POSIX_ACL  # with which the kernel would be the judge
+    def shown(status: os.stat_result, inode: int) -> bytes:
+        gid = status.st_gid if status.st_gid in groups else own_gid
+        return wire.attr(status, inode, (uid, gid))
 
-    def __init__(
-        self, device: int, operations: Operations, *, passthrough: bool, groups: frozenset[int]
-    ) -> None:
-        super().__init__(device, operations, passthrough=passthrough)
-        self._groups, self._gid = groups, os.getegid()
-
-    # --- what is shown ---------------------------------------------------------------------------
-
-    def _shown(self, status: os.stat_result, inode: int) -> bytes:
-        gid = status.st_gid if status.st_gid in self._groups else self._gid
-        return wire.attr(status, inode, (self._uid, gid))
-
-    def _entry(self, entry: Entry) -> bytes:
-        return super()._entry(dataclasses.replace(entry, name_lasts=False))
-
-    # --- what is allowed -------------------------------------------------------------------------
-
-    def _require(self, nodeid: int, mask: int) -> None:
-        if not self._allows(nodeid, mask):
-            raise PermissionError(errno.EACCES, "permission denied")
-
-    def _allows(self, nodeid: int, mask: int) -> bool:
-        with self.ops.lock:  # no version ends in here
-            node = self.ops.nodes.get(nodeid)
-            if isinstance(node, Virtual):
-                return not mask & os.W_OK
-            if isinstance(node, File) and (node.version is None or not node.version.active):
-                if node.parent is None or lstat(node.parent.fd, node.name) is None:
-                    return True  # the request itself has the answer
-                return os.access(node.name, mask, dir_fd=node.parent.fd)
-            if isinstance(node, Directory):
-                directory = node.fd
-                return os.access(directory.link(), mask)
-            assert isinstance(node, File) and node.version is not None
-            return os.access(f"/proc/self/fd/{node.version.staged.fd}", mask)
-
-    def _require_change(self, parent_id: int, name: str) -> None:
-        """Whether the name may be made, taken away or given to another inode."""
-        self._require(parent_id, os.W_OK | os.X_OK)
-        parent = self.ops.nodes.get(parent_id)
-        if isinstance(parent, Directory):
-            above, there = os.fstat(parent.fd), lstat(parent.fd, name)
-            sticky = above.st_mode & stat.S_ISVTX and self._uid not in (0, above.st_uid)
-            if sticky and there is not None and there.st_uid != self._uid:
-                raise PermissionError(errno.EPERM, "another user's, in a sticky directory")
-
-    def _require_writing(self, nodeid: int, caller: Caller) -> None:
-        """Whether the file may be written. A version replaces it, and it is read for that."""
-        node = self.ops.nodes.get(nodeid)
-        if not isinstance(node, File) or node.parent is None:
-            return
-        if node.version is not None and caller.pid in node.version.expected:
-            return  # sent back to open the version that was begun for it
-        self._require(nodeid, os.R_OK | os.W_OK)
-        if node.version is None and not self.ops.in_place(node.parent, node.name):
-            self._require_change(node.parent.id, node.name)
-
-    # --- requests --------------------------------------------------------------------------------
-
-    def _access(self, nodeid: int, caller: Caller, body: memoryview) -> None:
-        self._require(nodeid, wire.ACCESS_IN.unpack_from(body)[0])
-
-    def _lookup(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
-        self._require(nodeid, os.X_OK)
-        return super()._lookup(nodeid, caller, body)
-
-    def _opendir(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
-        self._require(nodeid, os.R_OK)
-        return super()._opendir(nodeid, caller, body)
-
-    def _open(self, nodeid: int, caller: Caller, body: memoryview) -> Any:
-        flags, _ = wire.OPEN_IN.unpack_from(body)
-        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
-            self._require_writing(nodeid, caller)
-        else:
-            self._require(nodeid, os.R_OK | (os.X_OK if flags & _FOR_EXECUTION else 0))
-        return super()._open(nodeid, caller, body)
-
-    def _create(self, nodeid: int, caller: Caller, body: memoryview) -> bytes:
-        self._require_change(nodeid, names(body[wire.CREATE_IN.size :])[0])
-        return super()._create(nodeid, caller, body)
-
-    def _unlink(self, nodeid: int, caller: Caller, body: memoryview) -> Any:
-        self._require_change(nodeid, names(body)[0])
-        return super()._unlink(nodeid, caller, body)
-
-    def _rename(self, nodeid: int, caller: Caller, body: memoryview) -> Any:
-        (target,) = wire.RENAME_IN.unpack_from(body)
-        self._require_rename(nodeid, target, names(body[wire.RENAME_IN.size :]))
-        return super()._rename(nodeid, caller, body)
-
-    def _rename2(self, nodeid: int, caller: Caller, body: memoryview) -> Any:
-        target, _, _ = wire.RENAME2_IN.unpack_from(body)
-        self._require_rename(nodeid, target, names(body[wire.RENAME2_IN.size :]))
-        return super()._rename2(nodeid, caller, body)
-
-    def _require_rename(self, nodeid: int, target: int, pair: list[str]) -> None:
-        for parent_id, name in zip((nodeid, target), pair, strict=True):
-            self._require_change(parent_id, name)
-
-    def _setattr(self, nodeid: int, caller: Caller, body: memoryview) -> Any:
-        fields = wire.SETATTR_IN.unpack_from(body)
-        if fields[0] & wire.FATTR_SIZE and not fields[0] & wire.FATTR_FH:
-            self._require_writing(nodeid, caller)
-        return super()._setattr(nodeid, caller, body)
-
-    def _setxattr(self, nodeid: int, caller: Caller, body: memoryview) -> Any:
-        if isinstance(self.ops.nodes.get(nodeid), File):  # a command, perhaps
-            self._require(nodeid, os.W_OK)
-        return super()._setxattr(nodeid, caller, body)
+    wanted = judge.KERNEL.wanted & ~wire.POSIX_ACL  # with which the kernel would be the judge
+    return Judge(HANDLERS | _JUDGED, wanted, shown, name_s=0)

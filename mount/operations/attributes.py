@@ -23,6 +23,7 @@ from ..view.model import (
     Virtual,
     stands,
 )
+from ..writers import overtaking
 from . import commands, requests
 from .base import Slow, T, stale
 from .files import Files
@@ -58,7 +59,7 @@ class Attributes(Files):
     @contextlib.contextmanager
     def _changing(self, node: Node, handle: Handle | None = None) -> Iterator[str]:
         """A path under /proc that names the node's inode, for calls that change its metadata."""
-        self.store.committer.require_writable()
+        self.store.order.require_writable()
         _require_changeable(node)
         if isinstance(node, Directory):
             directory = node.fd
@@ -143,7 +144,7 @@ class Attributes(Files):
         with version.staged.lock:
             if version.ended or not version.active:
                 return False
-            self.store.committer.growth.change(version.staged, size)
+            self.store.saves.change(version.staged, size)
             os.ftruncate(version.staged.fd, size)
             return True
 
@@ -151,17 +152,17 @@ class Attributes(Files):
         """truncate(2) of a committed file: a whole transaction of its own."""
         self._check_device(parent)
         store, at = self.store, (node.path(), parent.fd, node.name)
-        with store.committer.path_lock(parent.fd, node.name):
+        with store.order.path_lock(parent.fd, node.name):
             if not stands(node):
                 raise stale()
             with (
                 self.versions.replacing(parent, node.name),
-                store.staging(*at, exists=True, truncate=size == 0) as staged,
+                store.saves.staging(*at, exists=True, truncate=size == 0) as staged,
             ):
                 os.ftruncate(staged.fd, size)
                 with self.lock:
-                    self.versions.overtakes(staged, parent, node.name, {})
-                store.commit(staged, parent.fd, node.name)
+                    overtaking.overtakes(self.versions, staged, parent, node.name, {})
+                store.saves.commit(staged, parent.fd, node.name)
         self.caches.drop_attributes(parent.id)
 
     def _set_metadata(self, node: Node, handle: Handle | None, change: Change) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
 import os
 import stat
@@ -13,7 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from ckptfs.disk import osfs
 from ckptfs.records import format as fmt
-from ckptfs.records.layout import held_bytes
+from ckptfs.records.aside import held_bytes
 from ckptfs.store import Store
 
 from ..view import acl, listing
@@ -33,7 +34,9 @@ from ..view.model import (
     stands,
 )
 from ..view.nodes import NodeTable
+from ..writers import mapped, visibility
 from ..writers.versions import Versions
+from ..writers.watch import Watch
 from .metadata import Metadata
 
 T = TypeVar("T")
@@ -118,7 +121,7 @@ class Base:
         self.store = store
         self.room = Room.of_process()
         self.nodes = NodeTable(store.root, self.room)
-        self.versions = Versions(store, self.nodes)
+        self.versions = Versions(store, self.nodes, Watch)
         self.lock = self.versions.lock
         self.handles = self.versions.handles
         self.metadata = Metadata(store)
@@ -126,8 +129,8 @@ class Base:
         self.caches = Caches()
         self.versions.sealed = self._sealed
         self.versions.replaced = self._replaced
-        store.guard.replaced = self._superseded
-        store.guard.written_here = self.versions.may_be_written
+        store.rolled_back.add(self._superseded)
+        store.guard.written_here = functools.partial(mapped.may_be_written, self.versions)
         self._guests: dict[int, Handle] = {}  # by nodes that others have open, too
         self.ids = itertools.count(1)
         self.listing_key = listing.new_key()
@@ -159,7 +162,7 @@ class Base:
             parent = self.nodes.directory(parent_id)
             staged = self.versions.at(parent, name)
             if staged:
-                own = self.versions.visible_to(caller, parent, name)
+                own = visibility.visible_to(self.versions, caller, parent, name)
                 if own is not None:
                     return self._entry(own.node, os.fstat(own.staged.fd))
             try:
@@ -265,7 +268,7 @@ class Base:
             node = self.nodes.get(nodeid)
             if isinstance(node, File):
                 held = held_bytes(self.getattr(nodeid, None))
-                return self.store.room.expected(node.name, held)
+                return self.store.room.sizes.expected(node.name, held)
         return 0
 
     def size_of(self, nodeid: int) -> int:
@@ -398,13 +401,13 @@ class Base:
             raise OSError(errno.EXDEV, "another filesystem below the served directory")
 
     def _writable_parent(self, parent_id: int, name: str) -> Directory:
-        self.store.committer.require_writable()
+        self.store.order.require_writable()
         if parent_id == ROOT_ID and name == fmt.CONTROL:
             raise PermissionError(errno.EPERM, "this name belongs to ckptfs")
         return self.nodes.directory(parent_id)
 
     def _made(self, parent: Directory, name: str) -> Entry:
-        self.store.committer.note_changed_dir(parent.fd)
+        self.store.order.note_changed_dir(parent.fd)
         status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
         return self._entry(self.nodes.committed(parent, name, status), status)
 

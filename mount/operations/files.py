@@ -16,6 +16,7 @@ from typing import NoReturn
 from ckptfs.disk import osfs
 from ckptfs.errors import CkptfsError
 from ckptfs.versions.life import State
+from ckptfs.versions.staged import fingerprint
 
 from ..processes import writers
 from ..view.control import StatusFile
@@ -24,7 +25,7 @@ from ..view.identity import identity, lstat
 from ..view.locks import Lock
 from ..view.model import Caller, Directory, File, Handle, Version, Virtual, stands
 from ..view.past import Generation
-from ..writers import content
+from ..writers import beginning, closing, committing, content, mapped, overtaking, visibility
 from ..writers.content import Content
 from .base import Entry, New, Slow, exists, or_nothing, own, stale
 from .relay import Relay
@@ -70,7 +71,7 @@ class Files(Relay):
         """No descriptor is left for it."""
         version = node.version
         if version is not None and caller.pid in version.expected:
-            self.versions.dismiss(version, caller)
+            visibility.dismiss(self.versions, version, caller)
         raise no_room()
 
     def _open_virtual(self, node: Virtual, flags: int, caller: Caller) -> Handle | Slow[Handle]:
@@ -101,10 +102,10 @@ class Files(Relay):
         def verified() -> Handle:
             while stands(node):
                 if node.ident[:2] in self.versions.extending:
-                    with self.store.committer.path_lock(parent.fd, node.name):
+                    with self.store.order.path_lock(parent.fd, node.name):
                         continue
-                live = self.versions.may_be_mapped(node.ident[:2])
-                found = self.store.verify_open(node.path(), parent.fd, node.name, live=live)
+                live = mapped.may_be_mapped(self.versions, node.ident[:2])
+                found = self.store.opens.verify(parent.at(node.name), live=live)
                 if found is not None and found.replaced:
                     raise stale()  # rolled back: the name stands for another inode now
                 with contextlib.suppress(Replaced):
@@ -140,11 +141,11 @@ class Files(Relay):
 
     def _open_in_place(self, node: File, flags: int) -> Handle:
         assert node.parent is not None
-        self.store.committer.require_writable()
-        with self.store.committer.path_lock(node.parent.fd, node.name):
+        self.store.order.require_writable()
+        with self.store.order.path_lock(node.parent.fd, node.name):
             if not stands(node):
                 raise stale()
-            self.store.committer.open_in_place(node.parent.fd, node.name, node.path())
+            self.store.files.open_in_place(node.parent.at(node.name))
             node.aliased = True  # it may stay mapped when the kernel has released its last handle
             handle = self._open_committed(node, flags | os.O_RDWR)
         if flags & os.O_TRUNC:
@@ -174,14 +175,14 @@ class Files(Relay):
         def start() -> Handle:
             while True:
                 for due in self._due(parent, node.name):
-                    self.versions.wait_settled(due)
+                    closing.wait_settled(self.versions, due)
                 begun = self._begun(parent, node.name)
                 seen = self._regular(parent, node.name)
                 if not truncate and not begun:
                     handle = self._open_where_it_stands(node, parent, flags, caller)
                     if handle is not None:
                         return handle
-                with self.store.committer.path_lock(parent.fd, node.name):
+                with self.store.order.path_lock(parent.fd, node.name):
                     if self._is_written_on(node, parent, truncate):
                         raise stale()  # who looks again finds it
                     if begun and not self._begun(parent, node.name):
@@ -226,7 +227,7 @@ class Files(Relay):
                 return None
             current = self.nodes.standing(parent, node.name)
             version = current.version if isinstance(current, File) else None
-        if version is not None and self.versions.is_mapped(version):
+        if version is not None and mapped.is_mapped(self.versions, version):
             if current is not node:
                 raise stale()  # committed meanwhile, and found by who looks again
             return self._open_live(node, parent, flags, caller, log=False)
@@ -252,7 +253,7 @@ class Files(Relay):
         """A descriptor that is opened again by its link stands for the file that it has open. One
         that was replaced is kept as it is: history may hold it."""
         if needless is not None:
-            self.versions.dismiss(needless, caller)
+            visibility.dismiss(self.versions, needless, caller)
         with self.lock:
             version = node.version
             if version is None or not version.active or version.ended:
@@ -260,14 +261,14 @@ class Files(Relay):
                 if os.fstat(fd).st_nlink > 0 and not stands(node):
                     os.close(fd)
                     raise stale()
-                version = self.versions.revive(node, fd)
+                version = beginning.revive(self.versions, node, fd)
             joined = self._join(node, version, flags, caller)
-        self.versions.mark_live(version)
+        mapped.mark_live(self.versions, version)
         return joined.run() if isinstance(joined, Slow) else joined
 
     def _content_of(self, node: File, parent: Directory) -> Content:
         """Of the committed file, good as it is on return; OTHER where it was replaced."""
-        self.store.verify_open(node.path(), parent.fd, node.name)
+        self.store.opens.verify(parent.at(node.name))
         if not stands(node):
             return Content.OTHER
         with osfs.opened(self.store.fs, parent.fd, node.name, os.O_RDONLY) as fd:
@@ -278,17 +279,17 @@ class Files(Relay):
     ) -> Handle | None:
         """Write where the committed file stands, unless it does no more, or a version of it was
         begun. Nobody replaces or extends it meanwhile."""
-        with self.store.committer.path_lock(parent.fd, node.name), self.lock:
+        with self.store.order.path_lock(parent.fd, node.name), self.lock:
             if self._begun(parent, node.name) or not stands(node):
                 return None
             version = node.version
             if version is None or not version.live:
                 with self.inode(node) as inode:
                     fd = os.open(f"/proc/self/fd/{inode}", os.O_RDWR | os.O_CLOEXEC)
-                version = self.versions.revive(node, fd)
+                version = beginning.revive(self.versions, node, fd)
             version.is_log |= log
             handle = self._write_handle(node, version, flags, caller)
-        self.versions.mark_live(version)
+        mapped.mark_live(self.versions, version)
         return handle
 
     def is_joined(self, version: Version, flags: int, caller: Caller) -> bool:
@@ -302,11 +303,11 @@ class Files(Relay):
         that it descends from or that descends from it: these mean the same file."""
         if caller.pid in version.expected:
             return True
-        if not version.joinable or self.versions.overtaken(version):
+        if not version.joinable or overtaking.overtaken(self.versions, version):
             return False
         if not flags & os.O_TRUNC:
             return True
-        if not self.versions.is_untouched(version):
+        if not overtaking.is_untouched(self.versions, version):
             return False
         empty = os.fstat(version.staged.fd).st_size == 0
         if empty and flags & os.O_ACCMODE == os.O_RDWR:
@@ -324,7 +325,7 @@ class Files(Relay):
         def cut() -> Handle:
             version.fresh = True
             try:
-                with self.versions.cutting(version):
+                with overtaking.cutting(self.versions, version):
                     self.cut(handle, 0)
             except BaseException:
                 self._never_opened(handle)
@@ -366,16 +367,16 @@ class Files(Relay):
             self._regular(parent, name)
             for youngest in self.versions.at(parent, name)[-1:]:
                 # One that its opener has abandoned may be older than what was committed since.
-                joinable = youngest.joinable and not self.versions.overtaken(youngest)
-                if joinable and not truncate and not self.versions.abandoned(youngest):
+                joinable = youngest.joinable and not overtaking.overtaken(self.versions, youngest)
+                if joinable and not truncate and not visibility.abandoned(youngest):
                     self._send_back(youngest, caller)
-        version = self.versions.begin(
-            parent, name, caller, exists=exists(parent.fd, name), truncate=truncate
+        version = beginning.begin(
+            self.versions, parent, name, caller, exists=exists(parent.fd, name), truncate=truncate
         )
         self._send_back(version, caller)
 
     def _send_back(self, version: Version, caller: Caller) -> NoReturn:
-        self.versions.expect(version, caller)
+        visibility.expect(self.versions, version, caller)
         raise stale()
 
     def _version_handle(self, node: File, version: Version, flags: int) -> Handle:
@@ -387,7 +388,7 @@ class Files(Relay):
     def _write_handle(self, node: File, version: Version, flags: int, caller: Caller) -> Handle:
         handle = self._version_handle(node, version, flags)
         handle.relayed = node is not version.node
-        self.versions.join(version, handle, caller)
+        beginning.join(self.versions, version, handle, caller)
         return handle
 
     def create(self, parent_id: int, name: str, flags: int, new: New) -> tuple[Entry, Handle]:
@@ -403,7 +404,9 @@ class Files(Relay):
             if taken:  # made by somebody else since the kernel looked
                 raise stale()
             self._check_device(parent)
-            version = self.versions.begin(parent, name, new.caller, exists=False, truncate=True)
+            version = beginning.begin(
+                self.versions, parent, name, new.caller, exists=False, truncate=True
+            )
             try:
                 own(version.staged.fd, parent, new)
             except OSError as error:
@@ -413,7 +416,7 @@ class Files(Relay):
                 flags |= os.O_CREAT  # libfuse keeps it
                 handle = self._write_handle(version.node, version, flags, new.caller)
                 return self._entry(version.node, os.fstat(version.staged.fd)), handle
-        self.versions.dismiss(version, new.caller)
+        visibility.dismiss(self.versions, version, new.caller)
         raise refusal
 
     def _create_in_place(
@@ -432,7 +435,7 @@ class Files(Relay):
         except BaseException:
             os.close(fd)
             raise
-        self.store.committer.note_changed_dir(parent.fd)
+        self.store.order.note_changed_dir(parent.fd)
         status = os.fstat(fd)
         node = self.nodes.committed(parent, name, status)
         assert isinstance(node, File)
@@ -443,7 +446,7 @@ class Files(Relay):
     # --- closing and syncing ---------------------------------------------------------------------
 
     def flush(self, handle_id: int, caller: Caller) -> Slow[None] | None:
-        work = self.versions.flush(self.handle(handle_id), caller)
+        work = closing.flush(self.versions, self.handle(handle_id), caller)
         return None if work is None else Slow(work)
 
     def release(self, handle_id: int) -> Slow[None] | None:
@@ -453,7 +456,7 @@ class Files(Relay):
             if isinstance(handle.node, File | Virtual):
                 handle.node.let_go(handle)
             self._stand_in_for_last(handle)
-        work = self.versions.release(handle)
+        work = closing.release(self.versions, handle)
         if work is None and _frees_much(handle.fd):
             work = functools.partial(os.close, handle.fd)
         else:
@@ -473,14 +476,14 @@ class Files(Relay):
                 raise version.failure  # the next fsync would return 0 over lost data
             try:
                 if version is not None:
-                    version.synced = self.store.committer.fingerprint(version.staged.fd)
+                    version.synced = fingerprint(self.store.fs, version.staged.fd)
                 self.store.fs.fsync(handle.fd)
                 if version is not None and version.unpublished:
-                    self.store.committer.sync_dir(self.store.layout.stage)
+                    self.store.order.sync_dir(self.store.layout.stage)
             except OSError as error:
                 if version is None:
                     raise
-                raise self.versions.fail(version, error) from None
+                raise committing.fail(self.versions, version, error) from None
 
         return Slow(sync)
 
@@ -490,14 +493,14 @@ class Files(Relay):
         directory = self.nodes.directory(nodeid)
 
         def sync() -> None:
-            self.store.committer.require_writable()  # what is on disk is unknown
+            self.store.order.require_writable()  # what is on disk is unknown
             with self.lock:
                 below = [v for v in self.versions.all() if v.at and v.at[0] is directory]
-            self.versions.close_empty(below, caller.process)
+            closing.close_empty(self.versions, below, caller.process)
             for version in below:
-                self.versions.wait_settled(version)
-            self.store.committer.sync_changed_dirs()
-            self.store.committer.sync_dir(directory.fd)
+                closing.wait_settled(self.versions, version)
+            self.store.order.sync_changed_dirs()
+            self.store.order.sync_dir(directory.fd)
 
         return Slow(sync)
 
@@ -536,7 +539,7 @@ class Files(Relay):
         def share() -> None:
             for version in versions:
                 place = version.at
-                self.versions.write_in_place(version)
+                committing.write_in_place(self.versions, version)
                 if place is not None:  # until then an open joins what is in place
                     self.locks.share((place[0].ident, place[1]))
 

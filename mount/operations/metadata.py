@@ -11,7 +11,7 @@ from ckptfs.disk import osfs
 from ckptfs.errors import CkptfsError
 from ckptfs.store import Store
 from ckptfs.versions.life import State
-from ckptfs.versions.staged import Staged
+from ckptfs.versions.staged import Staged, fingerprint
 
 from ..view.model import Directory, Version
 
@@ -44,13 +44,13 @@ class Metadata:
             with version.staged.lock:
                 if not version.ended:
                     # A commit that adds to the committed file would leave the change behind.
-                    self.store.committer.growth.fill(version.staged)
-                    same = not self.store.committer.changed(version.staged)
+                    self.store.saves.fill(version.staged)
+                    same = not self.store.saves.is_changed(version.staged)
                     yield
                     version.staged.touched = True
                     self._keep_record(version.staged, same)
                     return
-        with self.store.committer.path_lock(parent.fd, name):
+        with self.store.order.path_lock(parent.fd, name):
             agrees = self._agrees_with_record(parent, name)
             with self.unchanged_bytes(parent, name):
                 yield
@@ -58,15 +58,15 @@ class Metadata:
                     with osfs.opened(self.store.fs, parent.fd, name, osfs.O_RDONLY) as fd:
                         record = self.store.layout.read_record(fd)
                         if record is not None:
-                            self.store.committer.rerecord_times(fd, record)
+                            self.store.files.rerecord_times(fd, record)
 
     def _keep_record(self, staged: Staged, unchanged: bool) -> None:
         store = self.store
         if not unchanged and staged.state is State.SETTLED:
             staged.sealed = _OUTDATED  # whatever time is set: that of the seal, too
         elif staged.state is State.SETTLED and staged.record is not None:
-            staged.record = store.committer.rerecord_times(staged.fd, staged.record)
-            staged.sealed = store.committer.fingerprint(staged.fd)
+            staged.record = store.files.rerecord_times(staged.fd, staged.record)
+            staged.sealed = fingerprint(store.fs, staged.fd)
             store.guard.remember(staged.fd)
 
     def _agrees_with_record(self, parent: Directory, name: str) -> bool:
@@ -75,7 +75,7 @@ class Metadata:
         try:
             with osfs.opened(store.fs, parent.fd, name, osfs.O_RDONLY) as fd:
                 record = store.layout.read_record(fd)
-                return record is not None and store.committer.fingerprint(fd) == (
+                return record is not None and fingerprint(store.fs, fd) == (
                     record.size_bytes,
                     record.mtime_ns,
                 )

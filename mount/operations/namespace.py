@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from ckptfs.disk import osfs
 from ckptfs.records import format as fmt
+from ckptfs.versions.staged import fingerprint
 
 from ..view.descriptors import Descriptor
 from ..view.identity import ROOT_ID, identity, lstat
@@ -24,6 +25,7 @@ from ..view.model import (
     Virtual,
     stands,
 )
+from ..writers import closing, committing, naming
 from .base import Base, Entry, New, Slow, or_nothing, own, owner, stale
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
@@ -167,9 +169,9 @@ class Namespace(Base):
 
         def link() -> Entry:
             if version is not None:
-                self.versions.wait_settled(version)
-                self.versions.publish_named(version, caller)
-            with self.store.committer.path_lock(source.fd, node.name), self.lock:
+                closing.wait_settled(self.versions, version)
+                committing.publish_named(self.versions, version, caller)
+            with self.store.order.path_lock(source.fd, node.name), self.lock:
                 return self._link(node, source, parent, name)
 
         return Slow(link)
@@ -181,8 +183,7 @@ class Namespace(Base):
             raise stale()
         self._require_free(parent, name)
         with self.metadata.unchanged_bytes(source, node.name):
-            paths = source.child_path(node.name), parent.child_path(name)
-            self.store.committer.link(source.fd, node.name, parent.fd, name, paths)
+            self.store.files.link(source.at(node.name), parent.at(name))
         self.caches.drop_attributes(node.id)  # the new name is another node
         return self._made(parent, name)
 
@@ -198,10 +199,10 @@ class Namespace(Base):
 
         def unlink() -> None:
             self.store.room.before_freeing()
-            with self.versions.held(parent, name) as staged:
+            with naming.held(self.versions, parent, name) as staged:
                 try:
                     with self._losing_its_name(parent, name):
-                        self.store.committer.unlink(parent.fd, name, parent.child_path(name))
+                        self.store.files.unlink(parent.at(name))
                 except FileNotFoundError:
                     if not staged:
                         raise
@@ -215,7 +216,7 @@ class Namespace(Base):
     def _orphan(self, versions: list[Version]) -> None:
         """The kernel knows it of the one that it has removed alone: another caller's."""
         for version in versions:
-            self.versions.orphan(version)
+            naming.orphan(self.versions, version)
             self.caches.drop_attributes(version.node.id)
 
     @contextlib.contextmanager
@@ -243,7 +244,7 @@ class Namespace(Base):
                 raise OSError(errno.ENOTEMPTY, "files are being written in it")
             with self._removing(node):
                 os.rmdir(name, dir_fd=parent.fd)
-            self.store.committer.note_changed_dir(parent.fd)
+            self.store.order.note_changed_dir(parent.fd)
 
     @contextlib.contextmanager
     def _removing(self, node: Node | None) -> Iterator[None]:
@@ -278,7 +279,7 @@ class Namespace(Base):
             with self.lock:
                 self.versions.tell(parent, name)
                 self.versions.tell(target, new_name)
-            with self.versions.held(parent, name, (target, new_name)) as held:
+            with naming.held(self.versions, parent, name, (target, new_name)) as held:
                 change = self._exchange if flags & RENAME_EXCHANGE else self._rename
                 change(parent, name, target, new_name, flags, caller, held)
 
@@ -289,9 +290,9 @@ class Namespace(Base):
         with self.lock:
             versions = list(self.versions.at(parent, name))
         for version in versions:
-            now = self.store.committer.fingerprint(version.staged.fd)
+            now = fingerprint(self.store.fs, version.staged.fd)
             if now in (version.synced, version.closers.get(caller.process or 0)):
-                self.versions.publish_named(version, caller)
+                committing.publish_named(self.versions, version, caller)
 
     def _rename(
         self,
@@ -327,7 +328,7 @@ class Namespace(Base):
             with self.lock:
                 self._orphan(replaced)
                 for version in moving:
-                    self.versions.move(version, target, new_name, caller)
+                    naming.move(self.versions, version, target, new_name, caller)
                 if node is not None:
                     self.nodes.move(node, target, new_name)
                     self.caches.drop_attributes(node.id)  # its ctime has moved
@@ -358,7 +359,7 @@ class Namespace(Base):
             with self.lock:
                 for versions, node, place in zip(staged, nodes, reversed(places), strict=True):
                     for version in versions:
-                        self.versions.move(version, *place, None)
+                        naming.move(self.versions, version, *place, None)
                     if node is not None:
                         self.nodes.move(node, *place)
                         self.caches.drop_attributes(node.id)
@@ -375,8 +376,7 @@ class Namespace(Base):
                 self.metadata.unchanged_bytes(parent, name),
                 self.metadata.unchanged_bytes(target, new_name),
             ):
-                paths = parent.child_path(name), target.child_path(new_name)
-                self.store.committer.exchange(parent.fd, name, target.fd, new_name, paths)
+                self.store.files.exchange(parent.at(name), target.at(new_name))
         elif found[0] is not None:
             self._rename_committed(parent, name, target, new_name, found[0])
         elif found[1] is not None:
@@ -391,8 +391,7 @@ class Namespace(Base):
         unchanged = self.metadata.unchanged_bytes
         is_file = stat.S_ISREG(status.st_mode)
         with unchanged(parent, name) if is_file else contextlib.nullcontext():
-            paths = parent.child_path(name), target.child_path(new_name)
-            self.store.committer.rename(parent.fd, name, target.fd, new_name, paths)
+            self.store.files.rename(parent.at(name), target.at(new_name))
 
 
 def _is_large(node: Node) -> bool:

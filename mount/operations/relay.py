@@ -88,7 +88,7 @@ class Relay(Base):
         def run() -> int:
             if source.version is not None:
                 with source.version.staged.lock:
-                    self.store.committer.growth.fill(source.version.staged)
+                    self.store.saves.fill(source.version.staged)
             return self._changing_bytes(target, to, copy, size)
 
         return Slow(run)
@@ -103,11 +103,11 @@ class Relay(Base):
             if handle.base is None or staged is None:
                 return self.store.room.retried(change, lambda: size, handle.fd)
             with staged.lock:
-                self.store.committer.growth.change(staged, offset)
+                self.store.saves.change(staged, offset)
                 return self.store.room.retried(change, lambda: size, handle.fd)
         except OSError as error:
             if error.errno == errno.ENOSPC and staged is not None:
-                self.store.room.doubt(staged)
+                self.store.room.doubts.doubt(staged)
             raise
 
     def seek(self, handle_id: int, offset: int, whence: int) -> int:

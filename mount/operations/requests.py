@@ -13,6 +13,7 @@ from ckptfs.upkeep import fsck
 
 from ..view.identity import CONTROL_ID
 from ..view.model import Caller, File, Node, Virtual, stands
+from ..writers import mapped, naming
 from .base import Base, stale
 from .commands import ACK, ADOPT, CLEAN, QUARANTINED, ROLLBACK, TIDY, VERIFY
 
@@ -33,28 +34,31 @@ def perform(ops: Base, node: Node, key: str, value: bytes, caller: Caller) -> No
 def _perform_on_file(ops: Base, node: File, key: str, value: bytes, caller: Caller) -> None:
     """The kernel looked at the rights over this very version, so it must be what stands there."""
     assert node.parent is not None
-    at, name, path = node.parent.fd, node.name, node.path()
+    at, name, path = place = node.parent.at(node.name)
     store = ops.store
-    with ops.versions.held(node.parent, name), store.committer.path_lock(at, name):
+    with naming.held(ops.versions, node.parent, name), store.order.path_lock(at, name):
         if node.kind != stat.S_IFREG or not stands(node):
             raise stale()
         status = os.stat(name, dir_fd=at, follow_symlinks=False)
         if key == VERIFY:
-            if ops.versions.may_be_mapped(node.ident[:2]):
-                store.committer.reseal_committed(at, name)
-            store.check(path, at, name, direct=True)
+            if mapped.may_be_mapped(ops.versions, node.ident[:2]):
+                store.files.reseal(at, name)
+            store.opens.check(place, direct=True)
         elif ops.in_place(node.parent, name):
             raise OSError(errno.EOPNOTSUPP, "written in place")
         elif key == ADOPT and value != QUARANTINED:
-            store.adopt_at(path, at, name)
+            store.history.adopt_at(place)
             ops.caches.drop_attributes(node.id)
         elif key in (ADOPT, ROLLBACK):
             if caller.uid not in (0, status.st_uid):  # an earlier version may have been his alone
                 raise PermissionError(errno.EPERM, "for the owner of the file")
             if key == ROLLBACK:
-                store.rollback_at(path, at, name, _number(value))
-            elif store.owner_in_quarantine(path) in (caller.uid, status.st_uid) or not caller.uid:
-                store.take_back_at(path, at, name)
+                store.history.rollback_at(place, _number(value))
+            elif (
+                store.history.owner_in_quarantine(path) in (caller.uid, status.st_uid)
+                or not caller.uid
+            ):
+                store.history.take_back_at(place)
             else:
                 raise PermissionError(errno.EPERM, "it was another user's")
         else:
@@ -67,10 +71,10 @@ def _perform_on_control(ops: Base, key: str, value: bytes) -> None:
         generation = fsck.generation_of(os.fsdecode(value))
         if generation is None:
             raise OSError(errno.EINVAL, "not a generation")
-        store.set_aside(*generation)
+        store.history.set_aside(*generation)
         return
     if key == TIDY:
-        store.tidy()
+        store.history.tidy()
         return
     if key == ACK:
         store.alarms.ack(_number(value))
@@ -84,12 +88,12 @@ def _perform_on_control(ops: Base, key: str, value: bytes) -> None:
     what, _, name = value.partition(b" ")
     path = os.fsdecode(name)
     if key == ROLLBACK:
-        store.rollback(path, _number(what))
+        store.history.rollback(path, _number(what))
     elif key == ADOPT and what == QUARANTINED:
-        store.take_back(path)
+        store.history.take_back(path)
     elif key == ADOPT:
         known = earlier.lineages_by_path(store.layout)
-        store.take(Finding(path, Condition.MISSING), known)
+        store.history.take(Finding(path, Condition.MISSING), known)
     else:
         raise OSError(errno.EOPNOTSUPP, "no such command")
 

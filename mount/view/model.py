@@ -15,7 +15,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckptfs.errors import CkptfsError
-from ckptfs.versions.life import VISIBLE, State
+from ckptfs.store import Place
+from ckptfs.versions.life import (
+    HOLDS,
+    USES,
+    VISIBLE,
+    WRITERS,
+    Blow,
+    Hold,
+    Parting,
+    State,
+    Turn,
+    Use,
+    Writers,
+    after,
+)
 from ckptfs.versions.staged import Base, Fingerprint, Staged
 
 from ..processes import writers
@@ -65,6 +79,9 @@ class Directory(Node, Folder):
 
     def child_path(self, name: str) -> str:
         return name if self.id == ROOT_ID else f"{self.path()}/{name}"
+
+    def at(self, name: str) -> Place:
+        return Place(self.fd, name, self.child_path(name))
 
     def opened_by(self) -> OpenFolders:
         return self.folders
@@ -225,9 +242,8 @@ class Handle:
     carrier: int = 0  # the node that the kernel has opened, where it is an alias of ``node``
     version: Version | None = None  # what it writes; None for readers and in-place files
     relayed: bool = False  # on another node than its version's: only the daemon can carry it
-    flushed: bool = False  # closed by the process that opened it
+    hold: Hold = Hold.OPEN
     bystander: bool = False  # may never write: another joined while nothing was written
-    killed: bool = False  # the last process that closed it was killed
     as_joined: Fingerprint | None = None  # what its version held when it was opened
     listing: Listing | None = None  # of a directory, while it is read
     cached: bool = False  # so that the kernel may list it without asking
@@ -236,6 +252,14 @@ class Handle:
     owners: set[int] = field(default_factory=set)  # of the locks that were asked for by it
     locker: int | None = None  # the process that asked last, 0 if it is unknown
     base: Base | None = None  # where the bytes are that ``fd`` may lack
+
+    def part(self, parting: Parting) -> None:
+        self.hold = after(HOLDS, self.hold, parting)
+
+    @property
+    def flushed(self) -> bool:
+        """Closed by the process that opened it."""
+        return self.hold is Hold.CLOSED
 
     @property
     def opened_node(self) -> int:
@@ -249,7 +273,9 @@ class Handle:
 
 @dataclass(eq=False)
 class Version:
-    """A staged or live version, and who takes part in it."""
+    """A staged or live version, and who takes part in it. Its three states have their tables in
+    ``ckptfs.versions.life``: of its commit (``staged``), its use and its writers. All else are
+    facts, which decide with them (``writers.finished``)."""
 
     staged: Staged
     node: File
@@ -258,12 +284,11 @@ class Version:
     fresh: bool  # created or truncated: commits even if nothing was written
     known: bool  # whether its writers can be told apart
     user: int | None = None  # who began it
+    use: Use = Use.JOINABLE
+    writers: Writers = Writers.WHOLE
     # threads that were answered ESTALE and will open it next, since when
     expected: dict[int, float] = field(default_factory=dict)
     public: bool = False  # finished: shown to everybody though its disk work goes on
-    closing: bool = False  # being committed or dropped: nobody joins it any more
-    ended: bool = False  # its descriptor is closed
-    lingering: bool = False  # everybody has closed it, but somebody has it mapped
     appends: bool = False  # somebody opened it with O_APPEND
     is_log: bool = False  # published while it is written: good as far as it goes
     is_binary: bool = False  # was found to be neither text nor a database
@@ -278,10 +303,23 @@ class Version:
     closers: dict[int, Fingerprint] = field(default_factory=dict)
     held: bool = False  # some process had a descriptor of it: a FLUSH came
     is_meant: bool = False  # without a byte written it is whole: who opened it is done with it
-    killed: bool = False
-    mauled: bool = False  # a process that had it from its parent has crashed, and has written
     failure: OSError | CkptfsError | None = None
     handles: set[Handle] = field(default_factory=set)
+
+    def turn(self, event: Turn) -> None:
+        self.use = after(USES, self.use, event)
+
+    def strike(self, blow: Blow) -> None:
+        self.writers = after(WRITERS, self.writers, blow)
+
+    @property
+    def closing(self) -> bool:
+        """Being committed or dropped, or past that: nobody joins it as one that is staged."""
+        return self.use is not Use.JOINABLE
+
+    @property
+    def ended(self) -> bool:
+        return self.use is Use.ENDED
 
     @property
     def active(self) -> bool:

@@ -24,7 +24,7 @@ from ckptfs.errors import CkptfsError
 from ckptfs.history import earlier
 from ckptfs.records import format as fmt
 from ckptfs.records.layout import Layout
-from ckptfs.store import Store
+from ckptfs.store import Place, Store
 
 from . import acl
 from .descriptors import Descriptor, Folder, OpenFolders
@@ -50,7 +50,7 @@ class View:
         """Of the file ``path``, ``at/name``; empty where nothing is kept of it."""
         if not osfs.is_regular(self.layout.fs.lstat(at, name)):
             return ""
-        lineage = self.store.committer.lineages.readable(at, name, path)
+        lineage = self.store.history.lineage_of(Place(at, name, path))
         return lineage if earlier.generations(self.layout, lineage) else ""
 
 
@@ -251,7 +251,7 @@ class Generation(Past):
         store = self.view.store
         with self._file.folder() as folder:
             if store.options.verify_opens:
-                store.verify_kept(self.name, folder, self.entry, self._file.lineage)
+                store.opens.verify_kept(Place(folder, self.entry, self.name), self._file.lineage)
             return self._open_in(folder)
 
     def _open_in(self, folder: int) -> int:

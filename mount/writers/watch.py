@@ -11,14 +11,16 @@ import logging
 import os
 import threading
 import time
-from typing import Protocol
 
 from ckptfs.disk.worker import started
 from ckptfs.errors import CkptfsError
+from ckptfs.versions.life import Turn
 
 from ..processes import writers
 from ..processes.mappings import Snapshot
 from ..view.model import Version
+from . import closing, committing, mapped, overtaking, visibility
+from .versions import Versions
 
 log = logging.getLogger("ckptfs.watch")
 
@@ -28,25 +30,8 @@ _MAPPINGS_S = 1.0
 _PENDING_S = 60.0  # an open that was sent to look again and never came back
 
 
-class Watched(Protocol):
-    """What is looked at, and told what was seen."""
-
-    lock: threading.RLock
-    lingering: set[Version]
-
-    def any(self) -> bool: ...
-    def all(self) -> list[Version]: ...
-    def unmarked(self) -> list[Version]: ...
-    def abandoned(self, version: Version) -> bool: ...
-    def is_untouched(self, version: Version) -> bool: ...
-    def drop(self, version: Version) -> None: ...
-    def mark_live(self, version: Version) -> None: ...
-    def settle_lingering(self, version: Version) -> None: ...
-    def publish_unfinished(self, version: Version) -> None: ...
-
-
 class Watch:
-    def __init__(self, versions: Watched) -> None:
+    def __init__(self, versions: Versions) -> None:
         self._versions = versions
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
@@ -87,7 +72,7 @@ class Watch:
         for version in self._versions.unmarked():  # whoever closed it has a duplicate, or a child
             if version.staged.lock.acquire(blocking=False):
                 try:
-                    self._versions.mark_live(version)
+                    mapped.mark_live(self._versions, version)
                 finally:
                     version.staged.lock.release()
         now = time.monotonic()
@@ -102,7 +87,7 @@ class Watch:
             asked = [(v, set(v.mappers), set(v.numbers)) for v in self._versions.lingering]
         for version, mappers, numbers in asked:
             if not writers.map_for_writing(mappers, numbers, seen):
-                self._versions.settle_lingering(version)
+                closing.settle_lingering(self._versions, version)
 
     def _dropped(self, version: Version) -> bool:
         """Whether its opener was sent to look again and never came. No lock is held meanwhile:
@@ -112,11 +97,11 @@ class Watch:
             expected = version.expected.values()
             if version.handles or not expected:
                 return False
-            if max(expected) > old and not self._versions.abandoned(version):
+            if max(expected) > old and not visibility.abandoned(version):
                 return False
             version.expected.clear()
-            version.closing = True
-        self._versions.drop(version)
+            version.turn(Turn.CLOSE)
+        visibility.drop(self._versions, version)
         return True
 
     def _look_at_content(self, version: Version) -> None:
@@ -126,10 +111,12 @@ class Watch:
             return  # it is being committed
         try:
             with versions.lock:
-                if not version.joinable or version.ended or versions.is_untouched(version):
+                if not version.joinable or version.ended:
+                    return
+                if overtaking.is_untouched(versions, version):
                     return
                 version.grows_since = version.grows_since or _since(version)
-            versions.publish_unfinished(version)
+            committing.publish_unfinished(versions, version)
         except (OSError, CkptfsError) as error:  # its close tells its writer
             log.warning("%s: cannot be published while it is open: %s", version.staged.path, error)
         finally:

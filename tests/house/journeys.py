@@ -24,6 +24,7 @@ from ckptfs.disk.real import OsFs
 from ckptfs.mount.operations.whole import Operations
 from ckptfs.mount.view.identity import ROOT_ID
 from ckptfs.mount.view.model import Caller, Handle
+from ckptfs.mount.writers import closing
 from ckptfs.store import Options, Store
 
 PROJECT = Path(__file__).parents[2]
@@ -74,7 +75,7 @@ def _served(directory: Path) -> Iterator[Operations]:
     try:
         yield operations
     finally:
-        operations.versions.stop()
+        closing.stop(operations.versions)
         store.close()
 
 

@@ -8,7 +8,7 @@ import pytest
 from code_of import TOPS, imported, imports_of, modules, source
 
 FLOORS = (
-    "errors modes shown units structure",
+    "errors listeners modes shown units structure",
     "disk",
     "records",
     "history telling",

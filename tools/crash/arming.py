@@ -20,7 +20,7 @@ from typing import Any
 from ckptfs.disk.filesystem import FileSystem
 from ckptfs.errors import CkptfsError
 from ckptfs.records import layout
-from ckptfs.store import Store
+from ckptfs.store.saves import Saves
 
 from ..faults import METHODS, NEVER_FAIL, Call, Intercepted, ShortNth, fall_short
 
@@ -128,13 +128,13 @@ def armed(fs: FileSystem, switch: str) -> Intercepted:
 
 def lying(fs: FileSystem, switch: str) -> Intercepted:
     """The control: a store whose commit reports success whatever happened."""
-    honest = Store.commit
+    honest = Saves.commit
 
-    def commit(store: Store, *arguments: Any) -> Any:
+    def commit(saves: Saves, *arguments: Any) -> Any:
         try:
-            return honest(store, *arguments)
+            return honest(saves, *arguments)
         except (OSError, CkptfsError):
             return None
 
-    Store.commit = commit  # type: ignore[method-assign, assignment]
+    Saves.commit = commit  # type: ignore[method-assign, assignment]
     return armed(fs, switch)

@@ -150,7 +150,7 @@ class Place:
         which are what the daemon's death met between seal and publish."""
         found = []
         with self._layout() as layout:
-            for story in layout.set_aside(layout.salvage):
+            for story in layout.aside.entries(layout.salvage):
                 path = str(story.get("path") or "")
                 if not path or path.startswith(f"{folder}/"):
                     content = (self._control / fmt.SALVAGE / str(story["id"])).read_bytes()

@@ -1,0 +1,119 @@
+"""What a crash left in stage: intents are carried out or taken back, versions go to salvage.
+
+Nothing is guessed: empty drafts go away, bytes are kept. Nobody else works on the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+
+from ckptfs.disk import osfs
+from ckptfs.disk.filesystem import Status
+from ckptfs.errors import RecordDamaged
+from ckptfs.history import earlier
+from ckptfs.records import format as fmt
+from ckptfs.records import intents
+from ckptfs.records.format import Record
+from ckptfs.records.intents import Planned
+from ckptfs.telling.events import say
+from ckptfs.versions import extend, names
+from ckptfs.versions.core import Core
+from ckptfs.versions.order import Place
+from ckptfs.versions.publish import put
+
+
+def recover(core: Core) -> int:
+    """Durable once the filesystem is synced. Returns how many versions were salvaged."""
+    fs, stage, salvaged = core.fs, core.layout.stage, 0
+    for name in sorted(fs.listdir(stage), key=_turn):
+        try:
+            status = fs.lstat(stage, name)
+        except FileNotFoundError:  # published with its group
+            continue
+        if not osfs.is_regular(status):  # none of ours
+            continue
+        kind = _kind(name)
+        salvaged += KINDS[kind](core, name) if kind else _version(core, name, status)
+    return salvaged
+
+
+def _turn(name: str) -> int:
+    """Intents come ahead of the versions that they speak of."""
+    return list(KINDS).index(_kind(name)) if _kind(name) else len(KINDS)
+
+
+def _kind(name: str) -> str:
+    return next((kind for kind in KINDS if name.endswith(kind)), "")
+
+
+def _group(core: Core, name: str) -> int:
+    """Carry out what was to be published as one; it had begun, or nothing of it was visible."""
+    try:
+        planned = intents.read_group(core.layout, name)
+    except RecordDamaged as damaged:
+        say(logging.ERROR, "?", f"{damaged}; the versions go to salvage")
+        planned = []
+    for each in planned:
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),  # done, or no more there
+            osfs.place(core.fs, core.layout.root, each.path) as (at, last),
+        ):
+            _carry_out(core, each, Place(at, last, each.path))
+    core.fs.sync_all(core.layout.root)
+    for each in planned:
+        with contextlib.suppress(FileNotFoundError):
+            if each.txid:
+                core.fs.unlink(core.layout.stage, each.txid)
+    core.fs.unlink(core.layout.stage, name)
+    core.fs.fsync_dir(core.layout.stage)
+    return 0
+
+
+def _carry_out(core: Core, planned: Planned, place: Place) -> None:
+    if planned.txid:
+        put(core, planned.txid, place)
+    elif intents.stood(core.fs.lstat(place.at, place.name)) == planned.stood:
+        names.remove(core, place)
+
+
+def _growth(core: Core, name: str) -> int:
+    return int(extend.recover(core.layout, name) is not None)
+
+
+KINDS: dict[str, Callable[[Core, str], int]] = {fmt.GROUP: _group, fmt.GROWS: _growth}
+
+
+def _version(core: Core, name: str, status: Status) -> int:
+    """What was being written goes to salvage; 1 if there was anything."""
+    fs, layout = core.fs, core.layout
+    with osfs.opened(fs, layout.stage, name, osfs.O_RDONLY) as fd:
+        note = fs.getxattr(fd, fmt.XATTR) or b""
+    missing = fmt.missing_of_note(note)
+    # A version with a second name was published, or is on its way to quarantine.
+    if "." in name or status.st_size == missing or status.st_nlink > 1:
+        fs.unlink(layout.stage, name)
+        return 0
+    story: dict[str, object] = {
+        "path": _path_of_staged(core, note),
+        "reason": "unfinished when the daemon or the machine stopped",
+    }
+    if missing:
+        story["bytes_missing_at_start"] = missing
+    with contextlib.suppress(OSError):  # no room for its name: the next mount tries again
+        entry = layout.aside.put(layout.stage, name, layout.salvage, story)
+        told = f"{story['reason']}; salvage {entry}"
+        say(logging.WARNING, str(story["path"] or "?"), told)
+        return 1
+    return 0
+
+
+def _path_of_staged(core: Core, note: bytes) -> str | None:
+    """Where a version that was under way was to stand: by its note or, from the seal on, by
+    the lineage in its record, if history knows that."""
+    with contextlib.suppress(RecordDamaged):
+        record = Record.from_bytes(note)
+        if record is not None:
+            return earlier.noted_path(core.layout, record.lineage)
+    return fmt.path_of_note(note)
