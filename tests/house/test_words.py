@@ -14,7 +14,6 @@ READS = {"match", "search", "fullmatch", "findall", "finditer", "int", "float"}
 
 # Words with two meanings today. What is renamed goes from here; nothing is added.
 CLASSES = {
-    "Base",
     "Below",
     "Bench",
     "Change",
@@ -33,7 +32,6 @@ CLASSES = {
     "Op",
     "Progress",
     "Recording",
-    "Replaced",
     "Row",
     "Session",
     "Share",
