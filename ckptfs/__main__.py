@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 
 def main() -> None:
@@ -12,6 +13,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from ckptfs import cli
 
+    cli.load(sys.argv[1:])
     if quiet:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     cli.main()

@@ -9,22 +9,10 @@ from __future__ import annotations
 import io
 import sys
 
-import click
+from ckptfs.cli.printing import run_or_fail
+from ckptfs.cli.table import commands, load
 
-from ckptfs.cli import checking, cleaning, keeping, machine, monitoring, serving
-from ckptfs.cli.base import commands, run_or_fail
-
-__all__ = [
-    "checking",
-    "cleaning",
-    "commands",
-    "keeping",
-    "machine",
-    "main",
-    "monitoring",
-    "mount_helper",
-    "serving",
-]
+__all__ = ["commands", "load", "main", "mount_helper"]
 
 
 def main() -> None:
@@ -43,12 +31,12 @@ def mount_helper() -> None:
 
 
 def _as_helper(arguments: list[str]) -> None:
+    from ckptfs.cli.mount_options import OPTIONS
     from ckptfs.mount.daemon import helper
 
-    options = [option for option in serving.mount.params if isinstance(option, click.Option)]
     names = {
         name.lstrip("-"): option.is_flag
-        for option in options
+        for option in OPTIONS
         for name in (*option.opts, *option.secondary_opts)
     }
     translated = helper.command_line(arguments, names)

@@ -24,7 +24,7 @@ from ckptfs.records import format as fmt
 from ckptfs.records import parts
 
 from ..kernel import mounting
-from ..kernel.mounting import Mount
+from ..kernel.mounting import MountEntry
 from ..processes import writers
 from . import holding, inspect
 
@@ -74,7 +74,7 @@ def release(path: str) -> None:
     mounting.unmount(here, lazy=True)
 
 
-def _require_nothing_in(mount: Mount) -> None:
+def _require_nothing_in(mount: MountEntry) -> None:
     """Raises MountBusy: what is mounted in it would go along."""
     for each in mounting.mounts():
         if each.parent == mount.id:
@@ -83,7 +83,7 @@ def _require_nothing_in(mount: Mount) -> None:
 
 @dataclass
 class _End:
-    mount: Mount
+    mount: MountEntry
     path: str  # by which it was asked for: the mountpoint, or the directory that is served
     timeout_s: float | None
     in_use_s: float

@@ -26,7 +26,7 @@ from ckptfs.errors import CannotServe
 from ckptfs.versions.staged import Base
 
 from ..kernel.session import Session
-from ..operations.whole import Operations
+from ..operations.context import Mount
 from ..view import past
 from ..view.descriptors import Descriptor, OpenFolders
 from ..view.identity import HISTORY_ID, ROOT_ID, Identity
@@ -97,21 +97,21 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def write(file: IO[bytes], header: Header, ops: Operations, session: Session) -> None:
+def write(file: IO[bytes], header: Header, mount: Mount, session: Session) -> None:
     """Raises what pickle raises of what it cannot write. ``header.descriptors`` are complete on
     return."""
     body = io.BytesIO()
-    with ops.lock:
-        pickler = _Pickler(body, ops.store.fs)
-        pickler.dump(_rest(ops, session))
+    with mount.lock:
+        pickler = _Pickler(body, mount.store.fs)
+        pickler.dump(_rest(mount, session))
         carried = {header.root, header.lock, header.device, *pickler.descriptors}
-        header.descriptors = sorted(carried | _descriptors(ops, session))
+        header.descriptors = sorted(carried | _descriptors(mount, session))
         pickle.dump(FORMAT, file)
         pickle.dump(header, file)
         pickle.dump(body.getvalue(), file)
         batch: list[tuple[Any, ...]] = []
-        for node in _with_parents(ops, pickler.nodes):
-            batch.append(tuple(_row(node, ops)))
+        for node in _with_parents(mount, pickler.nodes):
+            batch.append(tuple(_row(node, mount)))
             if len(batch) == _BATCH:
                 pickle.dump(batch, file, pickle.HIGHEST_PROTOCOL)
                 batch = []
@@ -120,15 +120,15 @@ def write(file: IO[bytes], header: Header, ops: Operations, session: Session) ->
     file.flush()
 
 
-def _rest(ops: Operations, session: Session) -> dict[str, Any]:
-    store = ops.store
+def _rest(mount: Mount, session: Session) -> dict[str, Any]:
+    store = mount.store
     return {
-        "rare": {node.id: node.rare for node in ops.nodes.every() if _has_rare(node)},
-        "homeless": {node.id: int(fd) for node, fd in _homeless(ops)},
-        "next": (next(ops.ids), next(ops.nodes.ids)),
-        "listing key": ops.listing_key,
-        "versions": ops.versions.carried(),
-        "locks": ops.locks.carried(),
+        "rare": {node.id: node.rare for node in mount.nodes.every() if _has_rare(node)},
+        "homeless": {node.id: int(fd) for node, fd in _homeless(mount)},
+        "next": (next(mount.ids), next(mount.nodes.ids)),
+        "listing key": mount.listing_key,
+        "versions": mount.versions.carried(),
+        "locks": mount.locks.carried(),
         "session": session.carried(),
         "known good": store.guard.known(),
         "torn": store.order.torn,
@@ -145,19 +145,19 @@ def _has_rare(node: Node) -> TypeGuard[Openable]:
     return isinstance(node, Openable) and node.rare is not None
 
 
-def _homeless(ops: Operations) -> Iterator[tuple[Directory, Descriptor]]:
+def _homeless(mount: Mount) -> Iterator[tuple[Directory, Descriptor]]:
     """Directories that have lost their name, and are open for who stands in them."""
-    for folder, fd in ops.nodes.folders.always_open():
+    for folder, fd in mount.nodes.folders.always_open():
         if isinstance(folder, Directory) and folder.id != ROOT_ID:
             yield folder, fd
 
 
-def _descriptors(ops: Operations, session: Session) -> set[int]:
-    found = {handle.fd for handle in ops.handles.values()} | session.descriptors()
-    found |= {int(fd) for _, fd in _homeless(ops)}
-    versions: set[Version] = {*ops.versions.all(), *ops.versions.live()}
-    versions |= {handle.version for handle in ops.handles.values() if handle.version is not None}
-    for node in ops.nodes.every():
+def _descriptors(mount: Mount, session: Session) -> set[int]:
+    found = {handle.fd for handle in mount.handles.values()} | session.descriptors()
+    found |= {int(fd) for _, fd in _homeless(mount)}
+    versions: set[Version] = {*mount.versions.all(), *mount.versions.live()}
+    versions |= {handle.version for handle in mount.handles.values() if handle.version is not None}
+    for node in mount.nodes.every():
         if isinstance(node, File) and not node.is_plain:
             found.add(node.fd)
             if node.version is not None:
@@ -166,16 +166,16 @@ def _descriptors(ops: Operations, session: Session) -> set[int]:
     return found - {-1}
 
 
-def _with_parents(ops: Operations, named: dict[int, Node]) -> Iterator[Node]:
+def _with_parents(mount: Mount, named: dict[int, Node]) -> Iterator[Node]:
     """Those of the table, and those that only something else still refers to."""
     missing = {}
-    for each in (*named.values(), *(n for n in ops.nodes.every() if isinstance(n, Virtual))):
+    for each in (*named.values(), *(n for n in mount.nodes.every() if isinstance(n, Virtual))):
         at: Node | None = each
         while at is not None:
-            if not ops.nodes.is_known(at):
+            if not mount.nodes.is_known(at):
                 missing[at.id] = at
             at = _above(at)
-    for node in ops.nodes.every():
+    for node in mount.nodes.every():
         if node.id not in _FIXED:
             yield node
     yield from missing.values()
@@ -185,7 +185,7 @@ def _above(node: Node) -> Node | None:
     return node.above if isinstance(node, Virtual) else node.parent
 
 
-def _row(node: Node, ops: Operations) -> Row:
+def _row(node: Node, mount: Mount) -> Row:
     above, found = _above(node), False
     extra: object = None
     kind = type(node).__name__
@@ -194,7 +194,7 @@ def _row(node: Node, ops: Operations) -> Row:
         extra = node.lineage if isinstance(node, PastFile) else None
     else:
         found = node.parent is not None and node.parent.find(node.name, node.ident) is node
-        extra = node.gone if isinstance(node, Directory) else ops.nodes.is_lost(node)
+        extra = node.gone if isinstance(node, Directory) else mount.nodes.is_lost(node)
     return Row(
         kind,
         node.id,
@@ -203,7 +203,7 @@ def _row(node: Node, ops: Operations) -> Row:
         node.ident,
         node.lookups,
         found,
-        ops.nodes.is_known(node),
+        mount.nodes.is_known(node),
         extra,
     )
 
@@ -244,27 +244,27 @@ class Carried:
         view = cast(View, None)
         self._load(self._nodes(folders, view, cast("dict[int, Node]", fixed)), OsFs())
 
-    def restore(self, ops: Operations, session: Session) -> None:
-        fixed = {number: ops.nodes.get(number) for number in _FIXED}
+    def restore(self, mount: Mount, session: Session) -> None:
+        fixed = {number: mount.nodes.get(number) for number in _FIXED}
         history = fixed[HISTORY_ID]
         assert isinstance(history, PastDirectory)
-        nodes = self._nodes(ops.nodes.folders, history.view, fixed)
+        nodes = self._nodes(mount.nodes.folders, history.view, fixed)
         for row in self._rows:
             if row.known:
                 lost = row.kind == "File" and row.extra
-                ops.nodes.restore(nodes[row.id], found=row.found, lost=lost)
-        rest = self._load(nodes, ops.store.fs)
+                mount.nodes.restore(nodes[row.id], found=row.found, lost=lost)
+        rest = self._load(nodes, mount.store.fs)
         for number, rare in rest["rare"].items():
             nodes[number].rare = rare  # type: ignore[attr-defined]
         for number, fd in rest["homeless"].items():
-            ops.nodes.folders.keep_open(nodes[number], Descriptor(fd))  # type: ignore[arg-type]
-        ops.count_from(*rest["next"])
-        ops.listing_key = rest["listing key"]
-        ops.versions.resume(rest["versions"])
-        ops.recall_guests()
+            mount.nodes.folders.keep_open(nodes[number], Descriptor(fd))  # type: ignore[arg-type]
+        mount.count_from(*rest["next"])
+        mount.listing_key = rest["listing key"]
+        mount.versions.resume(rest["versions"])
+        mount.recall_guests()
         session.resume(rest["session"], agreed=self.header.agreed)
-        ops.locks.resume(rest["locks"], session.granting)
-        store = ops.store
+        mount.locks.resume(rest["locks"], session.granting)
+        store = mount.store
         store.guard.resume(rest["known good"])
         store.order.torn |= rest["torn"]
         store.order.poisoned = rest["poisoned"]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..kernel import mounting
-from ..kernel.mounting import Mount
+from ..kernel.mounting import MountEntry
 from ..processes import proc, writers
 from . import inspect
 
@@ -121,7 +121,7 @@ def _name(pid: str) -> str:
 # --- other mounts of it --------------------------------------------------------------------------
 
 
-def elsewhere(here: Mount) -> list[str]:
+def elsewhere(here: MountEntry) -> list[str]:
     """What keeps the filesystem alive when this mount is taken away: the other places it is mounted
     at, in this mount namespace and in those of other processes, but for the
     copies that go with it because the kernel passes the change on. Raises TimeoutError."""
@@ -129,7 +129,7 @@ def elsewhere(here: Mount) -> list[str]:
     return list(map(str, inspect.asked(lambda: _elsewhere(here, ours))))
 
 
-def _elsewhere(here: Mount, ours: int) -> list[str]:
+def _elsewhere(here: MountEntry, ours: int) -> list[str]:
     table = list(mounting.mounts())
     passed_on = next((each.peers for each in table if each.id == here.parent), "")
     found = [f"a mount at {each.point}" for each in _kept(table, here, passed_on)]
@@ -148,7 +148,7 @@ def _namespace(pid: str) -> str:
     return os.readlink(f"/proc/{pid}/ns/mnt")
 
 
-def _kept(table: list[Mount], here: Mount, passed_on: str) -> list[Mount]:
+def _kept(table: list[MountEntry], here: MountEntry, passed_on: str) -> list[MountEntry]:
     groups = {each.id: each.groups for each in table}
     return [
         each

@@ -29,18 +29,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import IO, Protocol
+from typing import IO
 
 import ckptfs
 from ckptfs.disk import worker
 from ckptfs.errors import CannotServe, CkptfsError
 from ckptfs.records import format as fmt
 from ckptfs.records.parts import parse
-from ckptfs.store import Store
 
 from ..kernel.session import Session
 from ..operations import commands
-from ..operations.whole import Operations
+from ..operations.context import Mount
 from . import handover, inspect, program
 from .options import Changes, MountOptions
 
@@ -158,23 +157,22 @@ class _Order:
         return order
 
 
-class Serving(Protocol):
-    """The daemon, as it is handed over."""
-
-    options: MountOptions
-    store: Store
-    operations: Operations
-
-    @property
-    def stopping(self) -> bool: ...
-    def at_rest(self) -> contextlib.AbstractContextManager[None]: ...
-
-
 class Restarter:
     """Takes orders from the session."""
 
-    def __init__(self, daemon: Serving, session: Session) -> None:
-        self._daemon, self._session = daemon, session
+    def __init__(
+        self,
+        options: MountOptions,
+        mount: Mount,
+        session: Session,
+        *,
+        stopping: Callable[[], bool],
+        at_rest: Callable[[], contextlib.AbstractContextManager[None]],
+    ) -> None:
+        """``at_rest``: inside nothing of the daemon is changed but by requests; ``stopping``:
+        whether it was asked to stop."""
+        self._options, self._mount, self._session = options, mount, session
+        self._stopping, self._at_rest = stopping, at_rest
         self._one_at_a_time = threading.Lock()
         self._request = 0
         self._given_up = threading.Event()  # by who asked
@@ -211,15 +209,15 @@ class Restarter:
 
     def _restart(self, order: _Order, request: int) -> None:
         log.info("asked to restart as %s", " ".join(order.program))
-        command = [*order.program, "resume", self._daemon.options.directory]
+        command = [*order.program, "resume", self._options.directory]
         until_s = time.monotonic() + order.timeout_s
         with self._when_quiet(until_s):
             state, _ = self._written(order.changes, request)
         try:
-            _try(command, state.fileno(), self._daemon.store.root)
+            _try(command, state.fileno(), self._mount.store.root)
         finally:
             state.close()
-        with self._when_quiet(until_s, self._daemon.at_rest):
+        with self._when_quiet(until_s, self._at_rest):
             if self._session.at_work():
                 raise NotRestarted("a program waits for the daemon, and it for the program")
             state, descriptors = self._written(order.changes, request)
@@ -241,7 +239,7 @@ class Restarter:
             self._require_wanted()
             while long := self._session.long_work(_LOOK_S):
                 self._wait_on(long, until_s)
-            with at_rest(), self._session.quiet(self._daemon.options.mountpoint, window_s) as quiet:
+            with at_rest(), self._session.quiet(self._options.mountpoint, window_s) as quiet:
                 if quiet:
                     self.waits_for = ""
                     yield
@@ -265,29 +263,29 @@ class Restarter:
     def _require_wanted(self) -> None:
         if self._given_up.is_set():
             raise NotRestarted("who asked for it has given up")
-        if self._daemon.stopping:
+        if self._stopping():
             raise NotRestarted("it was asked to stop")
 
     def _written(self, changes: Changes, request: int) -> tuple[IO[bytes], list[int]]:
         """A file without a name, at its begin; the descriptors that are carried over."""
-        daemon, session = self._daemon, self._session
+        session, store = self._session, self._mount.store
         header = handover.Header(
-            options=daemon.options,
+            options=self._options,
             changes=changes,
-            root=daemon.store.root,
-            lock=daemon.store.layout.lock.fd,
+            root=store.root,
+            lock=store.layout.lock.fd,
             device=session.device,
             request=request,
             agreed=session.passthrough.agreed,
             version=ckptfs.__version__,
         )
         file = os.fdopen(os.memfd_create("ckptfs-state"), "w+b")
-        handover.write(file, header, daemon.operations, session)
+        handover.write(file, header, self._mount, session)
         file.seek(0)
         return file, header.descriptors
 
     def _become(self, command: list[str], inherited: list[int]) -> None:
-        self._daemon.store.order.sync_changed_dirs()
+        self._mount.store.order.sync_changed_dirs()
         try:
             for fd in inherited:
                 os.set_inheritable(fd, True)

@@ -15,10 +15,13 @@ from ckptfs.disk.real import OsFs
 from ckptfs.errors import CannotServe
 from ckptfs.records import format as fmt
 from ckptfs.records.layout import Layout
+from ckptfs.store import Store
 
+from ..kernel.session import Session
+from ..operations.context import Mount
 from . import handover, logfile, metrics, program
 from .options import Changes, MountOptions
-from .serving import Daemon
+from .serve import Way, serve
 
 log = logging.getLogger("ckptfs.restart")
 
@@ -36,11 +39,39 @@ def resume(state: int, *, only_try: bool) -> None:
         os._exit(0)  # nothing of it may be closed: the descriptors are not here
     for fd in carried.header.descriptors:
         os.set_inheritable(fd, False)
+    handed = _Handed(options, carried)
+    way = Way(handed.opened, handed.attach, resumed=True)
     try:
-        Daemon(options, [], carried=carried).serve(lambda warnings: None)
+        serve(options, way, [], handed.answer)
     except Exception:
         log.exception("the restarted daemon failed")
         raise
+
+
+class _Handed:
+    """The mount and the store of the program before."""
+
+    def __init__(self, options: MountOptions, carried: handover.Carried) -> None:
+        self._options, self._carried = options, carried
+        self._was = carried.header
+
+    def opened(self) -> Store:
+        options, was = self._options, self._was
+        same_mode = was.options.store.mode == options.store.mode
+        return Store.resume(
+            options.directory, options.store, was.root, was.lock, same_mode=same_mode
+        )
+
+    def attach(self, mount: Mount) -> Session:
+        session = Session(self._was.device, mount, passthrough=self._options.passthrough)
+        self._carried.restore(mount, session)
+        self._session = session
+        return session
+
+    def answer(self, _warnings: list[str]) -> None:
+        """To who asked for the restart."""
+        log.info("restarted; version %s before, %s now", self._was.version, ckptfs.__version__)
+        self._session.granting(self._was.request)(0)
 
 
 def _try_out(carried: handover.Carried, options: MountOptions) -> None:

@@ -23,12 +23,16 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ckptfs.errors import CannotServe, CkptfsError
+from ckptfs.store import Store
 
 from ..kernel import judge, mounting, namespaces, own_rights
 from ..kernel.session import Session
+from ..operations.context import Mount
 from . import apart, logfile
+from .context import Serving
 from .options import MountOptions
-from .serving import Daemon, check
+from .serve import Way, serve
+from .start import check
 
 log = logging.getLogger("ckptfs.run")
 
@@ -53,16 +57,17 @@ def run(options: MountOptions, command: Sequence[str]) -> int:
     logfile.log_to(options.log_file or logfile.default(options.mountpoint))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
     child = _Child(options.mountpoint, command, mask)
-    runner = _Runner(options, child, found_below)
+    served = _Served(options, child)
+    way = Way(served.opened, served.attach, wait_for_end=served.wait_for_end, can_restart=False)
     try:
-        runner.serve(child.go)
+        serve(options, way, found_below, child.go)
     except BaseException:
-        if not runner.went:
+        if not child.went:
             child.dismiss()
             raise
         log.exception("the daemon failed")
-    runner.command_ended.wait()
-    return runner.exit_status
+    served.command_ended.wait()
+    return served.exit_status
 
 
 class _Child:
@@ -147,42 +152,39 @@ def _ask_for_groups(pipe: socket.socket) -> bool:
     return pipe.recv(16) == _MAPPED
 
 
-class _Runner(Daemon):
-    """Serves until the command has ended and everything it closed is committed."""
+class _Served:
+    """The command, served until it has ended and everything it closed is committed."""
 
-    can_restart = False
-
-    def __init__(self, options: MountOptions, child: _Child, found_below: list[str]) -> None:
-        super().__init__(options, found_below)
-        self._child = child
+    def __init__(self, options: MountOptions, child: _Child) -> None:
+        self._options, self._child = options, child
         self.command_ended = threading.Event()
         self.exit_status = CannotServe.exit_code
 
-    @property
-    def went(self) -> bool:
-        return self._child.went
+    def opened(self) -> Store:
+        options = self._options
+        return Store.open(options.directory, options.store, options.mountpoint)
 
-    def attach(self) -> Session:
+    def attach(self, mount: Mount) -> Session:
         # The mount lives as long as its root is held, so no RELEASE is lost with its namespace.
         device, self._root = self._child.mount()
-        passthrough, groups = self.options.passthrough, self._child.groups
+        passthrough, groups = self._options.passthrough, self._child.groups
         who = judge.KERNEL if groups is None else own_rights.daemon(groups)
-        return Session(device, self.operations, passthrough=passthrough, judge=who)
+        return Session(device, mount, passthrough=passthrough, judge=who)
 
-    def wait_for_end(self) -> None:
+    def wait_for_end(self, serving: Serving) -> None:
         self.exit_status = self._wait_for_command()
         self.command_ended.set()
         log.info("the command ended with %d", self.exit_status)
-        deadline = time.monotonic() + self.options.stop_timeout_s
-        while self.session.openers.running() or self.operations.handles:
+        deadline = time.monotonic() + self._options.stop_timeout_s
+        while serving.session.openers.running() or serving.mount.handles:
             if time.monotonic() > deadline:
-                log.warning("still in use after %.0f s", self.options.stop_timeout_s)
+                log.warning("still in use after %.0f s", self._options.stop_timeout_s)
                 break
-            if self.ended.wait(_POLL_S):
+            if serving.ended.wait(_POLL_S):
                 return
-        assert isinstance(self.session, Session)
-        self.session.end()
-        while not self.ended.is_set():
+        assert isinstance(serving.session, Session)
+        serving.session.end()
+        while not serving.ended.is_set():
             os.fstatvfs(self._root)  # a request for each thread that waits for one
 
     def _wait_for_command(self) -> int:

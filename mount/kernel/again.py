@@ -20,9 +20,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from ..operations.base import Entry, Slow, stale
-from ..operations.whole import Operations
+from ..operations import handles, joining, looking, xattrs
+from ..operations.context import Mount
 from ..view import acl
+from ..view.answers import Entry, Slow, stale
 from ..view.model import Caller, File, Node, stands
 from . import wire
 from .answers import Answers
@@ -78,7 +79,7 @@ class _Sent:
 class Again:
     def __init__(
         self,
-        operations: Operations,
+        mount: Mount,
         passthrough: Passthrough,
         handlers: dict[int, _Handler],
         answers: Answers,
@@ -86,7 +87,7 @@ class Again:
     ) -> None:
         """``now`` counts the seconds in which requests are answered."""
         self._now = now
-        self._ops, self._passthrough = operations, passthrough
+        self._mount, self._passthrough = mount, passthrough
         self._handlers, self._answers = handlers, answers
         self.sent: dict[int, _Sent] = {}
 
@@ -100,7 +101,7 @@ class Again:
         """What a thread finds that was sent back is kept for the request that follows."""
         sent = self.sent.get(caller.pid)
         if sent is None or self._now() - sent.since > _AGAIN_S:
-            return self._ops.lookup(parent_id, name, caller)
+            return looking.lookup(self._mount, parent_id, name, caller)
         return self._keep_found(sent, parent_id, name, caller)
 
     def _keep_found(self, sent: _Sent, parent_id: int, name: str, caller: Caller) -> Entry:
@@ -108,19 +109,19 @@ class Again:
         was sent to: the kernel allows a node one backing file, and this is to have whatever stands
         at the path by then."""
         for _ in range(_TRIES):
-            entry = self._ops.lookup(parent_id, name, caller)
+            entry = looking.lookup(self._mount, parent_id, name, caller)
             if not isinstance(entry.node, File) or entry.node.kind != stat.S_IFREG:
                 return entry
             fd = self._open(entry.node)
             if fd >= 0:
                 break
-            self._ops.forget(entry.node.id, 1)  # it was replaced meanwhile
+            looking.forget(self._mount, entry.node.id, 1)  # it was replaced meanwhile
         else:
             raise stale()
         sent.hold(fd)
         sent.place, sent.judged = (parent_id, name), _access(entry.status)
         if self._may_be_apart(entry.node, sent.flags, caller):
-            entry = self._ops.alias(entry)
+            entry = looking.alias(self._mount, entry)
         sent.nodeid = entry.node.id
         return entry
 
@@ -133,10 +134,10 @@ class Again:
         if caller.pid in version.expected:
             return False
         backed = self._passthrough.active and version.staged.base is None
-        return backed or not self._ops.is_joined(version, flags, caller)
+        return backed or not joining.is_joined(self._mount.versions, version, flags, caller)
 
     def _open(self, node: File) -> int:
-        with contextlib.suppress(OSError), self._ops.inode(node) as inode:
+        with contextlib.suppress(OSError), looking.inode_of(self._mount, node) as inode:
             return os.open(f"/proc/self/fd/{inode}", os.O_PATH | os.O_CLOEXEC)
         return -1
 
@@ -170,10 +171,10 @@ class Again:
                 self.sent.pop(pid, None)
         if asked.caller.pid:  # of 0 nobody knows who it is
             self.sent[asked.caller.pid] = _Sent(self._now(), _flags(asked))
-        node = self._ops.nodes.get(asked.nodeid)
+        node = self._mount.nodes.get(asked.nodeid)
         if not makes_version or not isinstance(node, File) or node.parent is None:
             raise stale()
-        drop_name = self._ops.caches.drop_name
+        drop_name = self._mount.caches.drop_name
         if asked.op == Op.OPEN:
             answer = functools.partial(self._answers.reply, asked.unique, -errno.ESTALE)
             drop_name(node.parent.id, node.name, node.id, answer)
@@ -200,7 +201,7 @@ class Again:
                 time.sleep(_RENAMED_S)
                 continue
             try:
-                if not _may(self._ops, entry, sent, asked.caller):
+                if not _may(self._mount, entry, sent, asked.caller):
                     raise stale()
                 if asked.op == Op.OPEN and not self._may_open_as(asked.nodeid, entry.node):
                     raise stale()
@@ -214,7 +215,7 @@ class Again:
                 if error.errno not in _LOST:
                     raise
             finally:
-                self._ops.forget(entry.node.id, 1)
+                looking.forget(self._mount, entry.node.id, 1)
         if asked.op == Op.OPEN and sent.fd >= 0:
             return self._open_nameless(sent, asked)
         raise FileNotFoundError(errno.ENOENT, "no such file")
@@ -227,32 +228,32 @@ class Again:
         """What stands at the path, or where a rename has carried what was found there."""
         assert sent.place is not None
         with contextlib.suppress(FileNotFoundError):
-            return self._ops.lookup(*sent.place, asked.caller)
-        node = self._ops.nodes.get(asked.nodeid)
+            return looking.lookup(self._mount, *sent.place, asked.caller)
+        node = self._mount.nodes.get(asked.nodeid)
         found = node.of or node if isinstance(node, File) else None
         if found is None or found.parent is None or not stands(found):
             return None
         with contextlib.suppress(FileNotFoundError):
-            return self._ops.lookup(found.parent.id, found.name, asked.caller)
+            return looking.lookup(self._mount, found.parent.id, found.name, asked.caller)
         return None
 
     def _may_open_as(self, nodeid: int, node: Node) -> bool:
         """Whether the kernel can open ``node`` by that other one, which may have another file
         behind it."""
         return nodeid == node.id or not (
-            self._passthrough.active and self._ops.nodes.is_open(nodeid)
+            self._passthrough.active and self._mount.nodes.is_open(nodeid)
         )
 
     def _answered(self, result: Any, entry: Entry, asked: _Request) -> Any:
         """By another node than the one that the kernel means, which has lost its name."""
         other = entry.node
         if other.parent is not None:
-            self._ops.caches.drop_name(other.parent.id, other.name, asked.nodeid)
+            self._mount.caches.drop_name(other.parent.id, other.name, asked.nodeid)
         if asked.op != Op.OPEN:
             return result
-        handle = self._ops.handle(wire.OPEN_OUT.unpack(result)[0])
+        handle = self._mount.handle(wire.OPEN_OUT.unpack(result)[0])
         self._passthrough.detach(handle)
-        self._ops.give(handle, asked.nodeid)
+        handles.give(self._mount, handle, asked.nodeid)
         return self._answers.opened(handle)
 
     def _open_nameless(self, sent: _Sent, asked: _Request) -> bytes:
@@ -263,10 +264,10 @@ class Again:
             if not _nameless(sent.fd):
                 raise stale()
             access = os.O_RDWR | flags & os.O_TRUNC
-        node = self._ops.nodes.get(asked.nodeid)
+        node = self._mount.nodes.get(asked.nodeid)
         assert isinstance(node, File)
         fd = os.open(f"/proc/self/fd/{sent.fd}", access)
-        handle = self._ops.opened(node, fd, flags)
+        handle = self._mount.add_handle(node, fd, flags)
         handle.user = asked.caller.uid
         return self._answers.opened(handle)
 
@@ -289,7 +290,7 @@ class Again:
                     opened = self._retry(sent, replace(opening, nodeid=entry.node.id))
                     return self._answers.entry(entry) + opened
                 except OSError:
-                    self._ops.forget(entry.node.id, 1)
+                    looking.forget(self._mount, entry.node.id, 1)
                     raise
         raise stale()
 
@@ -341,7 +342,7 @@ def _access(status: os.stat_result) -> tuple[int, ...]:
     return status.st_uid, status.st_gid, status.st_mode
 
 
-def _may(operations: Operations, entry: Entry, sent: _Sent, caller: Caller) -> bool:
+def _may(mount: Mount, entry: Entry, sent: _Sent, caller: Caller) -> bool:
     """Whether the kernel would have let the caller in here, too."""
     status, owned = entry.status, stat.S_IRUSR | stat.S_IWUSR
     if caller.uid == 0 or (caller.uid == status.st_uid and status.st_mode & owned == owned):
@@ -349,7 +350,7 @@ def _may(operations: Operations, entry: Entry, sent: _Sent, caller: Caller) -> b
     if _access(status) != sent.judged:
         return False
     try:
-        operations.getxattr(entry.node.id, acl.ACCESS)
+        xattrs.getxattr(mount, entry.node.id, acl.ACCESS)
     except OSError as error:
         return error.errno in (errno.ENODATA, errno.EOPNOTSUPP)
     return False

@@ -10,8 +10,9 @@ import logging
 import os
 from collections.abc import Callable
 
-from ..operations.base import Entry, without_names
-from ..operations.whole import Operations
+from ..operations import looking
+from ..operations.context import Mount
+from ..view.answers import Entry, without_names
 from ..view.model import File, Handle, Node
 from . import wire
 from .passthrough import Passthrough
@@ -31,7 +32,7 @@ class Answers:
     def __init__(
         self,
         device: int,
-        operations: Operations,
+        mount: Mount,
         passthrough: Passthrough,
         *,
         shown: Shown,
@@ -39,7 +40,7 @@ class Answers:
     ) -> None:
         """``shown`` makes the attributes of a status and an inode's number; ``name_s`` is how long
         the kernel may keep a name that lasts."""
-        self._device, self._ops, self._passthrough = device, operations, passthrough
+        self._device, self._mount, self._passthrough = device, mount, passthrough
         self._shown, self._name_s = shown, name_s
 
     def entry(self, entry: Entry) -> bytes:
@@ -52,8 +53,8 @@ class Answers:
         return head + self._shown(status, _shown_inode(entry.node))
 
     def attr(self, nodeid: int, status: os.stat_result) -> bytes:
-        node = self._ops.nodes.get(nodeid)
-        seconds = CACHED_S if self._ops.status_lasts(node, status) else 0
+        node = self._mount.nodes.get(nodeid)
+        seconds = CACHED_S if looking.status_lasts(self._mount, node, status) else 0
         return wire.ATTR_OUT.pack(seconds, 0, 0) + self._shown(status, _shown_inode(node))
 
     def opened(self, handle: Handle) -> bytes:

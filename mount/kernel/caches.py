@@ -11,7 +11,7 @@ import os
 import threading
 from queue import Queue
 
-from ..operations.base import Caches, Dropped
+from ..operations.context import Caches, Dropped
 from . import wire
 
 log = logging.getLogger("ckptfs.session")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..operations.whole import Operations
+from ..operations.context import Mount
 from ..view.model import Caller
 from .again import Again
 from .answers import Answers
@@ -23,7 +23,7 @@ def _nothing(request: int) -> None:
 class Kernel:
     """The kernel, as one mount has it."""
 
-    ops: Operations
+    mount: Mount
     passthrough: Passthrough
     answers: Answers
     again: Again

@@ -140,7 +140,7 @@ class NotOnTop(OSError):
     """The mount is not there any more, or another one covers it."""
 
 
-def unmount(mount: Mount, *, lazy: bool = False, force: bool = False) -> None:
+def unmount(mount: MountEntry, *, lazy: bool = False, force: bool = False) -> None:
     """Take away this mount, and no other that its path may lead to by now. ``force`` ends the
     connection first, for root. Raises NotOnTop; OSError: EBUSY while somebody holds the mount
     (never if ``lazy``)."""
@@ -155,7 +155,7 @@ def unmount(mount: Mount, *, lazy: bool = False, force: bool = False) -> None:
             _umount2(mount.point, (_MNT_FORCE if force else 0) | _UMOUNT_NOFOLLOW)
 
 
-def _detach(mount: Mount, flags: int) -> None:
+def _detach(mount: MountEntry, flags: int) -> None:
     fd = os.open(mount.point, os.O_PATH | os.O_CLOEXEC)
     try:
         if id_of(fd) != mount.id:
@@ -172,17 +172,17 @@ def id_of(fd: int) -> str:
     return next((line.split()[1].decode() for line in told if line.startswith(b"mnt_id:")), "")
 
 
-def _require_on_top(mount: Mount) -> None:
+def _require_on_top(mount: MountEntry) -> None:
     here = topmost(mount.point)
     if here is None or (here.id, here.device) != (mount.id, mount.device):
         raise _not_on_top(mount)
 
 
-def _not_on_top(mount: Mount) -> NotOnTop:
+def _not_on_top(mount: MountEntry) -> NotOnTop:
     return NotOnTop(errno.EINVAL, "another mount is there, or none", mount.point)
 
 
-def is_there(mount: Mount) -> bool:
+def is_there(mount: MountEntry) -> bool:
     """Whether it is in our mount table, covered or not."""
     return any((each.id, each.device) == (mount.id, mount.device) for each in mounts())
 
@@ -236,7 +236,7 @@ def abort_connection(device: str) -> None:
         raise CannotServe(f"FUSE {number}: cannot end its connection: {error.strerror}") from None
 
 
-class Mount(NamedTuple):
+class MountEntry(NamedTuple):
     """A line of a mount table."""
 
     id: str
@@ -248,7 +248,7 @@ class Mount(NamedTuple):
     type: str
 
 
-def mounts(pid: str = "self") -> Iterator[Mount]:
+def mounts(pid: str = "self") -> Iterator[MountEntry]:
     """The mount table of a process, but for lines that are none. Raises OSError.
 
     A path or a source holds any bytes but for space, tab, newline and backslash, which are
@@ -258,23 +258,23 @@ def mounts(pid: str = "self") -> Iterator[Mount]:
             yield _mount(line.split(b" "))
 
 
-def _mount(fields: list[bytes]) -> Mount:
+def _mount(fields: list[bytes]) -> MountEntry:
     end = fields.index(b"-", 6)
     tags = [os.fsdecode(tag).partition(":") for tag in fields[6:end]]
     peers = next((number for key, _, number in tags if key == "shared"), "")
     groups = frozenset(number for _, _, number in tags if number)
     id, parent, device, _, point = map(proc.unescaped, fields[:5])
-    return Mount(id, parent, device, point, groups, peers, proc.unescaped(fields[end + 1]))
+    return MountEntry(id, parent, device, point, groups, peers, proc.unescaped(fields[end + 1]))
 
 
-def topmost(mountpoint: str) -> Mount | None:
+def topmost(mountpoint: str) -> MountEntry | None:
     """What is mounted at exactly this path, on top; never touches the mount."""
     here = [each for each in mounts() if each.point == mountpoint]
     below = {each.parent for each in here}
     return next((each for each in reversed(here) if each.id not in below), None)
 
 
-def served(mountpoint: str, device: int | None) -> Mount | None:
+def served(mountpoint: str, device: int | None) -> MountEntry | None:
     """The mount there that is served by this descriptor of ``/dev/fuse``, if it is on top; where
     that is not known, any that is of our type."""
     number = None if device is None else proc.connection(device)

@@ -35,8 +35,8 @@ def _require(kernel: Kernel, nodeid: int, mask: int) -> None:
 
 
 def _allows(kernel: Kernel, nodeid: int, mask: int) -> bool:
-    with kernel.ops.lock:  # no version ends in here
-        node = kernel.ops.nodes.get(nodeid)
+    with kernel.mount.lock:  # no version ends in here
+        node = kernel.mount.nodes.get(nodeid)
         if isinstance(node, Virtual):
             return not mask & os.W_OK
         if isinstance(node, File) and (node.version is None or not node.version.active):
@@ -53,7 +53,7 @@ def _allows(kernel: Kernel, nodeid: int, mask: int) -> bool:
 def _require_change(kernel: Kernel, parent_id: int, name: str) -> None:
     """Whether the name may be made, taken away or given to another inode."""
     _require(kernel, parent_id, os.W_OK | os.X_OK)
-    parent = kernel.ops.nodes.get(parent_id)
+    parent = kernel.mount.nodes.get(parent_id)
     if isinstance(parent, Directory):
         above, there = os.fstat(parent.fd), lstat(parent.fd, name)
         sticky = above.st_mode & stat.S_ISVTX and kernel.uid not in (0, above.st_uid)
@@ -63,13 +63,13 @@ def _require_change(kernel: Kernel, parent_id: int, name: str) -> None:
 
 def _require_writing(kernel: Kernel, nodeid: int, caller: Caller) -> None:
     """Whether the file may be written. A version replaces it, and it is read for that."""
-    node = kernel.ops.nodes.get(nodeid)
+    node = kernel.mount.nodes.get(nodeid)
     if not isinstance(node, File) or node.parent is None:
         return
     if node.version is not None and caller.pid in node.version.expected:
         return  # sent back to open the version that was begun for it
     _require(kernel, nodeid, os.R_OK | os.W_OK)
-    if node.version is None and not kernel.ops.in_place(node.parent, node.name):
+    if node.version is None and not kernel.mount.in_place(node.parent, node.name):
         _require_change(kernel, node.parent.id, node.name)
 
 
@@ -131,7 +131,7 @@ def _setattr(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> A
 
 
 def _setxattr(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Any:
-    if isinstance(kernel.ops.nodes.get(nodeid), File):  # a command, perhaps
+    if isinstance(kernel.mount.nodes.get(nodeid), File):  # a command, perhaps
         _require(kernel, nodeid, os.W_OK)
     return attributes.setxattr(kernel, nodeid, caller, body)
 

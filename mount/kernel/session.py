@@ -19,10 +19,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..operations.base import Slow
+from ..operations import looking, opening
+from ..operations.context import Mount
 from ..operations.sessions import Openers, errno_of
-from ..operations.whole import Operations
 from ..processes import mappings
+from ..view.answers import Slow
 from ..view.model import Caller
 from . import wire
 from .again import NO_REPLY, Again
@@ -52,36 +53,32 @@ _LONG_BYTES = 64 << 20
 
 class Session:
     def __init__(
-        self, device: int, operations: Operations, *, passthrough: bool, judge: Judge = KERNEL
+        self, device: int, mount: Mount, *, passthrough: bool, judge: Judge = KERNEL
     ) -> None:
-        self.device, self.ops = device, operations
+        self.device, self.mount = device, mount
         self.requests: Counter[str] = Counter()
         self.passthrough = Passthrough(device, enabled=passthrough)
         self.ready: Callable[[], None] = lambda: None  # called once requests are answered
         self.openers = Openers()
         self._pool = Pool()
         self._handlers: dict[int, Callable[[int, Caller, memoryview], Any]] = {}
-        answers = Answers(
-            device, operations, self.passthrough, shown=judge.shown, name_s=judge.name_s
-        )
+        answers = Answers(device, mount, self.passthrough, shown=judge.shown, name_s=judge.name_s)
         self._reply = answers.reply
         self.gate = Gate()
-        again = Again(operations, self.passthrough, self._handlers, answers, self.gate.now)
-        self.kernel = Kernel(
-            operations, self.passthrough, answers, again, os.geteuid(), judge.wanted
-        )
+        again = Again(mount, self.passthrough, self._handlers, answers, self.gate.now)
+        self.kernel = Kernel(mount, self.passthrough, answers, again, os.geteuid(), judge.wanted)
         for op, handler in judge.handlers.items():
             self._handlers[op] = functools.partial(handler, self.kernel)
         self._ended = self._resumed = False
-        self.caches = operations.caches = KernelCaches(device)
-        operations.locks.renew = self.caches.drop_attributes
+        self.caches = mount.caches = KernelCaches(device)
+        mount.locks.renew = self.caches.drop_attributes
 
     def run(self) -> None:
         buffer = bytearray(_BUFFER_BYTES)
         if not self._resumed:
             self._serve_one(buffer)  # INIT: what it negotiates decides about the threads
         mappings.look_on(self.device)
-        self.passthrough.probe(self.ops.store.layout)
+        self.passthrough.probe(self.mount.store.layout)
         helpers = [
             threading.Thread(target=self._loop, name=f"ckptfs-relay-{i}", daemon=True)
             for i in range(0 if self.passthrough.active else _RELAY_THREADS - 1)
@@ -164,7 +161,7 @@ class Session:
     def _told(self, work: Underway) -> str:
         path = "?"
         with contextlib.suppress(OSError):
-            path = self.ops.nodes.get(work.about).path() or "."
+            path = self.mount.nodes.get(work.about).path() or "."
         return f"{path}, for user {work.flow.user}"
 
     def _serve_one(self, buffer: bytearray) -> None:
@@ -230,13 +227,13 @@ def _with_room(
 ) -> Callable[[], Any] | None:
     """The work of an open that begins a save for which room must be made first. Not of who was
     sent back to look again: that would come too late."""
-    room = kernel.ops.store.room
+    room = kernel.mount.store.room
     if opcode not in _SAVING or caller.pid in kernel.again.sent:
         return None
     if opcode == Op.CREATE:
         expected = room.sizes.expected(names_in(body[wire.CREATE_IN.size :])[0])
     else:
-        expected = kernel.ops.about_to_save(nodeid, wire.OPEN_IN.unpack_from(body)[0])
+        expected = opening.about_to_save(kernel.mount, nodeid, wire.OPEN_IN.unpack_from(body)[0])
     if not room.is_short_of(expected, caller.uid):
         return None
     kept = memoryview(bytes(body))  # the buffer is the next request's by then
@@ -252,4 +249,4 @@ def _flow(kernel: Kernel, opcode: int, nodeid: int, caller: Caller, body: memory
     whole = opcode in _OF_WHOLE_FILES
     if opcode == Op.SETATTR:
         whole = bool(wire.SETATTR_IN.unpack_from(body)[0] & wire.FATTR_SIZE)
-    return Flow(caller.uid, whole and kernel.ops.size_of(nodeid) >= _LONG_BYTES)
+    return Flow(caller.uid, whole and looking.size_of(kernel.mount, nodeid) >= _LONG_BYTES)

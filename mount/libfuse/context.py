@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 
 from ..operations import sessions
-from ..operations.whole import Operations
+from ..operations.context import Mount
 from ..processes import calls
 from .inodes import Inodes, Opened
 
@@ -16,7 +16,7 @@ from .inodes import Inodes, Opened
 class Portable:
     """A mount by libfuse."""
 
-    ops: Operations
+    mount: Mount
     module: ModuleType  # the binding's
     mountpoint: str
     openers: sessions.Openers

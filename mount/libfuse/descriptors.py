@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 
-from ..operations.base import Entry
 from ..processes import calls, writers
+from ..view.answers import Entry
 from ..view.identity import identity, lstat
 from ..view.model import Caller, File, Handle
 from .context import Portable
@@ -36,7 +36,7 @@ def meant_by(
 
 def require_alone(portable: Portable, handle_id: int) -> None:
     """Before the kernel is told what it keeps for the inode, and not for the handle."""
-    node = portable.ops.handle(handle_id).node
+    node = portable.mount.handle(handle_id).node
     if handle_id not in portable.opens or not isinstance(node, File) or node.parent is None:
         return
     shown = None

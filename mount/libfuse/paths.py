@@ -11,7 +11,8 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
-from ..operations.base import Entry, New, Slow
+from ..operations import looking
+from ..view.answers import Entry, New, Slow
 from ..view.identity import ROOT_ID
 from ..view.model import Caller, Handle
 from . import library
@@ -33,8 +34,8 @@ def caller_of(portable: Portable, *, opening: bool = False) -> Caller:
 def look_up(
     portable: Portable, parent_id: int, name: str, caller: Caller, held: contextlib.ExitStack
 ) -> Entry:
-    entry = portable.ops.lookup(parent_id, name, caller)
-    held.callback(portable.ops.forget, entry.node.id, 1)
+    entry = looking.lookup(portable.mount, parent_id, name, caller)
+    held.callback(looking.forget, portable.mount, entry.node.id, 1)
     return entry
 
 
@@ -60,7 +61,9 @@ def on_entry(
     """``work`` on what the path shows to its caller; looked up anew when it is told to."""
     caller = caller or caller_of(portable)
     if path == "/":
-        root = Entry(portable.ops.nodes.root, portable.ops.getattr(ROOT_ID, None), False, False)
+        root = Entry(
+            portable.mount.nodes.root, looking.getattr(portable.mount, ROOT_ID, None), False, False
+        )
         return finished(work(root))
     meant: Handle | None = None
     for tries_left in reversed(range(_TRIES)):
@@ -70,7 +73,7 @@ def on_entry(
                 entry = look_up(portable, *place, caller, held)
                 meant = meant or meant_by(portable, place, entry, caller, truncates)
                 if meant is not None:
-                    status = portable.ops.getattr(meant.node.id, meant.id)
+                    status = looking.getattr(portable.mount, meant.node.id, meant.id)
                     entry = Entry(meant.node, status, False, False)
                 return finished(work(entry))
             except OSError as error:
@@ -90,7 +93,7 @@ def in_parent(
     caller = caller_of(portable, opening=opening)
     with contextlib.ExitStack() as held:
         entry = work(*walk(portable, path, caller, held), caller)
-        portable.ops.forget(entry.node.id, 1)
+        looking.forget(portable.mount, entry.node.id, 1)
 
 
 @overload

@@ -23,7 +23,7 @@ from typing import Any
 from ckptfs.errors import CannotServe
 
 from ..operations import sessions
-from ..operations.whole import Operations
+from ..operations.context import Mount
 from . import library
 from .context import Portable
 from .handlers import HANDLERS
@@ -57,15 +57,13 @@ class Bound:
 
 
 class PortableSession:
-    def __init__(
-        self, binding: str, operations: Operations, mountpoint: str, *, allow_other: bool
-    ) -> None:
+    def __init__(self, binding: str, mount: Mount, mountpoint: str, *, allow_other: bool) -> None:
         self.requests = Counter[str]()
         self.ready: Callable[[], None] = lambda: None
         self._module = sessions.load(binding)
         self._mountpoint, self._allow_other = mountpoint, allow_other
         self.openers = sessions.Openers()
-        portable = Portable(operations, self._module, mountpoint, self.openers, self._serves)
+        portable = Portable(mount, self._module, mountpoint, self.openers, self._serves)
         self._bound = Bound(portable, self.requests)
         self._before_serving: Callable[[], object] = lambda: None
         self._served = False

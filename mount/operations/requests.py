@@ -11,44 +11,45 @@ from ckptfs.history import earlier
 from ckptfs.room import expendable
 from ckptfs.upkeep import fsck
 
+from ..view.answers import stale
 from ..view.identity import CONTROL_ID
 from ..view.model import Caller, File, Node, Virtual, stands
 from ..writers import mapped, naming
-from .base import Base, stale
 from .commands import ACK, ADOPT, CLEAN, QUARANTINED, ROLLBACK, TIDY, VERIFY
+from .context import Mount
 
 
-def perform(ops: Base, node: Node, key: str, value: bytes, caller: Caller) -> None:
+def perform(mount: Mount, node: Node, key: str, value: bytes, caller: Caller) -> None:
     """In a thread that may wait. The kernel has seen to it that the caller may write the file."""
     if isinstance(node, Virtual):
-        trusted = caller.uid in (0, os.geteuid(), os.fstat(ops.store.root).st_uid)
+        trusted = caller.uid in (0, os.geteuid(), os.fstat(mount.store.root).st_uid)
         if node.id != CONTROL_ID or not trusted:
             raise PermissionError(errno.EPERM, "not for everybody")
-        _perform_on_control(ops, key, value)
+        _perform_on_control(mount, key, value)
     elif isinstance(node, File) and node.parent is not None:
-        _perform_on_file(ops, node, key, value, caller)
+        _perform_on_file(mount, node, key, value, caller)
     else:
         raise IsADirectoryError(errno.EISDIR, "files have versions, directories have none")
 
 
-def _perform_on_file(ops: Base, node: File, key: str, value: bytes, caller: Caller) -> None:
+def _perform_on_file(mount: Mount, node: File, key: str, value: bytes, caller: Caller) -> None:
     """The kernel looked at the rights over this very version, so it must be what stands there."""
     assert node.parent is not None
     at, name, path = place = node.parent.at(node.name)
-    store = ops.store
-    with naming.held(ops.versions, node.parent, name), store.order.path_lock(at, name):
+    store = mount.store
+    with naming.held(mount.versions, node.parent, name), store.order.path_lock(at, name):
         if node.kind != stat.S_IFREG or not stands(node):
             raise stale()
         status = os.stat(name, dir_fd=at, follow_symlinks=False)
         if key == VERIFY:
-            if mapped.may_be_mapped(ops.versions, node.ident[:2]):
+            if mapped.may_be_mapped(mount.versions, node.ident[:2]):
                 store.files.reseal(at, name)
             store.opens.check(place, direct=True)
-        elif ops.in_place(node.parent, name):
+        elif mount.in_place(node.parent, name):
             raise OSError(errno.EOPNOTSUPP, "written in place")
         elif key == ADOPT and value != QUARANTINED:
             store.history.adopt_at(place)
-            ops.caches.drop_attributes(node.id)
+            mount.caches.drop_attributes(node.id)
         elif key in (ADOPT, ROLLBACK):
             if caller.uid not in (0, status.st_uid):  # an earlier version may have been his alone
                 raise PermissionError(errno.EPERM, "for the owner of the file")
@@ -65,8 +66,8 @@ def _perform_on_file(ops: Base, node: File, key: str, value: bytes, caller: Call
             raise OSError(errno.EOPNOTSUPP, "no such command")
 
 
-def _perform_on_control(ops: Base, key: str, value: bytes) -> None:
-    store = ops.store
+def _perform_on_control(mount: Mount, key: str, value: bytes) -> None:
+    store = mount.store
     if key == VERIFY:
         generation = fsck.generation_of(os.fsdecode(value))
         if generation is None:

@@ -25,3 +25,7 @@ def lstat(at: int, name: str) -> os.stat_result | None:
         return os.stat(name, dir_fd=at, follow_symlinks=False)
     except FileNotFoundError:
         return None
+
+
+def exists(at: int, name: str) -> bool:
+    return lstat(at, name) is not None

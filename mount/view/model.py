@@ -185,6 +185,14 @@ def is_gone(node: File) -> bool:
     return node.gone or (node.of is not None and node.of.gone)
 
 
+def changes_unseen(node: File) -> bool:
+    """Whether it may change without the kernel's knowledge: by an alias, or by a mapping."""
+    if node.aliased or any(each.flags & os.O_ACCMODE == os.O_RDWR for each in node.handles):
+        return True
+    # Where the kernel carries the data a mapping keeps no handle.
+    return node.version is not None and bool(node.version.mappers)
+
+
 class Virtual(Openable):
     """What the mount alone shows, read-only: ``.ckptfs`` and what lies in it. ``name`` is its
     path, and it lies in ``above``."""

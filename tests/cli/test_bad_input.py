@@ -237,7 +237,8 @@ def nobodys(tmp_path: Path) -> Iterator[Path]:
 # Nobody may be unable to read the interpreter's folder: everything is imported before the change.
 AS_NOBODY = f"""
 import ctypes, os, sys
-import ckptfs.cli, ckptfs.mount.daemon.serving, ckptfs.mount.daemon.doctor
+import ckptfs.cli, ckptfs.mount.daemon.start, ckptfs.mount.daemon.doctor
+ckptfs.cli.load([])
 import encodings.ascii, encodings.idna
 os.setgroups([])
 os.setgid({NOBODY})

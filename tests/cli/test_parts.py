@@ -36,6 +36,7 @@ import ckptfs.mount.daemon.run
 from ckptfs.records import format as fmt
 from ckptfs.store import Store
 
+ckptfs.cli.load([])
 _EVERY = int(os.environ.get("CKPTFS_CASES", "23"))
 _LIMIT_S = 15.0
 _SECRET = b"not of this tree\n"

@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 from ckptfs.cli import commands
 from ckptfs.disk import osfs
 from ckptfs.disk.real import OsFs
-from ckptfs.mount.operations.whole import Operations
+from ckptfs.mount.operations import closing, looking, opening
+from ckptfs.mount.operations.context import Mount
 from ckptfs.mount.view.identity import ROOT_ID
 from ckptfs.mount.view.model import Caller, Handle
-from ckptfs.mount.writers import closing
+from ckptfs.mount.writers.closing import stop
 from ckptfs.store import Options, Store
 
 PROJECT = Path(__file__).parents[2]
@@ -69,13 +70,13 @@ def travelled(*tops: Path) -> Iterator[Way]:
 
 
 @contextmanager
-def _served(directory: Path) -> Iterator[Operations]:
+def _served(directory: Path) -> Iterator[Mount]:
     store = Store(OsFs(), osfs.open_directory(str(directory)), str(directory), Options())
-    operations = Operations(store, dict)
+    mount = Mount(store, dict)
     try:
-        yield operations
+        yield mount
     finally:
-        closing.stop(operations.versions)
+        stop(mount.versions)
         store.close()
 
 
@@ -83,12 +84,12 @@ def _caller() -> Caller:
     return Caller(os.getuid(), os.getgid(), os.getpid())
 
 
-def _open(operations: Operations, flags: int) -> Handle:
+def _open(mount: Mount, flags: int) -> Handle:
     """As the kernel does it, which looks again after ESTALE."""
     for _ in range(2):
-        node = operations.lookup(ROOT_ID, "a.pt", _caller()).node
+        node = looking.lookup(mount, ROOT_ID, "a.pt", _caller()).node
         try:
-            handle = operations.open(node.id, flags, _caller())
+            handle = opening.open(mount, node.id, flags, _caller())
             return handle if isinstance(handle, Handle) else handle.run()
         except OSError as error:
             if error.strerror != "look again":
@@ -96,20 +97,20 @@ def _open(operations: Operations, flags: int) -> Handle:
     raise AssertionError("sent back twice")
 
 
-def _close(operations: Operations, handle: Handle) -> None:
-    if (work := operations.flush(handle.id, _caller())) is not None:
+def _close(mount: Mount, handle: Handle) -> None:
+    if (work := closing.flush(mount, handle.id, _caller())) is not None:
         work.run()
 
 
-def _release(operations: Operations, handle: Handle) -> None:
-    if (work := operations.release(handle.id)) is not None:
+def _release(mount: Mount, handle: Handle) -> None:
+    if (work := closing.release(mount, handle.id)) is not None:
         work.run()
 
 
 def _twice(directory: Path) -> None:
-    with _served(directory) as operations:
+    with _served(directory) as mount:
         for number in range(2):
-            operations.store.put("a.pt", DATA + bytes([number]))
+            mount.store.put("a.pt", DATA + bytes([number]))
 
 
 def _rot(directory: Path) -> None:
@@ -124,12 +125,12 @@ def _rot(directory: Path) -> None:
 def a_save(directory: Path) -> Journey:
     """From the close of a version that replaces one to its settle."""
     _twice(directory)
-    with _served(directory) as operations:
-        handle = _open(operations, os.O_WRONLY | os.O_TRUNC)
+    with _served(directory) as mount:
+        handle = _open(mount, os.O_WRONLY | os.O_TRUNC)
         os.write(handle.fd, DATA)
         with travelled() as way:
-            _close(operations, handle)
-        _release(operations, handle)
+            _close(mount, handle)
+        _release(mount, handle)
     return way.journey
 
 
@@ -137,11 +138,11 @@ def a_rotten_open(directory: Path) -> Journey:
     """From the open of a file that has rotted to the descriptor of the good version."""
     _twice(directory)
     _rot(directory)
-    with _served(directory) as operations:
+    with _served(directory) as mount:
         with travelled() as way:
-            handle = _open(operations, os.O_RDONLY)
+            handle = _open(mount, os.O_RDONLY)
         assert os.pread(handle.fd, len(DATA), 0) == DATA
-        _release(operations, handle)
+        _release(mount, handle)
     return way.journey
 
 

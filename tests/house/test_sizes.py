@@ -23,27 +23,15 @@ LONG = {
     "ckptfs.cli.checking",
     "ckptfs.cli.serving",
     "ckptfs.mount.daemon.serving",
-    "ckptfs.mount.operations.base",
-    "ckptfs.mount.operations.files",
-    "ckptfs.mount.operations.namespace",
     "ckptfs.upkeep.fsck",
 }
 LARGE = {
     "ckptfs.mount.daemon.serving.Daemon",
-    "ckptfs.mount.operations.base.Base",
-    "ckptfs.mount.operations.files.Files",
-    "ckptfs.mount.operations.namespace.Namespace",
     "ckptfs.mount.view.locks.Locks",
     "ckptfs.mount.view.nodes.NodeTable",
     "ckptfs.upkeep.fsck.Check",
 }
-INHERITED = {
-    "ckptfs.mount.operations.attributes.Attributes",
-    "ckptfs.mount.operations.files.Files",
-    "ckptfs.mount.operations.namespace.Namespace",
-    "ckptfs.mount.operations.relay.Relay",
-    "ckptfs.mount.operations.whole.Operations",
-}
+INHERITED: set[str] = set()
 
 
 def classes(text: str) -> Iterator[ast.ClassDef]:

@@ -14,7 +14,6 @@ READS = {"match", "search", "fullmatch", "findall", "finditer", "int", "float"}
 
 # Words with two meanings today. What is renamed goes from here; nothing is added.
 CLASSES = {
-    "Base",
     "Below",
     "Bench",
     "Change",
@@ -34,7 +33,6 @@ CLASSES = {
     "Place",
     "Progress",
     "Recording",
-    "Replaced",
     "Row",
     "Session",
     "Share",

@@ -8,10 +8,9 @@ from typing import Any
 
 from ckptfs.disk import osfs
 
-from ...operations import commands
-from ...operations.attributes import Change
-from ...operations.base import Slow
+from ...operations import attributes, commands, looking, xattrs
 from ...view import acl
+from ...view.answers import Change, Slow
 from ...view.identity import CONTROL_ID
 from ...view.model import Caller
 from .. import namespaces, wire
@@ -22,21 +21,21 @@ from .shapes import names_in, sized, then
 
 def get_attributes(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> bytes:
     flags, _, handle = wire.GETATTR_IN.unpack_from(body)
-    status = kernel.ops.getattr(nodeid, handle if flags & wire.GETATTR_FH else None)
+    status = looking.getattr(kernel.mount, nodeid, handle if flags & wire.GETATTR_FH else None)
     return kernel.answers.attr(nodeid, status)
 
 
 def set_attributes(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Any:
     fields = wire.SETATTR_IN.unpack_from(body)
     valid, handle = fields[0], fields[2]
-    result = kernel.ops.setattr(
-        nodeid, handle if valid & wire.FATTR_FH else None, _change(valid, fields)
+    result = attributes.setattr(
+        kernel.mount, nodeid, handle if valid & wire.FATTR_FH else None, _change(valid, fields)
     )
     return then(result, lambda status: kernel.answers.attr(nodeid, status))
 
 
 def statfs(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> bytes:
-    s = kernel.ops.statfs()
+    s = attributes.statfs(kernel.mount)
     return wire.STATFS_OUT.pack(
         s.f_blocks,
         s.f_bfree,
@@ -54,7 +53,7 @@ def getxattr(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> b
     size, _ = wire.GETXATTR_IN.unpack_from(body)
     key = names_in(body[wire.GETXATTR_IN.size :])[0]
     try:
-        return sized(kernel.ops.getxattr(nodeid, key), size)
+        return sized(xattrs.getxattr(kernel.mount, nodeid, key), size)
     except OSError as error:
         if error.errno == errno.EOPNOTSUPP and key in acl.KEYS:
             raise OSError(errno.ENODATA, "no ACLs here") from None  # asked on every path walk
@@ -63,7 +62,7 @@ def getxattr(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> b
 
 def listxattr(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> bytes:
     size, _ = wire.GETXATTR_IN.unpack_from(body)
-    keys = kernel.ops.listxattr(nodeid, caller)
+    keys = xattrs.listxattr(kernel.mount, nodeid, caller)
     return sized(b"".join(os.fsencode(key) + b"\0" for key in keys), size)
 
 
@@ -76,11 +75,11 @@ def setxattr(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> o
             raise PermissionError(errno.EPERM, "not for everybody")
         kernel.restart(caller.request, value[:size])
         return NO_REPLY
-    return kernel.ops.setxattr(nodeid, os.fsdecode(key), value[:size], flags, caller)
+    return xattrs.setxattr(kernel.mount, nodeid, os.fsdecode(key), value[:size], flags, caller)
 
 
 def removexattr(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Slow[None] | None:
-    return kernel.ops.removexattr(nodeid, names_in(body)[0])
+    return xattrs.removexattr(kernel.mount, nodeid, names_in(body)[0])
 
 
 def _change(valid: int, fields: tuple[int, ...]) -> Change:

@@ -6,6 +6,7 @@ import os
 
 from ckptfs.errors import CannotServe
 
+from ...operations import looking
 from ...view.model import Caller
 from .. import wire
 from ..again import NO_REPLY
@@ -33,7 +34,7 @@ def init(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> bytes
         MAX_WRITE // os.sysconf("SC_PAGESIZE"),
         0,
         agreed >> 32,
-        kernel.passthrough.stack_depth(kernel.ops.store.root),
+        kernel.passthrough.stack_depth(kernel.mount.store.root),
     )
 
 
@@ -44,13 +45,13 @@ def destroy(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> by
 def interrupt(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> object:
     """Ends the wait for a lock or a restart; a commit that began is finished."""
     request = wire.FORGET_IN.unpack_from(body)[0]
-    kernel.ops.locks.interrupt(request)
+    kernel.mount.locks.interrupt(request)
     kernel.interrupted(request)
     return NO_REPLY
 
 
 def forget(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> object:
-    kernel.ops.forget(nodeid, wire.FORGET_IN.unpack_from(body)[0])
+    looking.forget(kernel.mount, nodeid, wire.FORGET_IN.unpack_from(body)[0])
     return NO_REPLY
 
 
@@ -59,5 +60,5 @@ def batch_forget(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) 
     size = wire.FORGET_ONE.size
     rest = body[wire.BATCH_FORGET_IN.size :][: count * size]
     for forgotten, lookups in wire.FORGET_ONE.iter_unpack(rest):
-        kernel.ops.forget(forgotten, lookups)
+        looking.forget(kernel.mount, forgotten, lookups)
     return NO_REPLY

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 from typing import Any
 
+from ...operations import locking
 from ...view.locks import Lock, Wait
 from ...view.model import Caller
 from .. import wire
@@ -15,8 +16,8 @@ from .shapes import after
 
 def getlk(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> bytes:
     handle, lock, kind = _lock(nodeid, body)
-    look = kernel.ops.locks.own if kind == fcntl.F_UNLCK else kernel.ops.locks.test
-    found = look(kernel.ops.handle(handle).locks, lock)
+    look = kernel.mount.locks.own if kind == fcntl.F_UNLCK else kernel.mount.locks.test
+    found = look(kernel.mount.handle(handle).locks, lock)
     if found is None:
         return wire.LK_OUT.pack(lock.start, lock.end, fcntl.F_UNLCK, 0)
     kind = fcntl.F_WRLCK if found.exclusive else fcntl.F_RDLCK
@@ -25,26 +26,26 @@ def getlk(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> byte
 
 def setlk(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Any:
     handle, lock, kind = _lock(nodeid, body)
-    locks = kernel.ops.handle(handle).locks
+    locks = kernel.mount.handle(handle).locks
     if kind == fcntl.F_UNLCK:
-        kernel.ops.locks.drop(locks, lock)
+        kernel.mount.locks.drop(locks, lock)
         return None
-    ahead = kernel.ops.coordinates(handle, caller, lock, waits=False)
-    return after(ahead, lambda: kernel.ops.locks.take(locks, lock))
+    ahead = locking.coordinates(kernel.mount, handle, caller, lock, waits=False)
+    return after(ahead, lambda: kernel.mount.locks.take(locks, lock))
 
 
 def setlkw(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Any:
     handle, lock, kind = _lock(nodeid, body)
     if kind == fcntl.F_UNLCK:
         return setlk(kernel, nodeid, caller, body)
-    locks, request = kernel.ops.handle(handle).locks, caller.request
+    locks, request = kernel.mount.handle(handle).locks, caller.request
     wait = Wait(locks, lock, request, caller.pid, kernel.answers.granting(request))
 
     def begin() -> object:
-        kernel.ops.locks.wait(wait)
+        kernel.mount.locks.wait(wait)
         return NO_REPLY
 
-    return after(kernel.ops.coordinates(handle, caller, lock, waits=True), begin)
+    return after(locking.coordinates(kernel.mount, handle, caller, lock, waits=True), begin)
 
 
 def _lock(nodeid: int, body: memoryview) -> tuple[int, Lock, int]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from ...operations.base import Slow
+from ...view.answers import Slow
 from .. import wire
 
 

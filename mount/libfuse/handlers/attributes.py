@@ -7,8 +7,8 @@ from typing import Any
 
 from ckptfs.disk import osfs
 
-from ...operations.attributes import Change
-from ...operations.base import Entry, Slow
+from ...operations import attributes, looking, xattrs
+from ...view.answers import Change, Entry, Slow
 from .. import library
 from ..context import Portable
 from ..descriptors import require_alone
@@ -17,15 +17,19 @@ from ..paths import caller_of, finished, on_entry
 
 def get_attributes(portable: Portable, path: str | None, info: Any = None) -> dict[str, int]:
     if info:
-        handle = portable.ops.handle(info.fh)
+        handle = portable.mount.handle(info.fh)
         require_alone(portable, info.fh)
-        return library.attributes(portable.ops.getattr(handle.node.id, handle.id))
+        return library.attributes(looking.getattr(portable.mount, handle.node.id, handle.id))
     assert path is not None
     return on_entry(portable, path, lambda entry: library.attributes(entry.status))
 
 
 def _change(portable: Portable, path: str, change: Change) -> None:
-    on_entry(portable, path, lambda entry: portable.ops.setattr(entry.node.id, None, change))
+    on_entry(
+        portable,
+        path,
+        lambda entry: attributes.setattr(portable.mount, entry.node.id, None, change),
+    )
 
 
 def chmod(portable: Portable, path: str, mode: int) -> None:
@@ -41,8 +45,8 @@ def chown(portable: Portable, path: str, uid: int, gid: int) -> None:
 
 def truncate(portable: Portable, path: str | None, length: int, info: Any = None) -> None:
     if info:
-        handle = portable.ops.handle(info.fh)
-        finished(portable.ops.setattr(handle.node.id, handle.id, Change(size=length)))
+        handle = portable.mount.handle(info.fh)
+        finished(attributes.setattr(portable.mount, handle.node.id, handle.id, Change(size=length)))
     else:
         assert path is not None
         _change(portable, path, Change(size=length))
@@ -54,20 +58,24 @@ def utimens(portable: Portable, path: str, times: tuple[int, int] | None) -> Non
 
 
 def statfs(portable: Portable, _path: str) -> dict[str, int]:
-    found = portable.ops.statfs()
+    found = attributes.statfs(portable.mount)
     keys = ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail")
     return {f"f_{key}": getattr(found, f"f_{key}") for key in (*keys, "namemax")}
 
 
 def getxattr(portable: Portable, path: str, key: str, _position: int = 0) -> bytes:
     return on_entry(
-        portable, path, lambda entry: portable.ops.getxattr(entry.node.id, library.to_name(key))
+        portable,
+        path,
+        lambda entry: xattrs.getxattr(portable.mount, entry.node.id, library.to_name(key)),
     )
 
 
 def listxattr(portable: Portable, path: str) -> list[str]:
     caller = caller_of(portable)
-    keys = on_entry(portable, path, lambda entry: portable.ops.listxattr(entry.node.id, caller))
+    keys = on_entry(
+        portable, path, lambda entry: xattrs.listxattr(portable.mount, entry.node.id, caller)
+    )
     return [library.from_name(key) for key in keys]
 
 
@@ -80,12 +88,16 @@ def setxattr(
     caller = caller_of(portable)
 
     def work(entry: Entry) -> Slow[None] | None:
-        return portable.ops.setxattr(entry.node.id, library.to_name(key), value, flags, caller)
+        return xattrs.setxattr(
+            portable.mount, entry.node.id, library.to_name(key), value, flags, caller
+        )
 
     on_entry(portable, path, work)
 
 
 def removexattr(portable: Portable, path: str, key: str) -> None:
     on_entry(
-        portable, path, lambda entry: portable.ops.removexattr(entry.node.id, library.to_name(key))
+        portable,
+        path,
+        lambda entry: xattrs.removexattr(portable.mount, entry.node.id, library.to_name(key)),
     )

@@ -7,9 +7,10 @@ import errno
 import os
 from typing import Any
 
-from ...operations.base import Entry, Slow, exists
+from ...operations import closing, creating, looking, opening, relay
 from ...processes import writers
-from ...view.identity import Identity
+from ...view.answers import Entry, Slow
+from ...view.identity import Identity, exists
 from ...view.model import Caller, File, Handle, Node
 from ...view.past import Generation
 from ...writers import visibility
@@ -40,9 +41,9 @@ def open_file(portable: Portable, path: str, info: Any) -> int:
             opened = _enter(portable, place, caller, info.flags, None if begins else node.ident)
         except OSError:
             if version is not None:  # it may have been begun for this open, which does not come
-                visibility.dismiss(portable.ops.versions, version, caller)
+                visibility.dismiss(portable.mount.versions, version, caller)
             raise
-        return portable.ops.open(node.id, info.flags, caller)
+        return opening.open(portable.mount, node.id, info.flags, caller)
 
     try:
         handle = on_entry(portable, path, work, caller, truncates=truncates)
@@ -61,12 +62,12 @@ def create(portable: Portable, path: str, mode: int, info: Any) -> int:
         place = walk(portable, path, caller, held)
         opened = _enter(portable, place, caller, info.flags, None)
         try:
-            entry, handle = portable.ops.create(*place, info.flags, new(caller, mode))
+            entry, handle = creating.create(portable.mount, *place, info.flags, new(caller, mode))
         except BaseException:
             portable.inodes.leave(opened)
             raise
         _keep(portable, opened, handle, info)
-        portable.ops.forget(entry.node.id, 1)
+        looking.forget(portable.mount, entry.node.id, 1)
     return 0
 
 
@@ -94,12 +95,12 @@ def _may_cache(portable: Portable, handle: Handle) -> bool:
         return False
     if isinstance(node, Generation):
         return True  # of one path and number, one version
-    with portable.ops.lock:
+    with portable.mount.lock:
         if not isinstance(node, File) or node.parent is None:
             return False
         if _in_place(portable, node):
             return True
-        staged = portable.ops.versions.at(node.parent, node.name)
+        staged = portable.mount.versions.at(node.parent, node.name)
         if access == os.O_RDONLY:
             return not staged and node.name.endswith(_MAPPED)
         # A new file: everybody sees this one version of it.
@@ -107,30 +108,30 @@ def _may_cache(portable: Portable, handle: Handle) -> bool:
 
 
 def _in_place(portable: Portable, node: Node) -> bool:
-    return node.parent is not None and portable.ops.in_place(node.parent, node.name)
+    return node.parent is not None and portable.mount.in_place(node.parent, node.name)
 
 
 def read(portable: Portable, _path: str | None, size: int, offset: int, info: Any) -> bytes:
     if not info.lock_owner:  # a page, for a mapping; read(2) past the page cache has an owner
         require_alone(portable, info.fh)
-    return finished(portable.ops.read(info.fh, size, offset))
+    return finished(relay.read(portable.mount, info.fh, size, offset))
 
 
 def write(portable: Portable, _path: str | None, data: bytes, offset: int, info: Any) -> int:
-    return finished(portable.ops.write(info.fh, memoryview(data), offset))
+    return finished(relay.write(portable.mount, info.fh, memoryview(data), offset))
 
 
 def flush(portable: Portable, _path: str | None, info: Any) -> None:
-    finished(portable.ops.flush(info.fh, caller_of(portable)))
+    finished(closing.flush(portable.mount, info.fh, caller_of(portable)))
 
 
 def release(portable: Portable, _path: str | None, info: Any) -> None:
     portable.inodes.leave(portable.opens.pop(info.fh))
-    finished(portable.ops.release(info.fh))
+    finished(closing.release(portable.mount, info.fh))
 
 
 def fsync(portable: Portable, _path: str | None, _data_only: int, info: Any) -> None:
-    portable.ops.fsync(info.fh).run()
+    closing.fsync(portable.mount, info.fh).run()
 
 
 def ioctl(portable: Portable, handle_id: int) -> None:

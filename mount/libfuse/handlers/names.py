@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
-from ...operations.base import Entry
+from ...operations import looking, names, renaming
+from ...view.answers import Entry
 from ...view.model import Caller
 from .. import library
 from ..context import Portable
@@ -13,7 +14,7 @@ from ..paths import caller_of, finished, in_parent, new, on_entry, walk
 
 def mkdir(portable: Portable, path: str, mode: int) -> None:
     def make(at: int, name: str, caller: Caller) -> Entry:
-        return portable.ops.mkdir(at, name, new(caller, mode))
+        return names.mkdir(portable.mount, at, name, new(caller, mode))
 
     in_parent(portable, path, make, opening=True)
 
@@ -22,24 +23,30 @@ def mknod(portable: Portable, path: str, mode: int, device: int) -> None:
     in_parent(
         portable,
         path,
-        lambda at, name, caller: portable.ops.mknod(at, name, new(caller, mode), device),
+        lambda at, name, caller: names.mknod(portable.mount, at, name, new(caller, mode), device),
     )
 
 
 def symlink(portable: Portable, path: str, target: str) -> None:
     text = library.to_name(target)
-    in_parent(portable, path, lambda at, name, caller: portable.ops.symlink(at, name, text, caller))
+    in_parent(
+        portable,
+        path,
+        lambda at, name, caller: names.symlink(portable.mount, at, name, text, caller),
+    )
 
 
 def readlink(portable: Portable, path: str) -> str:
-    target = on_entry(portable, path, lambda entry: portable.ops.readlink(entry.node.id))
+    target = on_entry(portable, path, lambda entry: looking.readlink(portable.mount, entry.node.id))
     return library.from_name(target)
 
 
 def link(portable: Portable, path: str, existing: str) -> None:
     def make(at: int, name: str, caller: Caller) -> Entry:
         return on_entry(
-            portable, existing, lambda old: portable.ops.link(old.node.id, at, name, caller)
+            portable,
+            existing,
+            lambda old: names.link(portable.mount, old.node.id, at, name, caller),
         )
 
     in_parent(portable, path, make)
@@ -48,19 +55,19 @@ def link(portable: Portable, path: str, existing: str) -> None:
 def unlink(portable: Portable, path: str) -> None:
     with contextlib.ExitStack() as held:
         place = walk(portable, path, caller_of(portable), held)
-        portable.ops.unlink(*place).run()
+        names.unlink(portable.mount, *place).run()
         portable.inodes.moved(place, None)
 
 
 def rmdir(portable: Portable, path: str) -> None:
     with contextlib.ExitStack() as held:
-        portable.ops.rmdir(*walk(portable, path, caller_of(portable), held))
+        names.rmdir(portable.mount, *walk(portable, path, caller_of(portable), held))
 
 
 def rename(portable: Portable, path: str, new_path: str) -> None:
     caller = caller_of(portable)
     with contextlib.ExitStack() as held:
         old, new = walk(portable, path, caller, held), walk(portable, new_path, caller, held)
-        finished(portable.ops.rename(*old, *new, 0, caller))
+        finished(renaming.rename(portable.mount, *old, *new, 0, caller))
         if old != new:
             portable.inodes.moved(old, new)

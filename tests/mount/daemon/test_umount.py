@@ -25,7 +25,7 @@ import pytest
 from mounts import PYTHON, Served, ckptfs, served, why_no_mounts
 
 from ckptfs.disk.real import OsFs
-from ckptfs.mount.daemon import holding, inspect, serving
+from ckptfs.mount.daemon import holding, inspect, start
 from ckptfs.mount.daemon.options import MountOptions
 from ckptfs.mount.kernel import mounting
 from ckptfs.mount.processes import writers
@@ -478,5 +478,5 @@ def test_who_cannot_be_looked_for_is_a_warning(
         raise error
 
     monkeypatch.setattr(holding, "holders", holders)
-    (warning,) = serving._users_below(MountOptions(str(disk_dir), str(disk_dir)))
+    (warning,) = start._users_below(MountOptions(str(disk_dir), str(disk_dir)))
     assert "not known" in warning

@@ -12,35 +12,39 @@ from pathlib import Path
 import pytest
 from harness import open_descriptors, store_on
 
-from ckptfs.mount.operations.base import New
-from ckptfs.mount.operations.whole import Operations
+from ckptfs.mount.operations import closing, creating, names
+from ckptfs.mount.operations.context import Mount
+from ckptfs.mount.view.answers import New
 from ckptfs.mount.view.identity import ROOT_ID
 from ckptfs.mount.view.model import Caller
-from ckptfs.mount.writers import closing
+from ckptfs.mount.writers.closing import stop
 
 _CALLER = Caller(os.getuid(), os.getgid(), os.getpid())
 _NEW = New(_CALLER, 0o755, 0o022)
+_FIFO = New(_CALLER, stat.S_IFIFO | 0o644, 0)
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-_MAKE: dict[str, Callable[[Operations], object]] = {
-    "file": lambda ops: ops.create(ROOT_ID, "new", _FLAGS, _NEW),
-    "file in place": lambda ops: ops.create(ROOT_ID, "new.log", _FLAGS, _NEW),
-    "directory": lambda ops: ops.mkdir(ROOT_ID, "new", _NEW),
-    "FIFO": lambda ops: ops.mknod(ROOT_ID, "new", New(_CALLER, stat.S_IFIFO | 0o644, 0), 0),
-    "symlink": lambda ops: ops.symlink(ROOT_ID, "new", "target", _CALLER),
+_MAKE: dict[str, Callable[[Mount], object]] = {
+    "file": lambda mount: creating.create(mount, ROOT_ID, "new", _FLAGS, _NEW),
+    "file in place": lambda mount: creating.create(mount, ROOT_ID, "new.log", _FLAGS, _NEW),
+    "directory": lambda mount: names.mkdir(mount, ROOT_ID, "new", _NEW),
+    "FIFO": lambda mount: names.mknod(
+        mount, ROOT_ID, "new", New(_CALLER, stat.S_IFIFO | 0o644, 0), 0
+    ),
+    "symlink": lambda mount: names.symlink(mount, ROOT_ID, "new", "target", _CALLER),
 }
 
 
 @pytest.fixture
-def operations(quick_dir: Path) -> Iterator[Operations]:
-    operations = Operations(store_on(quick_dir), dict)
-    yield operations
-    closing.stop(operations.versions)
-    operations.store.close()
+def mount(quick_dir: Path) -> Iterator[Mount]:
+    mount = Mount(store_on(quick_dir), dict)
+    yield mount
+    stop(mount.versions)
+    mount.store.close()
 
 
 @pytest.mark.parametrize("kind", _MAKE)
 def test_nothing_is_left_of_what_its_owner_may_not_have(
-    kind: str, operations: Operations, quick_dir: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, mount: Mount, quick_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EDQUOT, "quota")
@@ -49,10 +53,10 @@ def test_nothing_is_left_of_what_its_owner_may_not_have(
     with monkeypatch.context() as refusing:
         refusing.setattr(os, "chown", refuse)
         with pytest.raises(OSError, match="quota"):
-            _MAKE[kind](operations)
+            _MAKE[kind](mount)
     assert os.listdir(quick_dir) == [".ckptfs"]
     assert os.listdir(quick_dir / ".ckptfs" / "stage") == []
     assert open_descriptors(quick_dir) == before
-    _MAKE[kind](operations)
-    for handle_id in list(operations.handles):
-        operations.release(handle_id)
+    _MAKE[kind](mount)
+    for handle_id in list(mount.handles):
+        closing.release(mount, handle_id)

@@ -16,12 +16,21 @@ from typing import Any
 import pytest
 from harness import NEW, OLD, store_on
 
-from ckptfs.mount.operations.base import New, Slow
-from ckptfs.mount.operations.whole import Operations
+from ckptfs.mount.operations import (
+    closing,
+    creating,
+    directories,
+    looking,
+    opening,
+    relay,
+    renaming,
+)
+from ckptfs.mount.operations.context import Mount
+from ckptfs.mount.view.answers import New, Slow
 from ckptfs.mount.view.identity import ROOT_ID
 from ckptfs.mount.view.listing import Listing, new_key, parts
 from ckptfs.mount.view.model import Caller, Handle
-from ckptfs.mount.writers import closing
+from ckptfs.mount.writers.closing import stop
 
 _ROOM = 512
 _NAMES = [f"name{number}" for number in range(100)]
@@ -29,44 +38,44 @@ _CALLER = Caller(os.getuid(), os.getgid(), os.getpid())
 
 
 @pytest.fixture
-def operations(quick_dir: Path) -> Iterator[Operations]:
+def mount(quick_dir: Path) -> Iterator[Mount]:
     for name in _NAMES:
         (quick_dir / name).write_bytes(OLD)
-    operations = Operations(store_on(quick_dir), dict)
-    yield operations
-    closing.stop(operations.versions)
-    operations.store.close()
+    mount = Mount(store_on(quick_dir), dict)
+    yield mount
+    stop(mount.versions)
+    mount.store.close()
 
 
 def _now(result: Any) -> Any:
     return result.run() if isinstance(result, Slow) else result
 
 
-def _create(operations: Operations, name: str) -> Handle:
+def _create(mount: Mount, name: str) -> Handle:
     new = New(_CALLER, 0o644, 0)
-    _, handle = operations.create(ROOT_ID, name, os.O_WRONLY | os.O_CREAT, new)
-    operations.write(handle.id, memoryview(NEW), 0)
+    _, handle = creating.create(mount, ROOT_ID, name, os.O_WRONLY | os.O_CREAT, new)
+    relay.write(mount, handle.id, memoryview(NEW), 0)
     return handle
 
 
-def _overwrite(operations: Operations, name: str) -> Handle:
+def _overwrite(mount: Mount, name: str) -> Handle:
     for _ in range(2):
-        node = operations.lookup(ROOT_ID, name, _CALLER).node
+        node = looking.lookup(mount, ROOT_ID, name, _CALLER).node
         with contextlib.suppress(OSError):  # look again
-            return _now(operations.open(node.id, os.O_WRONLY | os.O_TRUNC, _CALLER))
+            return _now(opening.open(mount, node.id, os.O_WRONLY | os.O_TRUNC, _CALLER))
     raise AssertionError("sent back twice")
 
 
-def _close(operations: Operations, handle: Handle) -> None:
-    for work in (operations.flush(handle.id, _CALLER), operations.release(handle.id)):
+def _close(mount: Mount, handle: Handle) -> None:
+    for work in (closing.flush(mount, handle.id, _CALLER), closing.release(mount, handle.id)):
         if work is not None:
             work.run()
 
 
-def _listed(operations: Operations, handle: Handle | None = None, position: int = 0) -> list[str]:
-    handle = handle or operations.opendir(ROOT_ID)
+def _listed(mount: Mount, handle: Handle | None = None, position: int = 0) -> list[str]:
+    handle = handle or directories.opendir(mount, ROOT_ID)
     names = []
-    while entries := _now(operations.readdir(handle.id, position, _ROOM)):
+    while entries := _now(directories.readdir(mount, handle.id, position, _ROOM)):
         names += [parts(entry)[0] for entry in entries]
         position = parts(entries[-1])[3]
     return names
@@ -99,58 +108,58 @@ def while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.mark.parametrize("times", [0, 2])
 @pytest.mark.parametrize("opened_before", [True, False])
 def test_a_name_that_is_replaced_meanwhile(
-    operations: Operations,
+    mount: Mount,
     while_it_is_read: Callable[..., None],
     opened_before: bool,
     times: int,
 ) -> None:
-    opened = _overwrite(operations, _NAMES[7]) if opened_before else None
+    opened = _overwrite(mount, _NAMES[7]) if opened_before else None
 
     def replace() -> None:
-        _close(operations, opened or _overwrite(operations, _NAMES[7]))
+        _close(mount, opened or _overwrite(mount, _NAMES[7]))
 
     while_it_is_read(replace, _NAMES[7], times)
-    _expect(_listed(operations))
-    _expect(_listed(operations))
+    _expect(_listed(mount))
+    _expect(_listed(mount))
 
 
 def test_a_new_name_that_is_committed_meanwhile(
-    operations: Operations, while_it_is_read: Callable[..., None]
+    mount: Mount, while_it_is_read: Callable[..., None]
 ) -> None:
     """It was not on the disk when it was passed there, and is not staged any more afterwards."""
-    new = _create(operations, "new")
-    while_it_is_read(lambda: _close(operations, new), "new", 0)
-    _expect(_listed(operations), "new")
+    new = _create(mount, "new")
+    while_it_is_read(lambda: _close(mount, new), "new", 0)
+    _expect(_listed(mount), "new")
 
 
 def test_a_name_that_is_renamed_over_meanwhile(
-    operations: Operations, while_it_is_read: Callable[..., None]
+    mount: Mount, while_it_is_read: Callable[..., None]
 ) -> None:
-    _close(operations, _create(operations, "new"))
-    rename = operations.rename(ROOT_ID, "new", ROOT_ID, _NAMES[7], 0, _CALLER)
+    _close(mount, _create(mount, "new"))
+    rename = renaming.rename(mount, ROOT_ID, "new", ROOT_ID, _NAMES[7], 0, _CALLER)
     while_it_is_read(lambda: _now(rename), _NAMES[7], 0)
-    assert set(_listed(operations)) == {".", "..", *_NAMES, "new"}
-    _expect(_listed(operations))
+    assert set(_listed(mount)) == {".", "..", *_NAMES, "new"}
+    _expect(_listed(mount))
 
 
-def test_the_list_is_kept_no_longer_than_it_is_read(operations: Operations) -> None:
-    handle = operations.opendir(ROOT_ID)
+def test_the_list_is_kept_no_longer_than_it_is_read(mount: Mount) -> None:
+    handle = directories.opendir(mount, ROOT_ID)
     assert handle.listing is None
-    _now(operations.readdir(handle.id, 0, _ROOM))
+    _now(directories.readdir(mount, handle.id, 0, _ROOM))
     assert handle.listing is not None
-    _listed(operations, handle)
+    _listed(mount, handle)
     assert handle.listing is None
 
 
-def test_a_handle_that_may_have_begun_anew_unseen_gets_a_new_list(operations: Operations) -> None:
+def test_a_handle_that_may_have_begun_anew_unseen_gets_a_new_list(mount: Mount) -> None:
     """The kernel lists from its own cache again, and drops that again."""
-    handle = operations.opendir(ROOT_ID)
+    handle = directories.opendir(mount, ROOT_ID)
     assert handle.cached
     for _ in range(2):
-        position = parts(_now(operations.readdir(handle.id, 2, _ROOM))[-1])[3]
-        _now(operations.readdir(handle.id, position, _ROOM))
-    _close(operations, _create(operations, "new"))
-    assert sorted(_listed(operations, handle, 2)) == sorted([*_NAMES, "new"])
+        position = parts(_now(directories.readdir(mount, handle.id, 2, _ROOM))[-1])[3]
+        _now(directories.readdir(mount, handle.id, position, _ROOM))
+    _close(mount, _create(mount, "new"))
+    assert sorted(_listed(mount, handle, 2)) == sorted([*_NAMES, "new"])
 
 
 def test_positions_are_those_of_the_names() -> None:

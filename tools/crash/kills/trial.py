@@ -22,7 +22,7 @@ from .draw import DAEMON, How, Phase, Trial, Work
 from .judge import STRAY, Progress, Violation, in_salvage, judge, needs_salvage, state
 from .place import Site
 from .saves import Act, Files, Op, after, save
-from .writer import SAVED, Death, Told, Writer, end
+from .writer import SAVED, Death, Written, Writer, end
 
 _SAVE_S, _CLOSE_S = 0.01, 0.003  # where none was timed
 _SAVES_S = {Work.MANY: 0.03, Work.SHARDS: 0.015}
@@ -168,7 +168,7 @@ class Run:
             # An aborted connection ends the daemon; some are left the time for it.
             self.place.daemon_died(self.trial.place * self.save_s)
 
-    def _progress(self, told: Told, ops: list[Op]) -> Progress:
+    def _progress(self, told: Written, ops: list[Op]) -> Progress:
         number, phase = told.where
         known = {"op": number, "ops": len(ops), "phase": str(phase), "errno": told.errno}
         self.row.update(known, unheard=told.unheard, save_s=round(self.save_s, 4))

@@ -1,4 +1,4 @@
-"""``rollback``, ``adopt``, ``export-sums``, ``strip``."""
+"""``ckptfs adopt``."""
 
 from __future__ import annotations
 
@@ -10,55 +10,22 @@ from collections.abc import Callable, Iterator
 import click
 
 from ckptfs.checking.examine import Condition, Finding
-from ckptfs.cli.base import Below, commands, say, top_of
-from ckptfs.cli.checking import LEFT
+from ckptfs.cli.alone import opened_store
+from ckptfs.cli.below import Below, top_of
+from ckptfs.cli.printing import say
+from ckptfs.cli.report import LEFT
 from ckptfs.disk import osfs
 from ckptfs.disk.digest import ALGORITHMS
 from ckptfs.errors import CannotServe, NoSuchGeneration, UsageError
 from ckptfs.history import earlier
 from ckptfs.records import format as fmt
 from ckptfs.records.layout import Layout
-from ckptfs.store import Store, keeping_all
 from ckptfs.upkeep import adoption
 from ckptfs.upkeep.adoption import ADOPTED
 from ckptfs.upkeep.fsck import Check, Scope
 
 
-@commands.command()
-@click.argument("directory")
-@click.argument("path", required=False)
-@click.option("--to", type=int, default=None, metavar="GENERATION", help="Which; see `ckptfs log`.")
-def rollback(directory: str, path: str | None, to: int | None) -> None:
-    """Bring an earlier version of PATH back: the newest good one that is kept, or GENERATION.
-
-    What stands there now is kept as a version itself. Works through a mount while it is served;
-    who has the file open keeps what was opened. `rollback DIRECTORY/PATH` is the same.
-    """
-    if path is None:
-        directory, path = top_of(directory)
-        if not path:
-            raise UsageError(
-                f"which file of {directory}? `ckptfs log {directory} PATH` shows its versions"
-            )
-    below = Below(directory)
-    below.needed_layout()
-    inside = below.relative(path)
-    if below.served is not None:
-        from ckptfs.mount.operations import commands as mount_commands
-
-        try:
-            mount_commands.rollback(below.served_at, inside, to)
-        except OSError as error:
-            raise NoSuchGeneration(
-                f"{inside}: {error.strerror}; `ckptfs log {directory} {inside}` shows what is kept"
-            ) from None
-        say(f"{inside}: rolled back")
-        return
-    with opened_store(below) as store:
-        say(f"{inside}: rolled back to generation {store.history.rollback(inside, to)}")
-
-
-@commands.command()
+@click.command()
 @click.argument("directory")
 @click.argument("paths", nargs=-1)
 @click.option("--from", "sums", metavar="FILE", help="Only what agrees with this list of digests.")
@@ -166,70 +133,3 @@ def _adopter(
     with opened_store(below, checksum) as store:
         known = earlier.lineages_by_path(store.layout)
         yield (lambda finding: store.history.take(finding, known)), store.history.tidy
-
-
-@contextlib.contextmanager
-def opened_store(below: Below, checksum: str = "blake3") -> Iterator[Store]:
-    """The store, to itself."""
-    store = Store.open(below.where, keeping_all(checksum))
-    below.reopen()
-    try:
-        yield store
-    finally:
-        store.close()
-
-
-# --- leaving -------------------------------------------------------------------------------------
-
-
-@commands.command("export-sums")
-@click.argument("directory")
-@click.option("--checksum", type=click.Choice(ALGORITHMS), default="blake3", show_default=True)
-def export_sums(directory: str, checksum: str) -> None:
-    """Print the digests of DIRECTORY's files as `b3sum` or `sha256sum` would, for their --check.
-
-    Taken from the records, where they are of that kind, else read. Files that are not as recorded
-    are left out and named on stderr; the exit code is 4 then.
-    """
-    below = Below(directory)
-    layout = below.needed_layout()
-    left_out = 0
-    for finding in Check(layout, Scope(quick=True, served=below.served is not None)).files_only():
-        record = finding.record
-        if record is None or finding.condition is not Condition.UNREAD:
-            left_out += 1
-            say(f"left out: {finding.path}: {finding.condition.value}", err=True)
-            continue
-        digest = record.digest
-        if record.algorithm != checksum:
-            digest = adoption.digest_of(layout, finding.path, checksum)
-        line = adoption.sums_line(finding.path, digest)
-        if sys.stdout.isatty():
-            say(line)
-        else:
-            click.echo(line.encode("utf-8", "surrogateescape"))  # as it is, for b3sum
-    sys.exit(LEFT if left_out else 0)
-
-
-@commands.command()
-@click.argument("directory")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-def strip(directory: str, yes: bool) -> None:
-    """Leave ckptfs: take the records off and remove DIRECTORY/.ckptfs, with all earlier versions.
-
-    The files themselves stay as they are.
-    """
-    below = Below(directory)
-    layout = below.needed_layout()
-    if below.served is not None:
-        raise CannotServe(f"{directory}: mounted; `ckptfs umount {directory}` first")
-    aside = [*layout.aside.entries(layout.salvage), *layout.aside.entries(layout.quarantine)]
-    kept = sum(1 for _ in Check(layout, Scope(quick=True)).kept())
-    if not yes:
-        click.confirm(
-            f"remove {kept} earlier versions, and {len(aside)} files in salvage and quarantine?",
-            abort=True,
-        )
-    with opened_store(below) as store:
-        count = sum(1 for _ in adoption.strip(store.layout))
-    say(f"{directory}: {count} records taken off; these are plain files now")

@@ -1,58 +1,17 @@
-"""What the commands share: the group, errors as one line, the directory below a mount, progress."""
+"""The directory that a command is about, reached below its mount where there is one."""
 
 from __future__ import annotations
 
 import errno
 import posixpath
-import sys
-import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-import click
-
-from ckptfs import __version__
 from ckptfs.disk import osfs
 from ckptfs.disk.real import OsFs
-from ckptfs.errors import CannotServe, CkptfsError, UsageError
+from ckptfs.errors import CannotServe, UsageError
 from ckptfs.history import earlier
 from ckptfs.records.format import CONTROL, FORMAT
 from ckptfs.records.layout import Layout
-from ckptfs.shown import shown
-from ckptfs.units import parse_bytes, parse_seconds
-
-T = TypeVar("T")
-
-_USAGE = 16
-_WHOLE = 1000  # characters
-
-
-class _Group(click.Group):
-    """Lists what each command is for without cutting it short."""
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        listed = [(name, self.commands[name]) for name in self.list_commands(ctx)]
-        with formatter.section("Commands"):
-            formatter.write_dl(
-                [
-                    (name, each.get_short_help_str(_WHOLE))
-                    for name, each in listed
-                    if not each.hidden
-                ]
-            )
-
-
-@click.group(
-    cls=_Group,
-    invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-@click.version_option(__version__, prog_name="ckptfs")
-@click.pass_context
-def commands(context: click.Context) -> None:
-    """A transactional checkpoint filesystem for AI training."""
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help())
 
 
 def absolute(path: str) -> str:
@@ -79,61 +38,6 @@ def top_of(typed: str) -> tuple[str, str]:
     if posixpath.isfile(path):
         raise CannotServe(f"{typed}: lies in no ckptfs directory (none above it has a .ckptfs)")
     return typed, ""
-
-
-def run_or_fail(work: Callable[[], object]) -> None:
-    try:
-        work()
-    except click.exceptions.Abort:
-        fail("interrupted", 130)
-    except click.UsageError as error:
-        hint = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
-        fail(f"{error.format_message().rstrip('.')}{hint}", _USAGE)
-    except CkptfsError as error:
-        fail(str(error), error.exit_code)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        fail(f"{where}{error.strerror or error}", CannotServe.exit_code)
-
-
-def fail(message: str, code: int) -> None:
-    say(f"ckptfs: {message}", err=True)
-    sys.exit(code)
-
-
-def say(line: str, *, err: bool = False) -> None:
-    """For people; what programs read is JSON, or as its own format wants it."""
-    click.echo(shown(line), err=err)
-
-
-def size(count: float) -> str:
-    """Bytes, for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
-def byte_count(_context: click.Context, _option: click.Parameter, text: str | None) -> int | None:
-    """Callback of an option: of ``10G`` or ``512M``."""
-    return None if text is None else _parsed(parse_bytes, text)
-
-
-def seconds(_context: click.Context, _option: click.Parameter, text: str | None) -> float | None:
-    """Callback of an option: of ``90``, ``15m``, ``12h``, ``7d``."""
-    return None if text is None else _parsed(parse_seconds, text)
-
-
-def _parsed(parse: Callable[[str], T], text: str) -> T:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-def when(time_ns: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_ns / 1e9))
 
 
 def status_of(directory: str) -> dict[str, Any] | None:
@@ -216,33 +120,3 @@ class Below:
             if top and (real == top or real.startswith(f"{top}/")):
                 return real[len(top) + 1 :]
         return None
-
-
-class Progress:
-    """A bar on a terminal, nothing elsewhere."""
-
-    @staticmethod
-    def wanted() -> bool:
-        return sys.stderr.isatty()
-
-    def __init__(self, total_bytes: int, silent: bool) -> None:
-        self._bar: Any = None
-        if not silent and self.wanted():
-            from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, TransferSpeedColumn
-            from rich.progress import Progress as Bar
-
-            self._bar = Bar(
-                BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=Console(stderr=True)
-            )
-            self._task = self._bar.add_task("", total=total_bytes)
-
-    def __enter__(self) -> Callable[[int], None]:
-        if self._bar is None:
-            return lambda size: None
-        self._bar.start()
-        return lambda size: self._bar.update(self._task, advance=size)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
