@@ -38,7 +38,8 @@ from ckptfs.errors import CkptfsError, Rotten, StoreReadOnly
 from ckptfs.records import format as fmt
 from ckptfs.store import Store
 from ckptfs.tools.faults import METHODS, NEVER_FAIL, Before, Call, FailAlways, FailNth, ShortNth
-from ckptfs.upkeep.fsck import Check, Scope
+from ckptfs.upkeep.fsck import Check
+from ckptfs.upkeep.scope import Scope
 from ckptfs.versions.seal import DIGESTED_TWICE_BYTES
 
 ERRNOS = [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EINTR]

@@ -25,7 +25,8 @@ from ckptfs.disk import osfs
 from ckptfs.disk.real import OsFs
 from ckptfs.errors import UsageError
 from ckptfs.records.layout import Layout
-from ckptfs.upkeep.fsck import Check, Scope
+from ckptfs.upkeep.fsck import Check
+from ckptfs.upkeep.scope import Scope
 
 from .rig import Mount, Samples, Subject, alternate, sync, timed
 from .stats import Estimate, estimate, ratio, size_text

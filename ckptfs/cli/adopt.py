@@ -22,7 +22,8 @@ from ckptfs.records import format as fmt
 from ckptfs.records.layout import Layout
 from ckptfs.upkeep import adoption
 from ckptfs.upkeep.adoption import ADOPTED
-from ckptfs.upkeep.fsck import Check, Scope
+from ckptfs.upkeep.fsck import Check
+from ckptfs.upkeep.scope import Scope
 
 
 @click.command()

@@ -12,8 +12,8 @@ import click
 from ckptfs.checking.examine import BAD, ROTTEN, Condition, Finding
 from ckptfs.cli.printing import say
 from ckptfs.records import format as fmt
-from ckptfs.upkeep import fsck
 from ckptfs.upkeep.fsck import Check
+from ckptfs.upkeep.generations import generation_of
 
 SCHEMA = 1  # of what --json prints: docs/verify.schema.json
 REPAIRED, LEFT = 1, 4  # exit codes
@@ -36,12 +36,12 @@ class Report:
     size_bytes: int = 0
 
     def add(self, finding: Finding) -> None:
-        counts = self.kept if fsck.generation_of(finding.path) else self.counts
+        counts = self.kept if generation_of(finding.path) else self.counts
         counts[finding.condition] += 1
         self.size_bytes += finding.size_bytes
         if finding.repair:
             self.repaired += 1
-            self.set_aside += finding.replaced and not fsck.generation_of(finding.path)
+            self.set_aside += finding.replaced and not generation_of(finding.path)
         else:
             self.remain[finding.condition] += 1
             self.left += finding.condition in BAD
@@ -125,7 +125,7 @@ def _as_row(finding: Finding) -> dict[str, object]:
     record = finding.record
     kind = "file"
     if finding.path.startswith(f"{fmt.CONTROL}/"):
-        kind = "generation" if fsck.generation_of(finding.path) else "control"
+        kind = "generation" if generation_of(finding.path) else "control"
     return {
         "kind": kind,
         "path": finding.path,

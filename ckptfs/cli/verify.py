@@ -21,7 +21,9 @@ from ckptfs.records.layout import Layout
 from ckptfs.records.walk import walk
 from ckptfs.store import Store, keeping_all
 from ckptfs.upkeep import fsck
-from ckptfs.upkeep.fsck import Check, Scope
+from ckptfs.upkeep.fsck import Check
+from ckptfs.upkeep.generations import generation_of
+from ckptfs.upkeep.scope import Scope
 
 Mend = Callable[[Finding], Finding]
 
@@ -126,12 +128,12 @@ def _mender(below: Below, check: Check, repair: bool) -> Iterator[tuple[Mend, li
     if below.served is not None:
         yield (lambda finding: _ask_the_mount(below, check, finding)), []
         return
-    leftovers = list(check.leftovers()) if check.whole else []
+    leftovers = list(check.leftovers()) if check.scope.whole else []
     store = Store.open(below.where, keeping_all())  # clears them
 
     def mend(finding: Finding) -> Finding:
         try:
-            return fsck.repair(store, finding, asked_for=check.asked_for(finding.path))
+            return fsck.repair(store, finding, asked_for=check.scope.asked_for(finding.path))
         except (CkptfsError, OSError) as error:
             return replace(finding, detail=str(error))
 
@@ -144,9 +146,9 @@ def _mender(below: Below, check: Check, repair: bool) -> Iterator[tuple[Mend, li
 def _ask_the_mount(below: Below, check: Check, finding: Finding) -> Finding:
     from ckptfs.mount.operations import commands as mount_commands
 
-    asked_for = check.asked_for(finding.path)
+    asked_for = check.scope.asked_for(finding.path)
     try:
-        if finding.condition in ROTTEN and fsck.generation_of(finding.path):
+        if finding.condition in ROTTEN and generation_of(finding.path):
             mount_commands.set_aside(below.served_at, finding.path)
         elif finding.condition in ROTTEN:
             mount_commands.check(below.served_at, finding.path)

@@ -9,7 +9,7 @@ import stat
 from ckptfs.checking.examine import Condition, Finding
 from ckptfs.history import earlier
 from ckptfs.room import expendable
-from ckptfs.upkeep import fsck
+from ckptfs.upkeep.generations import generation_of
 
 from ..view.identity import CONTROL_ID
 from ..view.model import Caller, File, Node, Virtual, stands
@@ -68,7 +68,7 @@ def _perform_on_file(ops: Base, node: File, key: str, value: bytes, caller: Call
 def _perform_on_control(ops: Base, key: str, value: bytes) -> None:
     store = ops.store
     if key == VERIFY:
-        generation = fsck.generation_of(os.fsdecode(value))
+        generation = generation_of(os.fsdecode(value))
         if generation is None:
             raise OSError(errno.EINVAL, "not a generation")
         store.history.set_aside(*generation)
