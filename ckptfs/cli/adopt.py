@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from ckptfs.checking.examine import Condition, Finding
+from ckptfs.checking.examine import Condition, Finding, Subject
 from ckptfs.cli.alone import opened_store
 from ckptfs.cli.below import Below, top_of
 from ckptfs.cli.printing import say
@@ -18,7 +18,6 @@ from ckptfs.disk import osfs
 from ckptfs.disk.digest import ALGORITHMS
 from ckptfs.errors import CannotServe, NoSuchGeneration, UsageError
 from ckptfs.history import earlier
-from ckptfs.records import format as fmt
 from ckptfs.records.layout import Layout
 from ckptfs.upkeep import adoption
 from ckptfs.upkeep.adoption import ADOPTED
@@ -58,7 +57,7 @@ def adopt(
         layout = below.needed_layout()
         scope = Scope(tuple(named or listed), quick=True, served=below.served is not None)
         for finding in Check(layout, scope).findings():
-            if finding.path.startswith(f"{fmt.CONTROL}/"):
+            if finding.subject is not Subject.FILE:
                 continue
             trouble = _disagreement(layout, finding, listed) if sums else ""
             if trouble:

@@ -22,7 +22,6 @@ from ckptfs.records.walk import walk
 from ckptfs.store import Store, keeping_all
 from ckptfs.upkeep import fsck
 from ckptfs.upkeep.fsck import Check
-from ckptfs.upkeep.generations import generation_of
 from ckptfs.upkeep.scope import Scope
 
 Mend = Callable[[Finding], Finding]
@@ -148,12 +147,12 @@ def _ask_the_mount(below: Below, check: Check, finding: Finding) -> Finding:
 
     asked_for = check.scope.asked_for(finding.path)
     try:
-        if finding.condition in ROTTEN and generation_of(finding.path):
+        if finding.condition in ROTTEN and finding.kept:
             mount_commands.set_aside(below.served_at, finding.path)
         elif finding.condition in ROTTEN:
             mount_commands.check(below.served_at, finding.path)
         elif finding.condition is Condition.UNREACHABLE:
-            if check.again(finding.path).condition is not Condition.MISSING:  # all at once
+            if check.again(finding).condition is not Condition.MISSING:  # all at once
                 mount_commands.tidy(below.served_at)
         elif finding.condition is Condition.MISSING and asked_for:
             mount_commands.restore(below.served_at, finding.path)
@@ -161,7 +160,7 @@ def _ask_the_mount(below: Below, check: Check, finding: Finding) -> Finding:
             return finding
     except OSError as error:
         return replace(finding, detail=f"{finding.detail}; the mount says: {error.strerror}")
-    if check.again(finding.path).condition in ROTTEN:
+    if check.again(finding).condition in ROTTEN:
         return replace(finding, detail=f"{finding.detail}; the mount found nothing to repair")
     # Of damage that the mount has not only recorded anew.
     replaced = finding.condition in ROTTEN and not finding.proven

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from ckptfs.checking.examine import Condition, Finding, examine_at
+from ckptfs.checking.examine import Condition, Finding, Kept, examine_at
 from ckptfs.disk import osfs
 from ckptfs.disk.filesystem import Status
 from ckptfs.history import earlier
+from ckptfs.records import format as fmt
 from ckptfs.records.layout import Layout
 from ckptfs.records.walk import walk
 from ckptfs.upkeep.reading import Job, in_order
@@ -53,7 +54,7 @@ class Files:
         def jobs() -> Iterator[Job]:
             for path, status in found:
                 self.count += 1
-                self.seen.links.note(path, status)
+                self.seen.links.note(status, path)
                 if status is None:
                     yield 0, lambda path=path: _unreadable(path)  # type: ignore[misc]
                     continue
@@ -66,7 +67,7 @@ class Files:
             if record is not None and record.lineage in self.seen.kept:
                 self.seen.live.add(record.lineage)
                 self.seen.highest = max(self.seen.highest, record.generation)
-            yield self._known_to_history(finding)
+            yield self._known_to_history(_named(finding))
 
     def _known_to_history(self, finding: Finding) -> Finding:
         lineage = self.seen.known.get(finding.path)
@@ -96,7 +97,7 @@ class Files:
             yield Finding(path, Condition.MISSING, detail=detail)
         for path in dict.fromkeys(self.scope.paths):
             if not self._is_there(path) and not any(p.startswith(f"{path}/") for p in told):
-                yield Finding(path, Condition.MISSING, detail="no such file")
+                yield _named(Finding(path, Condition.MISSING, detail="no such file"))
 
     def _gone(self) -> Iterator[tuple[str, int]]:
         """What only history knows, with its newest generation. One that was renamed while the walk
@@ -133,6 +134,14 @@ class Files:
             return False
         except OSError:
             return True
+
+
+def _named(finding: Finding) -> Finding:
+    """No walk comes to ``.ckptfs``, but a path in it may be typed."""
+    if not finding.path.startswith(f"{fmt.CONTROL}/"):
+        return finding
+    kept = Kept.named(finding.path)
+    return replace(finding, kept=kept, control=kept is None)
 
 
 def _unreadable(path: str) -> Finding:

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ckptfs.checking.examine import ROTTEN, Condition, Finding
+from ckptfs.checking.examine import ROTTEN, Condition, Finding, Kept
 from ckptfs.history import earlier
-from ckptfs.records import format as fmt
 from ckptfs.records.layout import Layout
 from ckptfs.store import Store
 from ckptfs.upkeep import strays
 from ckptfs.upkeep.files import Files
-from ckptfs.upkeep.generations import Generations, generation_of
+from ckptfs.upkeep.generations import Generations
 from ckptfs.upkeep.scope import Scope
 from ckptfs.upkeep.seen import Seen
 
@@ -71,12 +70,11 @@ class Check:
         """Of a crash. The next mount clears them."""
         return strays.leftovers(self.layout, self._seen.links)
 
-    def again(self, path: str) -> Finding:
+    def again(self, finding: Finding) -> Finding:
         """A second look at one thing."""
-        generation = generation_of(path)
-        if generation:
-            return self._generations.examine(*generation)
-        return self._files.examine(path)
+        if finding.kept is not None:
+            return self._generations.examine(finding.kept)
+        return self._files.examine(finding.path)
 
 
 def repair(store: Store, finding: Finding, *, asked_for: bool = False) -> Finding:
@@ -85,25 +83,25 @@ def repair(store: Store, finding: Finding, *, asked_for: bool = False) -> Findin
     raised. Edits made outside stay, deletions too unless the file was ``asked_for``. Durable on
     return."""
     done = ""
-    generation = generation_of(finding.path)
-    if generation is not None and finding.condition in ROTTEN:
-        done = store.history.set_aside(*generation)
-    elif finding.path == f"{fmt.CONTROL}/{fmt.COUNTER}":
-        store.layout.next_generation(int(finding.detail.rsplit(" ", 1)[1]))
+    if finding.kept is not None and finding.condition in ROTTEN:
+        done = store.history.set_aside(*finding.kept)
+    elif finding.highest:
+        store.layout.next_generation(finding.highest)
         done = "raised"
     elif finding.condition in ROTTEN:
         done = store.repair(finding.path).repair
     elif finding.condition is Condition.MISSING and asked_for:
         done = f"brought back generation {store.history.rollback(finding.path)}"
-    elif generation is not None and finding.condition in _UNREACHED:
-        done = _tidied(store, *generation)
+    elif finding.kept is not None and finding.condition in _UNREACHED:
+        done = _tidied(store, finding.kept)
     elif finding.condition is Condition.LEFTOVER:
         done = "cleared"  # by the recovery that opening the store is
     return replace(finding, repair=done)
 
 
-def _tidied(store: Store, lineage: str, generation: int) -> str:
+def _tidied(store: Store, kept: Kept) -> str:
     """One look through history sees to all that is unreachable."""
+    lineage, generation = kept
     if store.history.is_orphan(lineage):
         store.history.tidy()
     if generation in earlier.generations(store.layout, lineage):

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from ckptfs.checking import orphans
-from ckptfs.checking.examine import ROTTEN, Condition, Finding, examine_at
+from ckptfs.checking.examine import ROTTEN, Condition, Finding, Kept, examine_at
 from ckptfs.disk import osfs
 from ckptfs.history import earlier
 from ckptfs.history.lineages import Lineages
-from ckptfs.records import format as fmt
 from ckptfs.records.format import HistoryNote
 from ckptfs.records.layout import Layout
 from ckptfs.upkeep.reading import LONG_BYTES, Job, in_order
@@ -65,8 +64,8 @@ class Generations:
         def jobs() -> Iterator[Job]:
             for lineage in lineages:
                 for generation in reversed(earlier.generations(self.layout, lineage)):
-                    where = lineage, generation
-                    yield LONG_BYTES, lambda at=where: self.examine(*at)  # type: ignore[misc]
+                    kept = Kept(lineage, generation)
+                    yield LONG_BYTES, lambda kept=kept: self.examine(kept)  # type: ignore[misc]
 
         for finding in in_order(jobs(), self.scope.jobs):
             if finding.condition is Condition.MISSING:
@@ -76,15 +75,18 @@ class Generations:
                 self.seen.highest = max(self.seen.highest, finding.record.generation)
             yield finding
 
-    def examine(self, lineage: str, generation: int) -> Finding:
-        path = generation_path(lineage, generation)
+    def examine(self, kept: Kept) -> Finding:
+        return replace(self._examine(kept), kept=kept)
+
+    def _examine(self, kept: Kept) -> Finding:
+        (lineage, generation), path = kept, kept.path
         quick, direct = not self.scope.reads(path), self.scope.direct
         of = earlier.noted_path(self.layout, lineage)
         how = {"quick": quick, "direct": direct, "called": of or ""}
         try:
             with osfs.opened(self.fs, self.layout.history, lineage, osfs.DIRECTORY) as folder:
                 name = str(generation)
-                self.seen.links.note(path, self.fs.lstat(folder, name))
+                self.seen.links.note(self.fs.lstat(folder, name), path, kept)
                 found = examine_at(self.layout, path, folder, name, **how)
                 if not earlier.holds(self.layout, folder, lineage, found.record):
                     return _misplaced(found)
@@ -93,7 +95,7 @@ class Generations:
         if lineage in self._orphans and found.condition not in ROTTEN:
             return _unreachable(found, self._orphans[lineage])
         if of is not None and found.condition is not Condition.OK:
-            found = replace(found, detail=f"of {of}; {found.detail}".rstrip("; "))
+            found = replace(found, of=of, detail=f"of {of}; {found.detail}".rstrip("; "))
         return found
 
 
@@ -109,16 +111,3 @@ def _unreachable(found: Finding, note: HistoryNote) -> Finding:
         return replace(found, condition=Condition.LEFTOVER, detail=detail)
     detail = f"no path leads to it; it was kept for {of}"
     return replace(found, condition=Condition.UNREACHABLE, detail=detail)
-
-
-def generation_path(lineage: str, generation: int) -> str:
-    """Where a generation lies, relative to the directory."""
-    return f"{fmt.CONTROL}/{fmt.HISTORY}/{lineage}/{generation}"
-
-
-def generation_of(path: str) -> tuple[str, int] | None:
-    """The lineage and number of a generation, by its path; None for other paths."""
-    steps = path.split("/")
-    if steps[:2] == [fmt.CONTROL, fmt.HISTORY] and len(steps) == 4:
-        return (steps[2], int(steps[3])) if earlier.is_generation(steps[3]) else None
-    return None

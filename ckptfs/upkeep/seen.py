@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from ckptfs.checking.examine import Condition, Finding
+from ckptfs.checking.examine import Condition, Finding, Kept
 from ckptfs.disk import osfs
 from ckptfs.disk.filesystem import Status
 from ckptfs.history import earlier
@@ -17,24 +17,26 @@ class Links:
 
     def __init__(self) -> None:
         self._names: Counter[int] = Counter()
-        self._seen: dict[int, tuple[str, int]] = {}
+        self._seen: dict[int, tuple[str, Kept | None, int]] = {}
 
-    def note(self, path: str, status: Status | None) -> None:
+    def note(self, status: Status | None, path: str = "", kept: Kept | None = None) -> None:
+        """Of what stands at ``path``, which is a generation if it is ``kept``; empty for what is to
+        be counted only."""
         if status is not None and status.st_nlink > 1 and osfs.is_regular(status):
             self._names[status.st_ino] += 1
             if path or status.st_ino not in self._seen:
-                self._seen[status.st_ino] = path, status.st_nlink
+                self._seen[status.st_ino] = path, kept, status.st_nlink
 
     def findings(self, layout: Layout) -> Iterator[Finding]:
         """Files that have a name outside of the directory."""
         for folder in (layout.quarantine, layout.salvage):
             for name in layout.fs.listdir(folder):
-                self.note("", layout.fs.lstat(folder, name))
-        for inode, (path, links) in self._seen.items():
+                self.note(layout.fs.lstat(folder, name))
+        for inode, (path, kept, links) in self._seen.items():
             if self._names[inode] < links and path:
                 outside = links - self._names[inode]
                 detail = f"{outside} of its {links} names lie outside: it can be changed in place"
-                yield Finding(path, Condition.LINKED, detail=detail)
+                yield Finding(path, Condition.LINKED, detail=detail, kept=kept)
 
 
 class Seen:

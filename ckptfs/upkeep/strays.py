@@ -21,9 +21,9 @@ def leftovers(layout: Layout, links: Links) -> Iterator[Finding]:
         status = layout.fs.lstat(layout.stage, name)
         if not osfs.is_regular(status):
             continue
-        links.note("", status)
+        links.note(status)
         path = f"{fmt.CONTROL}/{fmt.STAGE}/{name}"
-        yield Finding(path, Condition.LEFTOVER, status.st_size, detail="of a crash")
+        yield Finding(path, Condition.LEFTOVER, status.st_size, detail="of a crash", control=True)
 
 
 def strays(layout: Layout) -> Iterator[Finding]:
@@ -55,7 +55,8 @@ def _not_of_ours(
             status = fs.lstat(folder, name)
             if not is_ours(name, status):
                 detail = f"{parts.kind(status)} that is not of ckptfs"
-                yield Finding(f"{fmt.CONTROL}/{where}/{name}", Condition.STRAY, detail=detail)
+                path = f"{fmt.CONTROL}/{where}/{name}"
+                yield Finding(path, Condition.STRAY, detail=detail, control=True)
 
 
 def counter(layout: Layout, highest: int) -> Iterator[Finding]:
@@ -64,4 +65,5 @@ def counter(layout: Layout, highest: int) -> Iterator[Finding]:
     counted = layout.stored_counter()
     if counted < highest:
         detail = f"counts to {counted}, there is generation {highest}"
-        yield Finding(f"{fmt.CONTROL}/{fmt.COUNTER}", Condition.DAMAGED, detail=detail)
+        path = f"{fmt.CONTROL}/{fmt.COUNTER}"
+        yield Finding(path, Condition.DAMAGED, detail=detail, control=True, highest=highest)

@@ -6,10 +6,9 @@ import errno
 import os
 import stat
 
-from ckptfs.checking.examine import Condition, Finding
+from ckptfs.checking.examine import Condition, Finding, Kept
 from ckptfs.history import earlier
 from ckptfs.room import expendable
-from ckptfs.upkeep.generations import generation_of
 
 from ..view.identity import CONTROL_ID
 from ..view.model import Caller, File, Node, Virtual, stands
@@ -68,10 +67,10 @@ def _perform_on_file(ops: Base, node: File, key: str, value: bytes, caller: Call
 def _perform_on_control(ops: Base, key: str, value: bytes) -> None:
     store = ops.store
     if key == VERIFY:
-        generation = generation_of(os.fsdecode(value))
-        if generation is None:
+        kept = Kept.named(os.fsdecode(value))
+        if kept is None:
             raise OSError(errno.EINVAL, "not a generation")
-        store.history.set_aside(*generation)
+        store.history.set_aside(*kept)
         return
     if key == TIDY:
         store.history.tidy()

@@ -14,8 +14,7 @@ import os
 import time
 from collections.abc import Container, Iterable
 
-from ckptfs.checking.examine import BAD, Condition
-from ckptfs.records import format as fmt
+from ckptfs.checking.examine import BAD, Condition, Subject
 
 from ..study import Row
 from . import kills_judge, kills_writer
@@ -243,8 +242,7 @@ def sound(place: Place, below: Container[str], folder: str = "") -> Iterable[Vio
     """What verify calls bad. In the folders ``below`` a writer went on where the mount had been,
     and its files are as any that were written outside."""
     for finding in place.findings(folder):
-        kept = finding.path.startswith(f"{fmt.CONTROL}/")
-        path = finding.detail.removeprefix("of ") if kept else finding.path
+        path = finding.path if finding.subject is Subject.FILE else finding.of
         outside = path.partition("/")[0] in below and finding.condition in _OUTSIDE
         bad = finding.condition in BAD | _OUTSIDE | {Condition.LEFTOVER}
         if bad and not outside:
