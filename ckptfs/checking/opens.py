@@ -14,6 +14,7 @@ from typing import Any
 
 from ckptfs.checking import rollback
 from ckptfs.checking.examine import ROTTEN, Condition, Finding, Stamp, examine, stamp
+from ckptfs.checking.remedy import Remedy, remedy
 from ckptfs.checking.remembered import Remembered
 from ckptfs.disk import osfs
 from ckptfs.errors import RecordDamaged, Rotten
@@ -105,7 +106,7 @@ class Guard:
         self._remember(before)
 
     def _mend(self, place: Place, finding: Finding) -> Finding:
-        if finding.proven:
+        if remedy(finding) is Remedy.RECORD_ANEW:
             self.core.order.require_writable()
             record(self.core, place, rollback.lineage_of(self.core, place))
             return replace(finding, repair="given a new record")

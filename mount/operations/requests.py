@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 
-from ckptfs.checking.examine import Condition, Finding, Kept
+from ckptfs.checking.examine import Kept
 from ckptfs.history import earlier
 from ckptfs.room import expendable
 
@@ -92,7 +92,7 @@ def _perform_on_control(ops: Base, key: str, value: bytes) -> None:
         store.history.take_back(path)
     elif key == ADOPT:
         known = earlier.lineages_by_path(store.layout)
-        store.history.take(Finding(path, Condition.MISSING), known)
+        store.history.forget(path, known)
     else:
         raise OSError(errno.EOPNOTSUPP, "no such command")
 
