@@ -4,8 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-MOUNT_TESTS := $(wildcard tests/test_mount*.py) tests/test_lifecycle.py \
-    tests/test_killed_writers.py tests/test_bad_input.py
+MOUNT_TESTS := $(wildcard tests/mount/*/test_mount*.py) tests/mount/daemon/test_lifecycle.py \
+    tests/mount/writers/test_killed_writers.py tests/cli/test_bad_input.py
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 # Tests start thousands of programs: what each compiles anew is a third of the time.
@@ -51,7 +51,7 @@ site: $(VENV)/dev.installed
 
 # README, line by line as printed, on a fresh machine; installs torch there.
 walk: $(VENV)/dev.installed
-	$(BIN)/pytest -m walk tests/test_readme.py
+	$(BIN)/pytest -m walk tests/house/test_readme.py
 
 packages:
 	@sh .ci/packages

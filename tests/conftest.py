@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import ctypes
 import os
 import shutil
@@ -11,22 +10,15 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from images import PREFIX, Mounted, clear, clear_stale_mounts, mounted_image, needs_root
 
 if TYPE_CHECKING:
     from disks import Disk
 
-_IMAGE_BYTES = 320 << 20  # XFS refuses less than 300 MB; the file is sparse
-_MAKE = {
-    "ext4": ["mkfs.ext4", "-q", "-F", "-b", "4096"],
-    "xfs": ["mkfs.xfs", "-q", "-f"],
-    "btrfs": ["mkfs.btrfs", "-q", "-f"],
-}
-_PREFIX = "ckptfs-loop-"
 _CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 0x40000
 
 
@@ -104,22 +96,13 @@ def no_leaks() -> Iterator[None]:
     assert open_descriptors() <= before
 
 
-@dataclass(frozen=True)
-class Mounted:
-    """A filesystem in an image file."""
-
-    kind: str
-    path: Path
-    image: Path | None = None
-
-
 @pytest.fixture(scope="session")
 def _mounts() -> Iterator[dict[str, Mounted]]:
-    _clear_stale_mounts()
-    base = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
-    atexit.register(_clear, base)  # also when pytest itself goes down
+    clear_stale_mounts()
+    base = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+    atexit.register(clear, base)  # also when pytest itself goes down
     yield {"": Mounted("", base)}
-    _clear(base)
+    clear(base)
 
 
 @pytest.fixture(params=["ext4", "xfs", "btrfs"])
@@ -156,70 +139,13 @@ def ext4_dir(_mounts: dict[str, Mounted]) -> Path:
 @pytest.fixture
 def ramfs_dir(_mounts: dict[str, Mounted]) -> Path:
     """A filesystem without user xattrs."""
-    _needs_root()
+    needs_root()
     if "ramfs" not in _mounts:
         path = _mounts[""].path / "ramfs"
         path.mkdir()
         subprocess.run(["mount", "-t", "ramfs", "ramfs", path], check=True)
         _mounts["ramfs"] = Mounted("ramfs", path)
     return Path(tempfile.mkdtemp(dir=_mounts["ramfs"].path))
-
-
-def mounted_image(kind: str, mounts: dict[str, Mounted]) -> Mounted:
-    if kind not in mounts:
-        base = mounts[""].path
-        made = Mounted(kind, base / kind, base / f"{kind}.img")
-        make_image(made)
-        mount_image(made)
-        mounts[kind] = made
-    return mounts[kind]
-
-
-def make_image(made: Mounted) -> None:
-    """An empty filesystem, and the directory it is to be mounted at."""
-    _needs_root()
-    if shutil.which(_MAKE[made.kind][0]) is None:
-        pytest.skip(f"{_MAKE[made.kind][0]} is not installed")
-    assert made.image is not None
-    made.path.mkdir()
-    with made.image.open("wb") as file:
-        file.truncate(_IMAGE_BYTES)
-    subprocess.run([*_MAKE[made.kind], made.image], check=True, stdout=subprocess.DEVNULL)
-
-
-def mount_image(made: Mounted) -> None:
-    command = ["mount", "-o", "loop", "-t", made.kind, made.image, made.path]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"cannot mount {made.kind} here: {done.stderr.strip()}")
-
-
-def _needs_root() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-
-
-def _mountpoints() -> list[Path]:
-    with contextlib.suppress(FileNotFoundError):
-        lines = Path("/proc/self/mounts").read_text().splitlines()
-        return [Path(line.split(" ")[1]) for line in lines]
-    return []
-
-
-def _clear(base: Path) -> None:
-    for path in _mountpoints():
-        if base in path.parents:
-            subprocess.run(["umount", "-l", path], check=False)
-    if not any(base in path.parents for path in _mountpoints()):
-        shutil.rmtree(base, ignore_errors=True)
-
-
-def _clear_stale_mounts() -> None:
-    """A session that was killed could not clear up after itself."""
-    for base in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        pid = base.name.removeprefix(_PREFIX).partition("-")[0]
-        if not Path(f"/proc/{pid}").exists():
-            _clear(base)
 
 
 # --- mounts --------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ class Guard:
         at, name, path = place
         while True:
             before = stamp(self.fs.lstat(at, name))
-            if before[0] in self.core.torn:
+            if before[0] in self.core.order.torn:
                 raise Rotten(
                     f"{path}: half extended, and could not be cut back; remount to repair it"
                 )

@@ -28,7 +28,7 @@ from ckptfs.records.aside import Amount, held_bytes
 from ckptfs.room.doubts import Doubts
 from ckptfs.room.expendable import Expendable, Item, Kind
 from ckptfs.room.limits import Limits
-from ckptfs.room.sizes import Sizes
+from ckptfs.room.sizes import UsualSizes
 from ckptfs.telling.events import say
 from ckptfs.versions.staged import Staged
 
@@ -50,7 +50,7 @@ class DiskRoom:
         self.expendable = Expendable(guard)
         self.layout, self.fs = guard.layout, guard.fs
         self.limits = Limits(guard.layout.aside, self.expendable, self.let_go, bounds)
-        self.sizes, self.doubts = Sizes(guard.layout), Doubts()
+        self.sizes, self.doubts = UsualSizes(guard.layout), Doubts()
         self._freeing = threading.Lock()  # of the two counts; equal while nothing is let go of
         self._begun = self._ended = 0
         self._spent: dict[int, _Spent] = {}  # by user: when too little could be let go, for what
@@ -70,7 +70,7 @@ class DiskRoom:
         """Give up what is expendable until ``needed_bytes`` can be written, and a little more.
         Whether they can. Earlier versions and quarantine go for a save of their own user alone.
         Raises OSError where the disk does not say what is left."""
-        if self._holds(self.look(), needed_bytes):
+        if _holds(self.look(), needed_bytes):
             return True
         if getattr(self._here, "busy", False) or self._is_spent(needed_bytes, uid):
             return False
@@ -89,9 +89,6 @@ class DiskRoom:
             yield
         finally:
             self._here.fd = before
-
-    def _holds(self, space: Space, needed_bytes: int) -> bool:
-        return space.holds(needed_bytes + _RESERVE_BYTES)
 
     def _is_spent(self, needed_bytes: int, uid: int) -> bool:
         if uid not in self._spent:
@@ -113,7 +110,7 @@ class DiskRoom:
                 continue
             freed_bytes += item.freed_bytes
             promised = start._replace(free_bytes=start.free_bytes + freed_bytes, has_inodes=True)
-            if self._holds(promised, needed_bytes):
+            if _holds(promised, needed_bytes):
                 if self._settled(needed_bytes):
                     return True
                 start, freed_bytes = self.look(), 0
@@ -131,7 +128,7 @@ class DiskRoom:
             if space.has_inodes:
                 items = [item for item in items if item.freed_bytes]
                 most = space.free_bytes + sum(item.freed_bytes for item in items)
-                enough = self._holds(space._replace(free_bytes=most), needed_bytes)
+                enough = _holds(space._replace(free_bytes=most), needed_bytes)
                 if kind is Kind.HISTORY and not enough:
                     return
             yield from items
@@ -141,7 +138,7 @@ class DiskRoom:
         freed where others share the blocks, or have it open."""
         for wait_s in _SETTLE_S:
             time.sleep(wait_s)
-            if self._holds(self.look(), needed_bytes):
+            if _holds(self.look(), needed_bytes):
                 return True
             self.fs.sync_all(self.layout.root)  # btrfs frees when its transaction ends
         return False
@@ -193,7 +190,7 @@ class DiskRoom:
 
     def _has_room(self, needed_bytes: int) -> bool:
         with contextlib.suppress(OSError):
-            return self._holds(self.look(), needed_bytes)
+            return _holds(self.look(), needed_bytes)
         return False
 
     def _found(self, needed_bytes: int, fd: int | None) -> bool:
@@ -215,7 +212,7 @@ class DiskRoom:
         if not expected_bytes or self._is_spent(_with_margin(expected_bytes), uid):
             return False
         with contextlib.suppress(OSError):
-            return not self._holds(self.look(), _with_margin(expected_bytes))
+            return not _holds(self.look(), _with_margin(expected_bytes))
         return False
 
     def ahead_of(self, expected_bytes: int, uid: int) -> None:
@@ -248,6 +245,10 @@ class DiskRoom:
             expected = max(size, staged.expected_bytes)
             self.sizes.note(staged.path, expected)
             self.make_room(_with_margin(expected) - size, status.st_uid)
+
+
+def _holds(space: Space, needed_bytes: int) -> bool:
+    return space.holds(needed_bytes + _RESERVE_BYTES)
 
 
 def _with_margin(expected_bytes: int) -> int:

@@ -13,7 +13,7 @@ _SHARE_AHEAD = 20  # of the disk, at most, for what nobody knows the length of
 _NAMES_REMEMBERED = 1024
 
 
-class Sizes:
+class UsualSizes:
     """Of one store."""
 
     def __init__(self, layout: Layout) -> None:

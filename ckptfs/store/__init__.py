@@ -23,7 +23,7 @@ from ckptfs.records.aside import Amount
 from ckptfs.records.format import Record
 from ckptfs.records.layout import Layout
 from ckptfs.room.making import DiskRoom, patient
-from ckptfs.store.files import Files
+from ckptfs.store.files import StandingFiles
 from ckptfs.store.history import History
 from ckptfs.store.opens import Opens
 from ckptfs.store.options import IN_PLACE, Options, keeping_all
@@ -59,7 +59,7 @@ class Store:
         give_room(self.room)
         self.opens = Opens(self.guard, self.room, events, self.tally, where, options.verify_opens)
         self.saves = Saves(core, self.guard, self.opens, self.room, events, self.tally)
-        self.files = Files(core)
+        self.files = StandingFiles(core)
         self.sharing = Sharing(self.layout)
         self.history = History(core, self.guard, self.saves, self.room, events, self.sharing)
         self.patterns = IN_PLACE + options.in_place

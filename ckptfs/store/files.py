@@ -8,7 +8,7 @@ from ckptfs.versions import names, recording
 from ckptfs.versions.core import Core
 
 
-class Files:
+class StandingFiles:
     """Of one store; what each does says :mod:`ckptfs.versions.names`, or ``recording``."""
 
     def __init__(self, core: Core) -> None:

@@ -72,7 +72,7 @@ class Saves:
                     self._go_on_from(staged, place, lazily)
         except BaseException:
             self.discard(staged)
-            self._close(staged)
+            _close(self._fs, staged)
             raise
         return staged
 
@@ -87,7 +87,7 @@ class Saves:
         finally:
             if staged.state is State.OPEN:
                 self.discard(staged)
-            self._close(staged)
+            _close(self._fs, staged)
 
     def reopen(self, path: str, fd: int) -> Staged:
         """The committed version itself, open for reading and writing at ``fd``, to be written
@@ -156,11 +156,6 @@ class Saves:
         self._guard.remember(staged.fd)
         return True
 
-    def _close(self, staged: Staged) -> None:
-        self._fs.close(staged.fd)
-        if staged.base is not None:
-            staged.base.close()
-
     def _changed_without_us(self, staged: Staged, at: int, name: str) -> bool:
         """Whether there stands what stood there neither when the version was begun nor by a
         commit."""
@@ -222,3 +217,9 @@ def _status(fs: FileSystem, at: int, name: str) -> Status | None:
     with contextlib.suppress(OSError):
         return fs.lstat(at, name)
     return None
+
+
+def _close(fs: FileSystem, staged: Staged) -> None:
+    fs.close(staged.fd)
+    if staged.base is not None:
+        staged.base.close()

@@ -80,7 +80,7 @@ def commit(core: Core, staged: Staged, place: Place, alone: Alone = nobody_else)
             core.digests.remember(staged, core.checksum)
             staged.base = None
         except BaseException as error:
-            if core.torn:
+            if core.order.torn:
                 core.order.poison("a file that was extended could not be cut back")
             if staged.state not in VISIBLE and staged.state is not State.ABORTED:
                 if _lacked_room(core, error):

@@ -13,7 +13,6 @@ from ckptfs.modes import Mode
 from ckptfs.records.layout import Layout
 from ckptfs.versions.order import Ordering
 from ckptfs.versions.origin import COPIED_AT_ONCE_BYTES, Digests
-from ckptfs.versions.staged import Inode
 
 
 class Core:
@@ -26,7 +25,6 @@ class Core:
         self.lineages = Lineages(layout)
         self.digests = Digests(layout.fs)
         self.copied_at_once_bytes = COPIED_AT_ONCE_BYTES
-        self.torn: set[Inode] = set()  # longer than recorded, and could not be cut back
         # told of each path whose last version went to history, and how long that is
         self.kept: Listeners[[str, int]] = Listeners()
         # told of a path that was rolled back, and of what stood there, if anything

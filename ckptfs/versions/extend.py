@@ -99,7 +99,7 @@ def _back(core: Core, fd: int, record: Record, inode: Inode, intent: str) -> Non
             fs.fsync(fd)
             cut_back(layout, fd, record)
     except OSError:
-        core.torn.add(inode)
+        core.order.torn.add(inode)
         return
     with contextlib.suppress(OSError):
         fs.unlink(layout.stage, intent)

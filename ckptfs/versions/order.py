@@ -14,6 +14,7 @@ from ckptfs.disk.filesystem import FileSystem
 from ckptfs.disk.locks import KeyedLocks
 from ckptfs.errors import StoreReadOnly, final
 from ckptfs.modes import Mode
+from ckptfs.versions.staged import Inode
 
 log = logging.getLogger("ckptfs.ordering")
 
@@ -32,6 +33,7 @@ class Ordering:
     def __init__(self, fs: FileSystem, mode: Mode) -> None:
         self.fs, self.mode = fs, mode
         self.poisoned: str | None = None
+        self.torn: set[Inode] = set()  # files longer than recorded, that could not be cut back
         self._paths = KeyedLocks()
         self._dirty: dict[tuple[int, int], int] = {}
         self._many_dirty: set[int] = set()  # devices

@@ -33,7 +33,8 @@ from ..view.identity import HISTORY_ID, ROOT_ID, Identity
 from ..view.model import Directory, File, Node, Openable, Version, Virtual
 from ..view.past import PastDirectory, PastFile, View
 
-# One more whenever a class that is written here changes its fields: tests/test_restart.py has them.
+# One more whenever a class that is written here changes its fields:
+# tests/mount/daemon/test_restart.py has them.
 FORMAT = 5
 _BATCH = 1000
 _FIXED = range(ROOT_ID, HISTORY_ID + 1)
@@ -130,7 +131,7 @@ def _rest(ops: Operations, session: Session) -> dict[str, Any]:
         "locks": ops.locks.carried(),
         "session": session.carried(),
         "known good": store.guard.known(),
-        "torn": store.core.torn,
+        "torn": store.order.torn,
         "poisoned": store.order.poisoned,
         "counts": store.counts,
         "events": store.events,
@@ -265,7 +266,7 @@ class Carried:
         ops.locks.resume(rest["locks"], session.granting)
         store = ops.store
         store.guard.resume(rest["known good"])
-        store.core.torn |= rest["torn"]
+        store.order.torn |= rest["torn"]
         store.order.poisoned = rest["poisoned"]
         store.counts.update(rest["counts"])
         store.events.extend(rest["events"])
