@@ -14,7 +14,6 @@ from typing import Any
 
 from ckptfs.checking import rollback
 from ckptfs.checking.examine import ROTTEN, Condition, Finding, Stamp, examine, stamp
-from ckptfs.checking.remedy import Remedy, remedy
 from ckptfs.checking.remembered import Remembered
 from ckptfs.disk import osfs
 from ckptfs.errors import RecordDamaged, Rotten
@@ -106,7 +105,7 @@ class Guard:
         self._remember(before)
 
     def _mend(self, place: Place, finding: Finding) -> Finding:
-        if remedy(finding) is Remedy.RECORD_ANEW:
+        if finding.proven:
             self.core.order.require_writable()
             record(self.core, place, rollback.lineage_of(self.core, place))
             return replace(finding, repair="given a new record")

@@ -1,6 +1,7 @@
-"""What is to be done about a finding: decided here, for opens, scrubs, ``verify --repair`` and
-``adopt``. Pure. It is done by who holds the store (``upkeep/mending.py``), or by the mount that is
-asked to (``cli/asking.py``).
+"""What is to be done about a finding: decided here, for scrubs, ``verify --repair`` and ``adopt``.
+
+Pure. It is done by who holds the store (``upkeep/mending.py``), or by the mount that is asked to
+(``cli/asking.py``).
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ _ADOPTED = frozenset({Condition.UNRECORDED, Condition.MODIFIED, Condition.RECORD
 
 class Remedy(enum.Enum):
     NOTHING = "nothing"
-    RECORD_ANEW = "record anew"  # the bytes are proven to be those of the damaged record
-    ROLL_BACK = "roll back"  # a file, to its newest good generation
+    MEND = "mend"  # a file, as an open does: rolled back or, if it is proven, recorded anew
     SET_ASIDE = "set aside"  # a generation, into quarantine
     COUNT_ON = "count on"  # the counter, from the highest generation there is
     BRING_BACK = "bring back"  # a file that is not there
@@ -26,14 +26,13 @@ class Remedy(enum.Enum):
     FORGET = "forget"  # the history of a file that is not there
 
 
-ROTTEN_FILE = frozenset({Remedy.RECORD_ANEW, Remedy.ROLL_BACK})
-
-
 def remedy(finding: Finding, *, asked_for: bool = False) -> Remedy:
     """What undoes damage. Edits made outside stay, deletions too unless the file was
     ``asked_for``."""
     if finding.condition in ROTTEN:
-        return _of_rot(finding)
+        if finding.kept is not None:
+            return Remedy.SET_ASIDE
+        return Remedy.COUNT_ON if finding.highest else Remedy.MEND
     if finding.condition is Condition.MISSING and asked_for:
         return Remedy.BRING_BACK
     if finding.kept is not None and finding.condition in _UNREACHED:
@@ -41,14 +40,6 @@ def remedy(finding: Finding, *, asked_for: bool = False) -> Remedy:
     if finding.condition is Condition.LEFTOVER:
         return Remedy.RECOVER
     return Remedy.NOTHING
-
-
-def _of_rot(finding: Finding) -> Remedy:
-    if finding.kept is not None:
-        return Remedy.SET_ASIDE
-    if finding.highest:
-        return Remedy.COUNT_ON
-    return Remedy.RECORD_ANEW if finding.proven else Remedy.ROLL_BACK
 
 
 def acceptance(finding: Finding) -> Remedy:

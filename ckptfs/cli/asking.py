@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ckptfs.checking.examine import ROTTEN, Condition, Finding
-from ckptfs.checking.remedy import ROTTEN_FILE, Remedy
+from ckptfs.checking.remedy import Remedy
 
 Look = Callable[[Finding], Finding]
 
@@ -21,7 +21,8 @@ def mend(mountpoint: str, finding: Finding, remedy: Remedy, again: Look) -> Find
         return replace(finding, detail=f"{finding.detail}; the mount says: {error.strerror}")
     if again(finding).condition in ROTTEN:
         return replace(finding, detail=f"{finding.detail}; the mount found nothing to repair")
-    replaced = remedy in {Remedy.SET_ASIDE, Remedy.ROLL_BACK} and not finding.proven
+    # Of damage that the mount has not only recorded anew.
+    replaced = remedy in {Remedy.SET_ASIDE, Remedy.MEND} and not finding.proven
     return replace(finding, repair="seen to by the mount", replaced=replaced)
 
 
@@ -31,7 +32,7 @@ def _asked(mountpoint: str, finding: Finding, remedy: Remedy, again: Look) -> bo
 
     if remedy is Remedy.SET_ASIDE:
         commands.set_aside(mountpoint, finding.path)
-    elif remedy in ROTTEN_FILE:
+    elif remedy is Remedy.MEND:
         commands.check(mountpoint, finding.path)
     elif remedy is Remedy.TIDY:
         if again(finding).condition is not Condition.MISSING:  # all at once

@@ -19,7 +19,7 @@ from ckptfs.upkeep.seen import Seen
 _NOT_THERE = (FileNotFoundError, NotADirectoryError)
 
 
-class Files:
+class FileCheck:
     """Of one run. ``count`` are those that were looked at."""
 
     def __init__(self, layout: Layout, scope: Scope, seen: Seen) -> None:

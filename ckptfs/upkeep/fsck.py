@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from ckptfs.checking.examine import Finding
 from ckptfs.records.layout import Layout
 from ckptfs.upkeep import strays
-from ckptfs.upkeep.files import Files
-from ckptfs.upkeep.generations import Generations
+from ckptfs.upkeep.files import FileCheck
+from ckptfs.upkeep.generations import GenerationCheck
 from ckptfs.upkeep.scope import Scope
 from ckptfs.upkeep.seen import Seen
 
@@ -24,9 +24,9 @@ class Check:
     def __init__(self, layout: Layout, scope: Scope) -> None:
         self.layout, self.scope = layout, scope
         self._seen = Seen(layout)
-        self._files = Files(layout, scope, self._seen)
+        self._files = FileCheck(layout, scope, self._seen)
         look_elsewhere = self._files.look_elsewhere
-        self._generations = Generations(layout, scope, self._seen, look_elsewhere)
+        self._generations = GenerationCheck(layout, scope, self._seen, look_elsewhere)
 
     @property
     def files(self) -> int:

@@ -17,7 +17,7 @@ from ckptfs.upkeep.scope import Scope
 from ckptfs.upkeep.seen import Seen
 
 
-class Generations:
+class GenerationCheck:
     """Of one run. ``count`` are those that were looked at."""
 
     def __init__(

@@ -4,7 +4,7 @@ decided in ``checking/remedy.py``."""
 from __future__ import annotations
 
 from ckptfs.checking.examine import Finding, Kept
-from ckptfs.checking.remedy import ROTTEN_FILE, Remedy
+from ckptfs.checking.remedy import Remedy
 from ckptfs.history import earlier
 from ckptfs.store import Store
 
@@ -16,7 +16,7 @@ def mend(store: Store, finding: Finding, remedy: Remedy) -> str:
     if remedy is Remedy.COUNT_ON:
         store.layout.next_generation(finding.highest)
         return "raised"
-    if remedy in ROTTEN_FILE:
+    if remedy is Remedy.MEND:
         return store.repair(finding.path).repair
     if remedy is Remedy.BRING_BACK:
         return f"brought back generation {store.history.rollback(finding.path)}"

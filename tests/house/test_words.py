@@ -43,10 +43,7 @@ CLASSES = {
     "Writer",
 }
 FILES = {"base"}
-PROSE = {
-    "ckptfs.tools.crash.kills_trial",
-    "ckptfs.upkeep.fsck",
-}
+PROSE: set[str] = set()
 
 
 def classes(text: str) -> list[str]:

@@ -13,8 +13,8 @@ from ckptfs.checking.remedy import Remedy, acceptance, remedy
 KEPT = Kept("0123456789abcdef", 7)
 
 
-def of_file(condition: Condition, *, proven: bool = False) -> Finding:
-    return Finding("a.pt", condition, proven=proven)
+def of_file(condition: Condition) -> Finding:
+    return Finding("a.pt", condition)
 
 
 def of_generation(condition: Condition) -> Finding:
@@ -25,7 +25,7 @@ def of_generation(condition: Condition) -> Finding:
 def test_repair_undoes_damage_and_no_change_of_anybody(condition: Condition) -> None:
     rotten = condition in ROTTEN
     leftover = Remedy.RECOVER if condition is Condition.LEFTOVER else Remedy.NOTHING
-    assert remedy(of_file(condition)) is (Remedy.ROLL_BACK if rotten else leftover)
+    assert remedy(of_file(condition)) is (Remedy.MEND if rotten else leftover)
 
 
 @pytest.mark.parametrize("condition", Condition)
@@ -41,10 +41,6 @@ def test_a_generation_is_set_aside_or_let_go(condition: Condition) -> None:
     assert remedy(of_generation(condition)) is (
         Remedy.SET_ASIDE if condition in ROTTEN else otherwise
     )
-
-
-def test_bytes_that_are_proven_stay() -> None:
-    assert remedy(of_file(Condition.RECORD_DAMAGED, proven=True)) is Remedy.RECORD_ANEW
 
 
 def test_a_counter_goes_on_from_the_highest() -> None:
