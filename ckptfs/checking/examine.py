@@ -15,7 +15,7 @@ import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptfs.disk import osfs, sums
 from ckptfs.disk.digest import ALGORITHMS, Before, digest_file
@@ -67,6 +67,35 @@ BAD = ROTTEN | {
 _SETTLED = frozenset({Condition.OK, Condition.UNREAD, Condition.BROKEN, Condition.UNRECORDED})
 
 
+class Subject(enum.Enum):
+    """What a finding is about."""
+
+    FILE = "file"
+    GENERATION = "generation"
+    CONTROL = "control"  # something else in ``.ckptfs``
+
+
+class Kept(NamedTuple):
+    """A generation that history holds."""
+
+    lineage: str
+    generation: int
+
+    @property
+    def path(self) -> str:
+        """Where it lies, relative to the directory."""
+        return f"{fmt.CONTROL}/{fmt.HISTORY}/{self.lineage}/{self.generation}"
+
+    @classmethod
+    def named(cls, path: str) -> Kept | None:
+        """Of a path that was typed, or asked for; None for those of other things."""
+        steps = path.split("/")
+        if steps[:2] == [fmt.CONTROL, fmt.HISTORY] and len(steps) == 4:
+            lineage, name = steps[2:]
+            return cls(lineage, int(name)) if earlier.is_generation(name) else None
+        return None
+
+
 @dataclass(frozen=True)
 class Finding:
     path: str
@@ -79,6 +108,16 @@ class Finding:
     touched: bool = False  # its time is not that of its record
     repair: str = ""  # what was done about it
     replaced: bool = False  # so that the name stands for another inode now
+    kept: Kept | None = None  # the generation that it is about
+    of: str = ""  # the path that this generation is of, where that is known
+    control: bool = False  # it is about something else in ``.ckptfs``
+    highest: int = 0  # generation there is, of a counter that is behind it
+
+    @property
+    def subject(self) -> Subject:
+        if self.kept is not None:
+            return Subject.GENERATION
+        return Subject.CONTROL if self.control else Subject.FILE
 
 
 def examine(

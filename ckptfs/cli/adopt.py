@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from ckptfs.checking.examine import Condition, Finding
+from ckptfs.checking.examine import Condition, Finding, Subject
+from ckptfs.checking.remedy import acceptance
+from ckptfs.cli import asking
 from ckptfs.cli.alone import opened_store
 from ckptfs.cli.below import Below, top_of
 from ckptfs.cli.printing import say
@@ -18,11 +20,10 @@ from ckptfs.disk import osfs
 from ckptfs.disk.digest import ALGORITHMS
 from ckptfs.errors import CannotServe, NoSuchGeneration, UsageError
 from ckptfs.history import earlier
-from ckptfs.records import format as fmt
 from ckptfs.records.layout import Layout
-from ckptfs.upkeep import adoption
-from ckptfs.upkeep.adoption import ADOPTED
-from ckptfs.upkeep.fsck import Check, Scope
+from ckptfs.upkeep import adoption, mending
+from ckptfs.upkeep.fsck import Check
+from ckptfs.upkeep.scope import Scope
 
 
 @click.command()
@@ -57,13 +58,13 @@ def adopt(
         layout = below.needed_layout()
         scope = Scope(tuple(named or listed), quick=True, served=below.served is not None)
         for finding in Check(layout, scope).findings():
-            if finding.path.startswith(f"{fmt.CONTROL}/"):
+            if finding.subject is not Subject.FILE:
                 continue
             trouble = _disagreement(layout, finding, listed) if sums else ""
             if trouble:
                 wrong += 1
                 say(f"{finding.path}: {trouble}", err=True)
-            elif finding.condition in ADOPTED:
+            else:
                 done += take(finding)
                 lost |= finding.condition is Condition.RECORD_MISSING
         if lost:
@@ -126,10 +127,13 @@ def _adopter(
         from ckptfs.mount.operations import commands as mount_commands
 
         yield (
-            lambda finding: mount_commands.adopt(below.served_at, finding.path),
+            lambda finding: asking.accept(below.served_at, finding, acceptance(finding)),
             lambda: mount_commands.tidy(below.served_at),
         )
         return
     with opened_store(below, checksum) as store:
         known = earlier.lineages_by_path(store.layout)
-        yield (lambda finding: store.history.take(finding, known)), store.history.tidy
+        yield (
+            lambda finding: mending.accept(store, finding, acceptance(finding), known),
+            store.history.tidy,
+        )

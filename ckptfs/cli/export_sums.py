@@ -12,7 +12,8 @@ from ckptfs.cli.printing import say
 from ckptfs.cli.report import LEFT
 from ckptfs.disk.digest import ALGORITHMS
 from ckptfs.upkeep import adoption
-from ckptfs.upkeep.fsck import Check, Scope
+from ckptfs.upkeep.fsck import Check
+from ckptfs.upkeep.scope import Scope
 
 
 @click.command("export-sums")

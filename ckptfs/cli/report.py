@@ -12,7 +12,6 @@ import click
 from ckptfs.checking.examine import BAD, ROTTEN, Condition, Finding
 from ckptfs.cli.printing import say
 from ckptfs.records import format as fmt
-from ckptfs.upkeep import fsck
 from ckptfs.upkeep.fsck import Check
 
 SCHEMA = 1  # of what --json prints: docs/verify.schema.json
@@ -36,12 +35,12 @@ class Report:
     size_bytes: int = 0
 
     def add(self, finding: Finding) -> None:
-        counts = self.kept if fsck.generation_of(finding.path) else self.counts
+        counts = self.kept if finding.kept else self.counts
         counts[finding.condition] += 1
         self.size_bytes += finding.size_bytes
         if finding.repair:
             self.repaired += 1
-            self.set_aside += finding.replaced and not fsck.generation_of(finding.path)
+            self.set_aside += finding.replaced and finding.kept is None
         else:
             self.remain[finding.condition] += 1
             self.left += finding.condition in BAD
@@ -123,11 +122,8 @@ def _told(counts: Counter[Condition]) -> str:
 
 def _as_row(finding: Finding) -> dict[str, object]:
     record = finding.record
-    kind = "file"
-    if finding.path.startswith(f"{fmt.CONTROL}/"):
-        kind = "generation" if fsck.generation_of(finding.path) else "control"
     return {
-        "kind": kind,
+        "kind": finding.subject.value,
         "path": finding.path,
         "condition": finding.condition.value,
         "size": finding.size_bytes,

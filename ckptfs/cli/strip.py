@@ -9,7 +9,8 @@ from ckptfs.cli.below import Below
 from ckptfs.cli.printing import say
 from ckptfs.errors import CannotServe
 from ckptfs.upkeep import adoption
-from ckptfs.upkeep.fsck import Check, Scope
+from ckptfs.upkeep.fsck import Check
+from ckptfs.upkeep.scope import Scope
 
 
 @click.command()

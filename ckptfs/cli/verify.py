@@ -10,7 +10,9 @@ from dataclasses import replace
 
 import click
 
-from ckptfs.checking.examine import ROTTEN, Condition, Finding
+from ckptfs.checking.examine import Condition, Finding
+from ckptfs.checking.remedy import Remedy, remedy
+from ckptfs.cli import asking
 from ckptfs.cli.below import Below, status_of, top_of
 from ckptfs.cli.printing import Progress
 from ckptfs.cli.report import LEFT, REPAIRED, Report
@@ -20,8 +22,9 @@ from ckptfs.modes import Outside
 from ckptfs.records.layout import Layout
 from ckptfs.records.walk import walk
 from ckptfs.store import Store, keeping_all
-from ckptfs.upkeep import fsck
-from ckptfs.upkeep.fsck import Check, Scope
+from ckptfs.upkeep import mending
+from ckptfs.upkeep.fsck import Check
+from ckptfs.upkeep.scope import Scope
 
 Mend = Callable[[Finding], Finding]
 
@@ -124,46 +127,35 @@ def _mender(below: Below, check: Check, repair: bool) -> Iterator[tuple[Mend, li
         yield (lambda finding: finding), []
         return
     if below.served is not None:
-        yield (lambda finding: _ask_the_mount(below, check, finding)), []
+        yield (lambda finding: _asked_for(below, check, finding)), []
         return
-    leftovers = list(check.leftovers()) if check.whole else []
+    leftovers = list(check.leftovers()) if check.scope.whole else []
     store = Store.open(below.where, keeping_all())  # clears them
-
-    def mend(finding: Finding) -> Finding:
-        try:
-            return fsck.repair(store, finding, asked_for=check.asked_for(finding.path))
-        except (CkptfsError, OSError) as error:
-            return replace(finding, detail=str(error))
-
     try:
-        yield mend, [replace(finding, repair="cleared") for finding in leftovers]
+        yield (
+            (lambda finding: _mended(store, check, finding)),
+            [
+                replace(finding, repair=mending.mend(store, finding, remedy(finding)))
+                for finding in leftovers
+            ],
+        )
     finally:
         store.close()
 
 
-def _ask_the_mount(below: Below, check: Check, finding: Finding) -> Finding:
-    from ckptfs.mount.operations import commands as mount_commands
+def _wanted(check: Check, finding: Finding) -> Remedy:
+    return remedy(finding, asked_for=check.scope.asked_for(finding.path))
 
-    asked_for = check.asked_for(finding.path)
+
+def _mended(store: Store, check: Check, finding: Finding) -> Finding:
     try:
-        if finding.condition in ROTTEN and fsck.generation_of(finding.path):
-            mount_commands.set_aside(below.served_at, finding.path)
-        elif finding.condition in ROTTEN:
-            mount_commands.check(below.served_at, finding.path)
-        elif finding.condition is Condition.UNREACHABLE:
-            if check.again(finding.path).condition is not Condition.MISSING:  # all at once
-                mount_commands.tidy(below.served_at)
-        elif finding.condition is Condition.MISSING and asked_for:
-            mount_commands.restore(below.served_at, finding.path)
-        else:
-            return finding
-    except OSError as error:
-        return replace(finding, detail=f"{finding.detail}; the mount says: {error.strerror}")
-    if check.again(finding.path).condition in ROTTEN:
-        return replace(finding, detail=f"{finding.detail}; the mount found nothing to repair")
-    # Of damage that the mount has not only recorded anew.
-    replaced = finding.condition in ROTTEN and not finding.proven
-    return replace(finding, repair="seen to by the mount", replaced=replaced)
+        return replace(finding, repair=mending.mend(store, finding, _wanted(check, finding)))
+    except (CkptfsError, OSError) as error:
+        return replace(finding, detail=str(error))
+
+
+def _asked_for(below: Below, check: Check, finding: Finding) -> Finding:
+    return asking.mend(below.served_at, finding, _wanted(check, finding), check.again)
 
 
 def _unless_written(below: Below, finding: Finding) -> Finding:

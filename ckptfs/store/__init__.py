@@ -61,9 +61,7 @@ class Store:
         self.saves = Saves(core, self.guard, self.opens, self.room, events, self.tally)
         self.files = StandingFiles(core)
         self.sharing = Sharing(self.layout)
-        self.history = History(
-            core, self.guard, self.saves, self.room, events, self.sharing, self.in_place
-        )
+        self.history = History(core, self.guard, self.saves, self.room, events, self.sharing)
         self.patterns = IN_PLACE + options.in_place
 
     @classmethod

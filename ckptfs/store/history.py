@@ -40,11 +40,9 @@ class History:
         room: DiskRoom,
         events: Events,
         sharing: Sharing,
-        in_place: Callable[[str], bool],
     ) -> None:
         self._core, self._layout, self._fs = core, core.layout, core.fs
         self._guard, self._saves, self._room, self._events = guard, saves, room, events
-        self._in_place = in_place
         self._orphans, self._sharing = Orphans(core), sharing
 
     @contextlib.contextmanager
@@ -162,17 +160,11 @@ class History:
         self._events.note("adopted", place.path)
         return adopted
 
-    def take(self, finding: Finding, known: dict[str, str]) -> bool:
-        """Accept what was found as it is: adopt the file or, where it was deleted outside, let its
-        history go, as ``rm`` through a mount does. False for what is written in place."""
-        path = finding.path
-        if finding.condition is Condition.MISSING:
-            moves.leave(self._core.lineages, known.get(path, ""), path)
-            return path in known
-        if self._in_place(path):
-            return False
-        self.adopt(path)
-        return True
+    def forget(self, path: str, known: dict[str, str]) -> bool:
+        """Let the history go of a file that was deleted outside, as ``rm`` through a mount does.
+        ``known`` are the lineages by path. Whether it has one."""
+        moves.leave(self._core.lineages, known.get(path, ""), path)
+        return path in known
 
     def tidy(self, pause: Callable[[], None] = orphans.nothing) -> orphans.Outcome:
         """Let history go that no path leads to; see :mod:`ckptfs.checking.orphans`. ``pause`` is

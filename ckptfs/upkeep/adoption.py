@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ckptfs.checking.examine import Condition
 from ckptfs.disk import osfs
 from ckptfs.disk.digest import digest_file
 from ckptfs.disk.filesystem import FileSystem
@@ -16,14 +15,6 @@ from ckptfs.records import format as fmt
 from ckptfs.records.layout import Layout
 from ckptfs.records.walk import walk
 
-ADOPTED = frozenset(
-    {
-        Condition.UNRECORDED,
-        Condition.MODIFIED,
-        Condition.RECORD_MISSING,
-        Condition.MISSING,
-    }
-)
 _LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](.+)")
 _TAGGED = re.compile(r"(\\?)(BLAKE3|SHA256) \((.+)\) = ([0-9a-fA-F]{64})")
 

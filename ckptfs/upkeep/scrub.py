@@ -14,8 +14,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
-from ckptfs.checking.examine import ROTTEN, Condition, examine_at
+from ckptfs.checking.examine import Condition, Kept, examine_at
+from ckptfs.checking.remedy import remedy
 from ckptfs.disk import osfs
 from ckptfs.disk.worker import started
 from ckptfs.errors import CkptfsError
@@ -24,6 +26,7 @@ from ckptfs.records import format as fmt
 from ckptfs.records import parts
 from ckptfs.records.walk import walk
 from ckptfs.store import Place, Store
+from ckptfs.upkeep.mending import mend
 
 log = logging.getLogger("ckptfs.scrub")
 
@@ -152,9 +155,9 @@ class Scrub:
                 direct=True,
                 before=self._pause,
             )
-        if finding.condition in ROTTEN:
-            self.store.history.set_aside(lineage, generation)
-        elif finding.condition is Condition.UNREADABLE:
+        finding = replace(finding, kept=Kept(lineage, generation))
+        mend(self.store, finding, remedy(finding))
+        if finding.condition is Condition.UNREADABLE:
             path = earlier.noted_path(layout, lineage) or lineage
             self.store.note("unreadable", path, f"generation {generation}: {finding.detail}")
         return f"earlier {finding.condition.value}", finding.size_bytes

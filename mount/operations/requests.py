@@ -6,10 +6,9 @@ import errno
 import os
 import stat
 
-from ckptfs.checking.examine import Condition, Finding
+from ckptfs.checking.examine import Kept
 from ckptfs.history import earlier
 from ckptfs.room import expendable
-from ckptfs.upkeep import fsck
 
 from ..view.answers import stale
 from ..view.identity import CONTROL_ID
@@ -69,10 +68,10 @@ def _perform_on_file(mount: Mount, node: File, key: str, value: bytes, caller: C
 def _perform_on_control(mount: Mount, key: str, value: bytes) -> None:
     store = mount.store
     if key == VERIFY:
-        generation = fsck.generation_of(os.fsdecode(value))
-        if generation is None:
+        kept = Kept.named(os.fsdecode(value))
+        if kept is None:
             raise OSError(errno.EINVAL, "not a generation")
-        store.history.set_aside(*generation)
+        store.history.set_aside(*kept)
         return
     if key == TIDY:
         store.history.tidy()
@@ -94,7 +93,7 @@ def _perform_on_control(mount: Mount, key: str, value: bytes) -> None:
         store.history.take_back(path)
     elif key == ADOPT:
         known = earlier.lineages_by_path(store.layout)
-        store.history.take(Finding(path, Condition.MISSING), known)
+        store.history.forget(path, known)
     else:
         raise OSError(errno.EOPNOTSUPP, "no such command")
 

@@ -34,7 +34,8 @@ from ckptfs.records import format as fmt
 from ckptfs.records.walk import walk
 from ckptfs.store import Store
 from ckptfs.tools.harness.faults import BadMemory, Call, Intercepted
-from ckptfs.upkeep.fsck import Check, Scope
+from ckptfs.upkeep.fsck import Check
+from ckptfs.upkeep.scope import Scope
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -31,7 +31,8 @@ from ckptfs.disk.real import OsFs
 from ckptfs.history import earlier, moves
 from ckptfs.history.lineages import Lineages
 from ckptfs.records.layout import Layout
-from ckptfs.upkeep.fsck import Check, Scope
+from ckptfs.upkeep.fsck import Check
+from ckptfs.upkeep.scope import Scope
 from ckptfs.versions.order import Place
 
 _STEPS = 50

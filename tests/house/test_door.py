@@ -19,7 +19,7 @@ DATA = {
 }
 
 # Who makes one of the store's parts itself. Nobody is added.
-MAKING = {"ckptfs.cli.cleaning": {"ckptfs.versions.core.Core"}}
+MAKING = {"ckptfs.cli.clean": {"ckptfs.versions.core.Core"}}
 
 
 def is_inside(module: str) -> bool:

@@ -12,7 +12,7 @@ from journeys import JOURNEYS, Journey, travelled
 
 TODAY = {
     "close to settle": Journey(moves=275, files=51),
-    "rotten open": Journey(moves=420, files=34),
+    "rotten open": Journey(moves=420, files=35),
 }
 
 

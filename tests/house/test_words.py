@@ -30,7 +30,6 @@ CLASSES = {
     "Mount",
     "Node",
     "Op",
-    "Place",
     "Progress",
     "Recording",
     "Row",
@@ -41,11 +40,8 @@ CLASSES = {
     "Violation",
     "Writer",
 }
-FILES = {"base"}
-PROSE = {
-    "ckptfs.tools.crash.kills.trial",
-    "ckptfs.upkeep.fsck",
-}
+FILES: set[str] = set()
+PROSE: set[str] = set()
 
 
 def classes(text: str) -> list[str]:

@@ -17,7 +17,8 @@ from ckptfs.errors import RecordDamaged, UnknownLayout
 from ckptfs.modes import Mode
 from ckptfs.records import format as fmt
 from ckptfs.records.format import Record
-from ckptfs.upkeep.fsck import Check, Scope
+from ckptfs.upkeep.fsck import Check
+from ckptfs.upkeep.scope import Scope
 
 FIXTURE = Path(__file__).parents[1] / "support" / "fixtures" / "layout-1"
 

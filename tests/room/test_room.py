@@ -26,7 +26,8 @@ from ckptfs.store import Store
 from ckptfs.telling.events import DISK_FULL
 from ckptfs.tools.harness.faults import Call, FailNth, Intercepted
 from ckptfs.units import parse_bytes, parse_seconds
-from ckptfs.upkeep import fsck
+from ckptfs.upkeep.fsck import Check
+from ckptfs.upkeep.scope import Scope
 from ckptfs.versions.order import Place
 from ckptfs.versions.standing import keep_replaced, replaced_by
 
@@ -471,7 +472,7 @@ def test_C8_a_crash_at_any_unlink_leaves_a_good_version_of_everything(quick_dir:
         again = store_on(directory, keep=9)
         for path, data in (("a.pt", 3), ("b.pt", 13), ("c.pt", 20)):
             assert again.get(path) == version(data)
-        report = fsck.Check(again.layout, fsck.Scope())
+        report = Check(again.layout, Scope())
         assert {f.condition.value for f in report.findings()} <= {"ok"}
         again.close()
         if faults.failed is None:

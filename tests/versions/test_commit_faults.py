@@ -46,7 +46,8 @@ from ckptfs.tools.harness.faults import (
     FailNth,
     ShortNth,
 )
-from ckptfs.upkeep.fsck import Check, Scope
+from ckptfs.upkeep.fsck import Check
+from ckptfs.upkeep.scope import Scope
 from ckptfs.versions.seal import DIGESTED_TWICE_BYTES
 
 ERRNOS = [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EINTR]

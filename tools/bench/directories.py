@@ -19,7 +19,8 @@ from ckptfs.checking.examine import Condition
 from ckptfs.disk import osfs
 from ckptfs.disk.real import OsFs
 from ckptfs.records.layout import Layout
-from ckptfs.upkeep.fsck import Check, Scope
+from ckptfs.upkeep.fsck import Check
+from ckptfs.upkeep.scope import Scope
 
 from ..harness.rig import Mount, Subject, sync, timed
 from ..harness.stats import estimate, ratio

@@ -18,7 +18,8 @@ from ckptfs.errors import CannotServe
 from ckptfs.modes import Mode
 from ckptfs.records import format as fmt
 from ckptfs.records.layout import Layout
-from ckptfs.upkeep import fsck
+from ckptfs.upkeep.fsck import Check
+from ckptfs.upkeep.scope import Scope
 
 from ...harness.hooked import program
 from ...harness.rig import PLAIN_PROGRAM, Mount, mounted_device
@@ -171,9 +172,9 @@ class Site:
     def findings(self, folder: str = "") -> Iterator[Finding]:
         """What ``ckptfs verify`` says of a folder, or of everything."""
         paths = (folder,) if folder else ()
-        scope = fsck.Scope(paths=paths, served=self._mount is not None)
+        scope = Scope(paths=paths, served=self._mount is not None)
         with self._layout() as layout:
-            yield from fsck.Check(layout, scope).findings()
+            yield from Check(layout, scope).findings()
 
     @contextlib.contextmanager
     def _layout(self) -> Iterator[Layout]:

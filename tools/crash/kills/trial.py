@@ -14,15 +14,14 @@ import os
 import time
 from collections.abc import Container, Iterable
 
-from ckptfs.checking.examine import BAD, Condition
-from ckptfs.records import format as fmt
+from ckptfs.checking.examine import BAD, Condition, Subject
 
 from ...harness.study import Row
 from .draw import DAEMON, How, Phase, Trial, Work
 from .judge import STRAY, Progress, Violation, in_salvage, judge, needs_salvage, state
 from .place import Site
 from .saves import Act, Files, Op, after, save
-from .writer import SAVED, Death, Written, Writer, end
+from .writer import SAVED, Death, Writer, Account, end
 
 _SAVE_S, _CLOSE_S = 0.01, 0.003  # where none was timed
 _SAVES_S = {Work.MANY: 0.03, Work.SHARDS: 0.015}
@@ -168,7 +167,7 @@ class Run:
             # An aborted connection ends the daemon; some are left the time for it.
             self.place.daemon_died(self.trial.place * self.save_s)
 
-    def _progress(self, told: Written, ops: list[Op]) -> Progress:
+    def _progress(self, told: Account, ops: list[Op]) -> Progress:
         number, phase = told.where
         known = {"op": number, "ops": len(ops), "phase": str(phase), "errno": told.errno}
         self.row.update(known, unheard=told.unheard, save_s=round(self.save_s, 4))
@@ -242,8 +241,7 @@ def sound(place: Site, below: Container[str], folder: str = "") -> Iterable[Viol
     """What verify calls bad. In the folders ``below`` a writer went on where the mount had been,
     and its files are as any that were written outside."""
     for finding in place.findings(folder):
-        kept = finding.path.startswith(f"{fmt.CONTROL}/")
-        path = finding.detail.removeprefix("of ") if kept else finding.path
+        path = finding.path if finding.subject is Subject.FILE else finding.of
         outside = path.partition("/")[0] in below and finding.condition in _OUTSIDE
         bad = finding.condition in BAD | _OUTSIDE | {Condition.LEFTOVER}
         if bad and not outside:

@@ -1,7 +1,7 @@
 """A writer: a forked child that saves, tells how far it is, and dies where it is told to.
 
-What it tells lies in memory that outlives it (:class:`Written`); each word of it is set at once, and a
-phase is told before what begins it and after what ends it. So a file told as closed was closed
+What it tells lies in memory that outlives it (:class:`Account`); each word of it is set at once, and
+a phase is told before what begins it and after what ends it. So a file told as closed was closed
 with 0, and one not told as closing was not closed at all.
 """
 
@@ -32,7 +32,7 @@ SAVED, FAILED, BROKEN = 0, 1, 99
 Death = tuple[int, Phase, int]  # by its own hand: in which op and phase, after how many bytes
 
 
-class Written:
+class Account:
     """What a writer has told. Read by its parent, also after its death."""
 
     def __init__(self) -> None:
@@ -93,12 +93,12 @@ class Writer:
         stays: bool = False,
     ) -> None:
         """``number``: the signal it dies by. ``stays``: it lives on after its save."""
-        self.told = Written()
+        self.told = Account()
         self.pid = os.fork()
         if self.pid == 0:
             _live(_Saving(folder, self.told, death, number), ops, threads=threads, stays=stays)
 
-    def wait_for(self, reached: Callable[[Written], bool]) -> bool:
+    def wait_for(self, reached: Callable[[Account], bool]) -> bool:
         """False where it does not get there."""
         deadline = time.monotonic() + WAIT_S
         while not reached(self.told):
@@ -144,7 +144,7 @@ def _live(saving: _Saving, ops: list[Op], *, threads: bool, stays: bool) -> None
 
 
 class _Saving:
-    def __init__(self, folder: Path, told: Written, death: Death | None, number: int) -> None:
+    def __init__(self, folder: Path, told: Account, death: Death | None, number: int) -> None:
         self.folder, self.told, self.death, self.signal = folder, told, death, number
         self.op = 0
 

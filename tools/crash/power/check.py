@@ -13,7 +13,8 @@ from ckptfs.errors import CannotServe, CkptfsError
 from ckptfs.modes import Mode
 from ckptfs.records import format as fmt
 from ckptfs.store import Options, Store
-from ckptfs.upkeep.fsck import Check, Scope
+from ckptfs.upkeep.fsck import Check
+from ckptfs.upkeep.scope import Scope
 
 from ...harness.rig import served
 from . import device
