@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from functools import partial
 
 
 def main() -> None:
@@ -11,10 +13,19 @@ def main() -> None:
     if quiet:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from ckptfs import cli
+    from ckptfs.disk import locks
 
+    report = os.environ.get("CKPTFS_CHECK_LOCKS")
+    if report:  # under tests
+        locks.check(partial(_append, report))
     if quiet:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     cli.main()
+
+
+def _append(path: str, text: str) -> None:
+    with open(path, "a") as file:
+        file.write(text)
 
 
 if __name__ == "__main__":
