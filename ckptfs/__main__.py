@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from functools import partial
 
 
 def main() -> None:
@@ -12,11 +14,20 @@ def main() -> None:
     if quiet:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from ckptfs import cli
+    from ckptfs.disk import locks
 
+    report = os.environ.get("CKPTFS_CHECK_LOCKS")
+    if report:  # under tests
+        locks.check(partial(_append, report))
     cli.load(sys.argv[1:])
     if quiet:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     cli.main()
+
+
+def _append(path: str, text: str) -> None:
+    with open(path, "a") as file:
+        file.write(text)
 
 
 if __name__ == "__main__":

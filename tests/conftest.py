@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,11 +34,42 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ["CKPTFS_BINDING"] = config.getoption("--binding")
+    _check_locks()
     # A job in the background ignores it, and so would all that the tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput") and os.geteuid() == 0:
         _mounts_apart()
+
+
+def _check_locks() -> None:
+    """Of this process, and of the daemons that the tests start, whoever they run as."""
+    from ckptfs.disk import locks
+
+    report, path = tempfile.mkstemp(prefix="ckptfs-locks-")
+    os.close(report)
+    os.chmod(path, 0o666)
+    os.environ["CKPTFS_CHECK_LOCKS"] = path
+    locks.check(partial(_append, Path(path)))
+
+
+def _append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
+
+
+def pytest_unconfigure() -> None:
+    Path(os.environ.pop("CKPTFS_CHECK_LOCKS")).unlink(missing_ok=True)
+
+
+@pytest.fixture(autouse=True)
+def _locks_in_order() -> Iterator[None]:
+    """Nobody has taken a lock out of the order of their ranks."""
+    yield
+    report = Path(os.environ["CKPTFS_CHECK_LOCKS"])
+    told = report.read_text()
+    report.write_text("")
+    assert told == ""
 
 
 def _mounts_apart() -> None:

@@ -7,7 +7,6 @@ its size, mtime or ctime move. Thread-safe.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,6 +15,7 @@ from ckptfs.checking import rollback
 from ckptfs.checking.examine import ROTTEN, Condition, Finding, Stamp, examine, stamp
 from ckptfs.checking.remembered import Remembered
 from ckptfs.disk import osfs
+from ckptfs.disk.locks import leaf
 from ckptfs.errors import RecordDamaged, Rotten
 from ckptfs.history import earlier
 from ckptfs.modes import Outside
@@ -33,7 +33,7 @@ class Guard:
         # whether a process may write the inode without a commit
         self.written_here: Callable[[tuple[int, int]], bool] = lambda inode: False
         self._known = Remembered()
-        self._guard = threading.Lock()
+        self._guard = leaf()
 
     # --- what is known to be good ----------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ckptfs.disk import osfs
+from ckptfs.disk.locks import Rank, ranked
 from ckptfs.disk.worker import started
 from ckptfs.errors import RecordDamaged
 from ckptfs.history import earlier
@@ -134,7 +135,7 @@ class Orphans:
     def __init__(self, core: Core) -> None:
         self.layout, self.fs = core.layout, core.fs
         self.order, self.lineages = core.order, core.lineages
-        self._running = threading.Lock()
+        self._running = ranked(Rank.TIDYING, reentrant=False)
 
     def settle(self, pause: Callable[[], None] = nothing) -> Outcome:
         """Give each orphan back, or let it go."""

@@ -6,9 +6,10 @@ some KB at most, and what is left to hash is a sixteenth of the hole. Thread-saf
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Hashable
 from typing import Generic, Protocol, TypeVar
+
+from ckptfs.disk.locks import leaf
 
 FROM_BYTES = 64 << 20
 _BITS = 5  # of a length that is kept, all others are 0
@@ -24,7 +25,7 @@ C = TypeVar("C", bound="_Copied")
 class Zeros(Generic[C]):
     def __init__(self) -> None:
         self._states: dict[tuple[Hashable, int], C] = {}
-        self._guard = threading.Lock()
+        self._guard = leaf()
 
     def longest(self, kind: Hashable, most_bytes: int) -> tuple[int, C] | None:
         """The longest that is kept, up to that length, and a copy of the state after it."""

@@ -25,12 +25,12 @@ durable inside, and no other lock is taken.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ckptfs.disk import osfs
 from ckptfs.disk.filesystem import Status
+from ckptfs.disk.locks import Rank, ranked
 from ckptfs.errors import RecordDamaged
 from ckptfs.history import earlier
 from ckptfs.records import format as fmt
@@ -68,7 +68,7 @@ class Lineages:
 
     def __init__(self, layout: Layout) -> None:
         self.layout, self.fs = layout, layout.fs
-        self.lock = threading.RLock()
+        self.lock = ranked(Rank.LINEAGES)
         self.pinned: set[str] = set()
         self.pins: dict[str, str] = {}  # pinned lineages by path
         # where paths moved to, while somebody walks the tree and could miss them

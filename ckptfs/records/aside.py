@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 from dataclasses import dataclass
 
 from ckptfs.disk import osfs
 from ckptfs.disk.filesystem import FileSystem, Status
+from ckptfs.disk.locks import leaf
 from ckptfs.records import format as fmt
 from ckptfs.records import parts
 from ckptfs.records.parts import write_whole
@@ -37,7 +37,7 @@ class Aside:
     def __init__(self, fs: FileSystem, salvage: int, quarantine: int) -> None:
         self.fs, self.salvage, self.quarantine = fs, salvage, quarantine
         self.added = Amount(0, 0)  # since it was opened
-        self._counting = threading.Lock()
+        self._counting = leaf()
 
     def put(self, at: int, name: str, folder: int, story: dict[str, object]) -> str:
         """Move a file to salvage or quarantine with a note beside it, if there is room for one.

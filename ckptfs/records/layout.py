@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import threading
 from dataclasses import replace
 
 from ckptfs.disk import osfs
 from ckptfs.disk.filesystem import FileSystem
+from ckptfs.disk.locks import Rank, ranked
 from ckptfs.errors import CannotServe, RecordDamaged
 from ckptfs.records import format as fmt
 from ckptfs.records import parts
@@ -36,7 +36,7 @@ class Layout:
         self.salvage, self.quarantine = folders[fmt.SALVAGE], folders[fmt.QUARANTINE]
         self.sidecar = folders[fmt.SIDECAR]
         self._folders = folders
-        self._counter_lock = threading.Lock()
+        self._counter_lock = ranked(Rank.COUNTER, reentrant=False)
         self._next = self._reserved = 0
         self.lock = ServingLock(fs, control)
         self.aside = Aside(fs, self.salvage, self.quarantine)

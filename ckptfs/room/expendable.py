@@ -21,13 +21,13 @@ from __future__ import annotations
 import contextlib
 import enum
 import math
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ckptfs.checking.examine import Condition, Stamp, examine, stamp
 from ckptfs.checking.opens import Guard
 from ckptfs.disk import osfs
+from ckptfs.disk.locks import leaf
 from ckptfs.errors import RecordDamaged
 from ckptfs.history import earlier
 from ckptfs.records import format as fmt
@@ -190,7 +190,7 @@ class Expendable:
     def __init__(self, guard: Guard) -> None:
         self.guard, self.layout, self.fs = guard, guard.layout, guard.fs
         self._in_use: set[str] = set()  # entries that are being taken back
-        self._using = threading.Lock()
+        self._using = leaf()
 
     def judged(self, budget_bytes: float = math.inf) -> Judged:
         return Judged(self.guard, budget_bytes)

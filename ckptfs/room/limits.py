@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable
 
+from ckptfs.disk.locks import Rank, ranked
 from ckptfs.records.aside import Amount, Aside
 from ckptfs.room.expendable import Expendable, Item, Kind
 
@@ -23,7 +23,7 @@ class Limits:
         self._aside, self._expendable, self._let_go = aside, expendable, let_go
         self.bounds = bounds
         self._fits = Amount(-1, -1)  # how much may be put aside in all before it is bounded again
-        self._bounding = threading.Lock()
+        self._bounding = ranked(Rank.BOUNDING, reentrant=False)
 
     def bound_if_due(self) -> None:
         """Each time that something was put aside."""

@@ -24,6 +24,7 @@ from typing import Any, TypeVar, cast
 
 from ckptfs.checking.opens import Guard
 from ckptfs.disk.filesystem import FileSystem, Space
+from ckptfs.disk.locks import leaf
 from ckptfs.records.aside import Amount, held_bytes
 from ckptfs.room.doubts import Doubts
 from ckptfs.room.expendable import Expendable, Item, Kind
@@ -51,7 +52,7 @@ class DiskRoom:
         self.layout, self.fs = guard.layout, guard.fs
         self.limits = Limits(guard.layout.aside, self.expendable, self.let_go, bounds)
         self.sizes, self.doubts = UsualSizes(guard.layout), Doubts()
-        self._freeing = threading.Lock()  # of the two counts; equal while nothing is let go of
+        self._freeing = leaf()  # of the two counts; equal while nothing is let go of
         self._begun = self._ended = 0
         self._spent: dict[int, _Spent] = {}  # by user: when too little could be let go, for what
         self._saves = 0

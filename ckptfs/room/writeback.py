@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ckptfs.disk import osfs
 from ckptfs.disk.filesystem import FileSystem
+from ckptfs.disk.locks import leaf
 from ckptfs.disk.worker import started
 from ckptfs.room.making import DiskRoom
 from ckptfs.versions.staged import Staged
@@ -40,7 +41,7 @@ class Writeback:
         """``room``: for what is written is made while the versions grow."""
         self.fs, self._room = fs, room
         self._behind: dict[str, _Behind] = {}
-        self._guard = threading.Lock()
+        self._guard = leaf()
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = started(self._run, "writeback")

@@ -82,11 +82,13 @@ class Saves:
     ) -> Iterator[Staged]:
         """As :meth:`stage`; what is not committed inside leaves nothing behind."""
         staged = self.stage(path, at, name, exists=exists, truncate=truncate, lazily=lazily)
+        staged.lock.acquire(blocking=False)  # nobody else knows of it, whatever this thread holds
         try:
             yield staged
         finally:
             if staged.state is State.OPEN:
                 self.discard(staged)
+            staged.lock.release()
             _close(self._fs, staged)
 
     def reopen(self, path: str, fd: int) -> Staged:

@@ -10,12 +10,12 @@ Nothing fails because they cannot be written. Thread-safe; who looks at them wai
 from __future__ import annotations
 
 import json
-import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 
+from ckptfs.disk.locks import Rank, leaf, ranked
 from ckptfs.records import format as fmt
 from ckptfs.records import parts
 from ckptfs.records.layout import Layout
@@ -52,7 +52,7 @@ class Alarms:
         self._alarms: dict[tuple[str, str], Alarm] = {}
         self._number = 0
         self._unsaved = False
-        self._guard, self._saving = threading.Lock(), threading.Lock()
+        self._guard, self._saving = leaf(), ranked(Rank.ALARM_FILE, reentrant=False)
         # What the listener has not taken yet, if there is one: event, path, detail.
         self.untold: deque[tuple[str, str, str]] = deque(maxlen=_UNTOLD)
         self.listener: Callable[[], object] | None = None

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import errno
 import logging
-import threading
 from collections import Counter
 from collections.abc import Callable
 
+from ckptfs.disk.locks import leaf
 from ckptfs.errors import CkptfsError, Rotten
 from ckptfs.telling.alarms import Alarms
 
@@ -49,7 +49,7 @@ class Events:
         self._told: dict[str, set[str]] = {}  # by path
         self._texts = 0  # that are kept there
         self._is_full = False
-        self._guard = threading.Lock()
+        self._guard = leaf()
 
     def note(self, what: str, path: str, detail: str = "", *, level: int = 0) -> None:
         """Count an event, keep it for ``status``, and log it if somebody must know. What somebody

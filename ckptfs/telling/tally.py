@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_left
 from collections import deque
 from typing import Any
+
+from ckptfs.disk.locks import leaf
 
 # A small file takes milliseconds, a checkpoint of hundreds of GB minutes.
 BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -14,7 +15,7 @@ _RECENT = 1000  # of many small files beside a checkpoint, too
 
 class Tally:
     def __init__(self) -> None:
-        self._guard = threading.Lock()
+        self._guard = leaf()
         self._commits = [0] * (len(BOUNDS_S) + 1)  # by how long they took; the last: longer
         self._seconds, self._bytes, self._verified = 0.0, 0, 0
         self._sizes: deque[int] = deque(maxlen=_RECENT)

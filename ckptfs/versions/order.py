@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ckptfs.disk import osfs
 from ckptfs.disk.filesystem import FileSystem
-from ckptfs.disk.locks import KeyedLocks
+from ckptfs.disk.locks import KeyedLocks, Rank, leaf, ranked
 from ckptfs.errors import StoreReadOnly, final
 from ckptfs.modes import Mode
 from ckptfs.versions.staged import Inode
@@ -34,12 +33,12 @@ class Ordering:
         self.fs, self.mode = fs, mode
         self.poisoned: str | None = None
         self.torn: set[Inode] = set()  # files longer than recorded, that could not be cut back
-        self._paths = KeyedLocks()
+        self._paths = KeyedLocks(Rank.PATH)
         self._dirty: dict[tuple[int, int], int] = {}
         self._many_dirty: set[int] = set()  # devices
-        self._dirty_lock = threading.Lock()
-        self._dir_syncs = threading.Lock()
-        self._moves = threading.Lock()
+        self._dirty_lock = leaf()
+        self._dir_syncs = ranked(Rank.SYNCING, reentrant=False)
+        self._moves = ranked(Rank.DIRECTORIES, reentrant=False)
 
     def note_changed_dir(self, at: int) -> None:
         """A name was made in or removed from ``at``: durable before the next publish."""
@@ -100,7 +99,8 @@ class Ordering:
 
     def steady_directories(self) -> contextlib.AbstractContextManager[object]:
         """No directory is renamed inside: an intent speaks of paths."""
-        return self._moves
+        moves: contextlib.AbstractContextManager[object] = self._moves
+        return moves
 
     @contextlib.contextmanager
     def path_lock(self, at: int, name: str) -> Iterator[None]:

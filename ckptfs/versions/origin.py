@@ -9,12 +9,12 @@ The staged file shares the blocks of its base where the filesystem can (XFS, btr
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections import OrderedDict
 
 from ckptfs.disk import osfs
 from ckptfs.disk.digest import Before, Hasher, hash_range
 from ckptfs.disk.filesystem import FileSystem
+from ckptfs.disk.locks import leaf
 from ckptfs.errors import RecordDamaged, Rotten
 from ckptfs.records import format as fmt
 from ckptfs.records.format import Record
@@ -114,7 +114,7 @@ class Digests:
     def __init__(self, fs: FileSystem) -> None:
         self._fs = fs
         self._states: OrderedDict[Inode, tuple[Fingerprint, str, Hasher]] = OrderedDict()
-        self._guard = threading.Lock()
+        self._guard = leaf()
 
     def hash(self, staged: Staged, size: int, algorithm: str, clean: Before | None) -> Hasher:
         """Of the whole version; of an intact base only what came after it is read."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ckptfs.disk.digest import Hasher
 from ckptfs.disk.filesystem import FileSystem, Status
+from ckptfs.disk.locks import Rank, ranked
 from ckptfs.records.format import Record
 from ckptfs.structure import Structure, Verdict
 from ckptfs.versions.life import Event, State, advance
@@ -102,7 +102,10 @@ class Staged:
     expected_bytes: int = 0  # its length, if that can be told
     # the first error that background writeback saw; final, as an fsync's would be
     writeback_error: OSError | None = None
-    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    lock: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.lock = ranked(Rank.VERSION, self.txid)
 
     def __getstate__(self) -> dict[str, Any]:
         """For another program. A digest is for the commit under way, and there is none."""

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple, TypeGuard, cast
 
 from ckptfs.disk.filesystem import FileSystem
+from ckptfs.disk.locks import Rank, ranked
 from ckptfs.disk.real import OsFs
 from ckptfs.errors import CannotServe
 from ckptfs.versions.staged import Base
@@ -91,7 +92,7 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, found: Any) -> Any:
         if isinstance(found, _RLOCK):
-            return threading.RLock, ()
+            return ranked, (Rank.VERSION,)
         if isinstance(found, Base) and found.fd >= 0:
             self.descriptors.add(found.fd)
         return NotImplemented

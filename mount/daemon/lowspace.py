@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from ckptfs.disk import osfs
+from ckptfs.disk.locks import leaf
 from ckptfs.disk.worker import started
 from ckptfs.store import Store
 
@@ -29,7 +30,7 @@ class LowSpace:
     def __init__(self, store: Store, staged: Callable[[], Iterable[int]]) -> None:
         self._store, self._staged = store, staged
         self._told = ""
-        self._guard = threading.Lock()
+        self._guard = leaf()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 

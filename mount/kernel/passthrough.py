@@ -11,10 +11,10 @@ import contextlib
 import errno
 import fcntl
 import os
-import threading
 from dataclasses import dataclass
 
 from ckptfs.disk import osfs
+from ckptfs.disk.locks import leaf
 from ckptfs.records import format as fmt
 from ckptfs.records.layout import Layout
 
@@ -39,7 +39,7 @@ class Passthrough:
         self.agreed = False
         self._device = device
         self.carried: dict[int, _Carried] = {}
-        self._lock = threading.Lock()
+        self._lock = leaf()
 
     def resume(self, carried: dict[int, _Carried], *, agreed: bool) -> None:
         """What an earlier program has open, and whether the kernel agreed to it then."""

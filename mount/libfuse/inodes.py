@@ -9,8 +9,9 @@ while versions meet in the inode is answered EIO. Names that are renamed over ge
 from __future__ import annotations
 
 import os
-import threading
 from dataclasses import dataclass, field
+
+from ckptfs.disk.locks import leaf
 
 from ..view.identity import Identity, identity
 from ..view.model import Handle
@@ -45,7 +46,7 @@ class Inodes:
     """Thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = leaf()
         self._by_place: dict[Place, Inode] = {}
 
     def enter(self, place: Place, opened: Opened) -> bool:

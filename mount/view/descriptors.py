@@ -17,12 +17,12 @@ import contextlib
 import errno
 import os
 import resource
-import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ckptfs.disk import osfs
+from ckptfs.disk.locks import leaf
 
 _MAX_OPEN_DIRECTORIES = 2048
 _OWN = "/proc/self/fd"
@@ -78,7 +78,7 @@ class OpenFolders:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._lock = threading.Lock()
+        self._lock = leaf()
         self._open: OrderedDict[Folder, _Open] = OrderedDict()
         self._always: dict[Folder, Descriptor] = {}
         self._pins: Counter[Folder] = Counter()

@@ -14,13 +14,14 @@ Thread-safe; grants are called without the guard held.
 from __future__ import annotations
 
 import errno
-import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 from weakref import WeakValueDictionary
+
+from ckptfs.disk.locks import leaf
 
 from ..processes import calls
 from .identity import Identity
@@ -178,7 +179,7 @@ class Locks:
         self._shared: set[_Path] = set()  # paths that several processes wrote under a lock
         self._waits: dict[int, Wait] = {}  # by request; who was blocked last is the last
         self._interrupted: deque[int] = deque(maxlen=_INTERRUPTED)  # requests that did not wait yet
-        self._guard = threading.Lock()
+        self._guard = leaf()
         self.renew: Callable[[int], None] = lambda nodeid: None  # has attributes asked for anew
 
     def carried(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from ckptfs.disk import osfs
+from ckptfs.disk.locks import Rank, ranked
 from ckptfs.room.writeback import Writeback
 from ckptfs.store import Store
 from ckptfs.versions.life import Turn
@@ -41,7 +42,7 @@ class Versions:
         self, store: Store, nodes: NodeTable, watched_by: Callable[[Versions], Looking]
     ) -> None:
         self.store, self.nodes = store, nodes
-        self.lock = threading.RLock()
+        self.lock = ranked(Rank.TABLES)
         self.arrived = threading.Condition(self.lock)  # who was expected, or does not come
         self.writeback = Writeback(store.fs, store.room)
         self.handles: dict[int, Handle] = {}

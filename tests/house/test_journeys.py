@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from journeys import JOURNEYS, Journey, travelled
 
+from ckptfs.disk import locks
+
 TODAY = {
     "close to settle": Journey(moves=275, files=51),
     "rotten open": Journey(moves=420, files=35),
@@ -17,7 +19,8 @@ TODAY = {
 
 
 @pytest.mark.parametrize("name", TODAY)  # a repair looks at the machine's mounts, as many as it has
-def test_no_journey_gets_longer(name: str, tmp_path: Path) -> None:
+def test_no_journey_gets_longer(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "_report", None)  # what checks them is not on the way
     found = JOURNEYS[name](tmp_path)
     assert found.moves <= TODAY[name].moves and found.files <= TODAY[name].files, found
 

@@ -21,7 +21,7 @@ from .draw import DAEMON, How, Phase, Trial, Work
 from .judge import STRAY, Progress, Violation, in_salvage, judge, needs_salvage, state
 from .place import Site
 from .saves import Act, Files, Op, after, save
-from .writer import SAVED, Death, Writer, Account, end
+from .writer import SAVED, Account, Death, Writer, end
 
 _SAVE_S, _CLOSE_S = 0.01, 0.003  # where none was timed
 _SAVES_S = {Work.MANY: 0.03, Work.SHARDS: 0.015}
