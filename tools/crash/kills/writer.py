@@ -1,8 +1,8 @@
 """A writer: a forked child that saves, tells how far it is, and dies where it is told to.
 
 What it tells lies in memory that outlives it (:class:`Account`); each word of it is set at once,
-and a phase is told before what begins it and after what ends it. So a file told as closed was closed
-with 0, and one not told as closing was not closed at all.
+and a phase is told before what begins it and after what ends it. So a file told as closed was
+closed with 0, and one not told as closing was not closed at all.
 """
 
 from __future__ import annotations
