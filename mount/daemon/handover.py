@@ -195,7 +195,7 @@ def _row(node: Node, mount: Mount) -> Row:
         extra = node.lineage if isinstance(node, PastFile) else None
     else:
         found = node.parent is not None and node.parent.find(node.name, node.ident) is node
-        extra = node.gone if isinstance(node, Directory) else mount.nodes.is_lost(node)
+        extra = node.gone if isinstance(node, Directory) else mount.nodes.lost.has(node)
     return Row(
         kind,
         node.id,

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from ..operations import handles, joining, looking, xattrs
 from ..operations.context import Mount
-from ..view import acl
+from ..view import acl, aliases
 from ..view.answers import Entry, Slow, stale
 from ..view.model import Caller, File, Node, stands
 from . import wire
@@ -241,7 +241,7 @@ class Again:
         """Whether the kernel can open ``node`` by that other one, which may have another file
         behind it."""
         return nodeid == node.id or not (
-            self._passthrough.active and self._mount.nodes.is_open(nodeid)
+            self._passthrough.active and aliases.is_open(self._mount.nodes, nodeid)
         )
 
     def _answered(self, result: Any, entry: Entry, asked: _Request) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from ..view import aliases
 from ..view.model import Caller, File, Handle, Version
 from ..writers import beginning
 from .context import Mount
@@ -16,11 +17,11 @@ def give(mount: Mount, handle: Handle, nodeid: int) -> None:
     """The kernel opens an alias in place of the handle's own node. By one that others have open
     only the daemon can carry it."""
     with mount.lock:
-        shared = mount.nodes.is_open(nodeid)
+        shared = aliases.is_open(mount.nodes, nodeid)
         if shared:
             mount.guests[nodeid] = handle
         elif isinstance(handle.node, File):
-            mount.nodes.stand_in(nodeid, handle.node)
+            aliases.stand_in(mount.nodes, nodeid, handle.node)
         handle.carrier, handle.relayed = nodeid, shared
     mount.caches.drop_attributes(handle.node.id)
     mount.caches.drop_attributes(nodeid)  # the size that a read by it ends at is another now
@@ -31,10 +32,10 @@ def stand_in_for_last(mount: Mount, gone: Handle) -> None:
     if mount.guests.get(gone.carrier) is gone:
         del mount.guests[gone.carrier]
     guest = mount.guests.get(gone.node.id)
-    if guest is not None and not mount.nodes.is_open(gone.node.id):
+    if guest is not None and not aliases.is_open(mount.nodes, gone.node.id):
         del mount.guests[gone.node.id]
         if isinstance(guest.node, File):
-            mount.nodes.stand_in(gone.node.id, guest.node)
+            aliases.stand_in(mount.nodes, gone.node.id, guest.node)
 
 
 def version_handle(mount: Mount, node: File, version: Version, flags: int) -> Handle:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from ckptfs.disk import osfs
 from ckptfs.records import format as fmt
 
+from ..view import aliases
 from ..view.answers import Entry, stale, without_names
 from ..view.identity import ROOT_ID, identity
 from ..view.model import (
@@ -60,7 +61,7 @@ def alias(mount: Mount, entry: Entry) -> Entry:
     """A node of its own for whoever has looked a file up."""
     assert isinstance(entry.node, File)
     with mount.lock:
-        alias = mount.nodes.alias(entry.node, entry.status)
+        alias = aliases.alias(mount.nodes, entry.node, entry.status)
         alias.lookups += 1
         forget(mount, entry.node.id, 1)
     mount.caches.drop_attributes(entry.node.id)  # from here on it changes by the alias, too
@@ -84,10 +85,10 @@ def status_lasts(mount: Mount, node: Node, status: os.stat_result) -> bool:
     if not isinstance(node, File):
         return False
     if node.is_plain:
-        return status.st_nlink == 1 and not mount.nodes.changes_elsewhere(node)
+        return status.st_nlink == 1 and not mount.nodes.lost.changes(node)
     if node.of is not None or changes_unseen(node):
         return False
-    return status.st_nlink == 1 and not mount.nodes.changes_elsewhere(node)
+    return status.st_nlink == 1 and not mount.nodes.lost.changes(node)
 
 
 def _virtual(mount: Mount, parent_id: int, name: str) -> Virtual | None:

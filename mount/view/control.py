@@ -31,7 +31,7 @@ class Control(Virtual):
             fmt.HISTORY: root_of_history(self, store, nodes),
         }
         for node in (self, *self._shown.values()):
-            nodes.fix(node)
+            nodes.by_id.add(node)
         self._made_ns = time.time_ns()
 
     def status(self) -> os.stat_result:

@@ -173,11 +173,14 @@ class LockSet:
         lock.blocked = []
 
 
+_Waits = dict[int, Wait]  # by request; who was blocked last is the last
+
+
 class Locks:
     def __init__(self) -> None:
         self._sets: WeakValueDictionary[_Path, LockSet] = WeakValueDictionary()
         self._shared: set[_Path] = set()  # paths that several processes wrote under a lock
-        self._waits: dict[int, Wait] = {}  # by request; who was blocked last is the last
+        self._waits: _Waits = {}
         self._interrupted: deque[int] = deque(maxlen=_INTERRUPTED)  # requests that did not wait yet
         self._guard = leaf()
         self.renew: Callable[[int], None] = lambda nodeid: None  # has attributes asked for anew
@@ -307,7 +310,7 @@ class Locks:
             self._has(wait.locks, wait.lock)
             return 0
         wait.locks.wake(wait.lock)
-        if self._closes_a_circle(wait, found):
+        if _closes_a_circle(self._waits, wait, found):
             return errno.EDEADLK
         wait.locks.block(wait, found)
         self._waits[wait.request] = self._waits.pop(wait.request)
@@ -321,35 +324,38 @@ class Locks:
             self.renew(lock.nodeid)
         locks.current = others | {lock.nodeid}
 
-    def _closes_a_circle(self, wait: Wait, blocker: Lock) -> bool:
-        """Whether POSIX locks wait for each other, as far as the kernel follows them. It follows no
-        wait for an OFD lock, which another thread may give back."""
-        at = blocker
-        for _ in range(_CIRCLE):
-            found = None if at.is_flock else self._wait_of(at)
-            if found is None:
-                return False
-            at = found.lock
-            while at.blocker is not None:
-                at = at.blocker
-            if at.owner == wait.lock.owner:
-                return not calls.asks_for_ofd(wait.thread)
-        return False
-
-    def _wait_of(self, lock: Lock) -> Wait | None:
-        """What the holder of this lock waits for, if that is a POSIX lock: the last such wait."""
-        for wait in reversed(self._waits.values()):
-            blocker = wait.lock.blocker if wait.lock.holder == lock.holder else None
-            if blocker is not None and not self._is_ofd(blocker):
-                return wait
-        return None
-
-    def _is_ofd(self, lock: Lock) -> bool:
-        """Matters, and is known, of those only whose owner waits itself."""
-        threads = (each.thread for each in self._waits.values() if each.lock.holder == lock.holder)
-        return any(map(calls.asks_for_ofd, threads))
-
 
 def _answer(over: list[tuple[Wait, int]]) -> None:
     for wait, error in over:
         wait.grant(error)
+
+
+def _closes_a_circle(waits: _Waits, wait: Wait, blocker: Lock) -> bool:
+    """Whether POSIX locks wait for each other, as far as the kernel follows them. It follows no
+    wait for an OFD lock, which another thread may give back."""
+    at = blocker
+    for _ in range(_CIRCLE):
+        found = None if at.is_flock else _wait_of(waits, at)
+        if found is None:
+            return False
+        at = found.lock
+        while at.blocker is not None:
+            at = at.blocker
+        if at.owner == wait.lock.owner:
+            return not calls.asks_for_ofd(wait.thread)
+    return False
+
+
+def _wait_of(waits: _Waits, lock: Lock) -> Wait | None:
+    """What the holder of this lock waits for, if that is a POSIX lock: the last such wait."""
+    for wait in reversed(waits.values()):
+        blocker = wait.lock.blocker if wait.lock.holder == lock.holder else None
+        if blocker is not None and not _is_ofd(waits, blocker):
+            return wait
+    return None
+
+
+def _is_ofd(waits: _Waits, lock: Lock) -> bool:
+    """Matters, and is known, of those only whose owner waits itself."""
+    threads = (each.thread for each in waits.values() if each.lock.holder == lock.holder)
+    return any(map(calls.asks_for_ofd, threads))

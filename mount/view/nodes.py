@@ -25,20 +25,41 @@ from .identity import FIRST_ID, ROOT_ID, Identity, identity, lstat
 from .model import Directory, File, Node, Virtual, VirtualKey
 
 
+class Lost:
+    """Files that have lost their name to another inode, and that the kernel knows."""
+
+    def __init__(self) -> None:
+        self._by_identity: dict[Identity, File] = {}
+
+    def has(self, node: Node) -> bool:
+        return self._by_identity.get(node.ident) is node
+
+    def add(self, node: File) -> None:
+        self._by_identity[node.ident] = node
+
+    def drop(self, node: Node) -> None:
+        del self._by_identity[node.ident]
+
+    def changes(self, node: File) -> bool:
+        """Whether somebody may change the file by one of these, another node."""
+        lost = self._by_identity.get(node.ident) if self._by_identity else None
+        return lost is not None and lost is not node and _in_use(lost)
+
+
 class NodeTable:
     def __init__(self, root_fd: int, room: Room) -> None:
         self.folders = OpenFolders(room.directories)
         self.root = Directory(ROOT_ID, None, "", identity(os.fstat(root_fd)), self.folders)
         self.folders.keep_open(self.root, Descriptor(osfs.duplicate(root_fd)))
         self.root.lookups = 1
-        self._by_id = ById[Node]()
-        self._by_id.add(self.root)
+        self.by_id = ById[Node]()
+        self.by_id.add(self.root)
         self._virtual: dict[VirtualKey, Virtual] = {}
         self.ids = itertools.count(FIRST_ID)
-        self._lost: dict[Identity, File] = {}
+        self.lost = Lost()
 
     def get(self, nodeid: int) -> Node:
-        node = self._by_id.get(nodeid)
+        node = self.by_id.get(nodeid)
         if node is None:
             raise OSError(errno.ESTALE, "unknown node")
         return node.of if isinstance(node, File) and node.of and node.stands_in else node
@@ -67,64 +88,26 @@ class NodeTable:
         self._add(node, parent)
         return node
 
-    def alias(self, node: File, status: os.stat_result) -> File:
-        """Another node of a file, which no lookup finds; it keeps the file's known. That of a
-        committed one is an inode of its own, which may lose its name to another."""
-        assert node.parent is not None
-        alias = File(next(self.ids), node.parent, node.name, identity(status))
-        node.parent.children += 1
-        self._by_id.add(alias)
-        self._make_alias(alias, node)
-        alias.stands_in = node.version is not None
-        return alias
-
-    def is_open(self, nodeid: int) -> bool:
-        """Whether somebody has opened a file by that very node."""
-        opened = self._by_id.get(nodeid)
-        return isinstance(opened, File) and bool(opened.handles)
-
-    def stand_in(self, nodeid: int, node: File) -> None:
-        """The kernel opens ``node`` by the alias of another one, by which it goes on asking."""
-        alias = self._by_id.get(nodeid)
-        if isinstance(alias, File) and alias is not node:
-            left = alias.of
-            self._make_alias(alias, node)
-            alias.stands_in = True
-            if left is not None:
-                self.forget(left.id, 1)
-
-    def _make_alias(self, alias: File, node: File) -> None:
-        node.aliased, alias.of = True, node
-        node.lookups += 1
-
-    def fix(self, node: Virtual) -> None:
-        """One that is never forgotten."""
-        self._by_id.add(node)
-
     def virtual(self, key: VirtualKey, make: Callable[[int], Virtual]) -> Virtual:
         node = self._virtual.get(key)
         if node is None:
             node = make(next(self.ids))
             self._virtual[key] = node
-            self._by_id.add(node)
+            self.by_id.add(node)
         assert node.key() == key
         return node
 
     def every(self) -> Iterator[Node]:
-        return iter(self._by_id)
+        return iter(self.by_id)
 
     def is_known(self, node: Node) -> bool:
-        return self._by_id.get(node.id) is node
-
-    def is_lost(self, node: Node) -> bool:
-        """Whether it has lost its name to another inode, and the kernel knows it."""
-        return self._lost.get(node.ident) is node
+        return self.by_id.get(node.id) is node
 
     def restore(self, node: Node, *, found: bool, lost: bool) -> None:
         """One of an earlier program; ``found`` by a lookup of its name."""
-        self._by_id.add(node)
+        self.by_id.add(node)
         if lost and isinstance(node, File):
-            self._lost[node.ident] = node
+            self.lost.add(node)
         if isinstance(node, Virtual):
             self._virtual[node.key()] = node
         elif node.parent is not None:
@@ -135,16 +118,10 @@ class NodeTable:
     def _add(self, node: Node, parent: Directory) -> None:
         parent.children += 1
         parent.enter(node)
-        self._by_id.add(node)
-
-    def _drop_key(self, node: Node) -> None:
-        if isinstance(node, Virtual):
-            self._virtual.pop(node.key(), None)
-        elif node.parent is not None:
-            node.parent.leave(node)
+        self.by_id.add(node)
 
     def move(self, node: Node, parent: Directory, name: str) -> None:
-        self._drop_key(node)
+        self.detach(node)
         left, node.parent, node.name = node.parent, parent, name
         parent.children += 1
         parent.enter(node)
@@ -178,22 +155,20 @@ class NodeTable:
 
     def detach(self, node: Node) -> None:
         """The node has lost its name; it lives on while the kernel holds it open."""
-        self._drop_key(node)
+        if isinstance(node, Virtual):
+            self._virtual.pop(node.key(), None)
+        elif node.parent is not None:
+            node.parent.leave(node)
 
     def lose(self, node: File) -> None:
         """Its name is another inode's from here on, which gets a node of its own."""
-        self._drop_key(node)
+        self.detach(node)
         node.gone = True
-        if self._by_id.get(node.id) is node:  # the kernel knows it
-            self._lost[node.ident] = node
-
-    def changes_elsewhere(self, node: File) -> bool:
-        """Whether somebody may change the file by a node that has lost its name, another one's."""
-        lost = self._lost.get(node.ident) if self._lost else None
-        return lost is not None and lost is not node and _in_use(lost)
+        if self.by_id.get(node.id) is node:  # the kernel knows it
+            self.lost.add(node)
 
     def forget(self, nodeid: int, lookups: int) -> None:
-        node = self._by_id.get(nodeid)
+        node = self.by_id.get(nodeid)
         if node is None or nodeid < FIRST_ID:
             return
         node.lookups -= lookups
@@ -201,13 +176,13 @@ class NodeTable:
 
     def drop_if_forgotten(self, node: Node) -> None:
         at: Node | None = node
-        while at is not None and at.lookups <= 0 and not _in_use(at) and self._by_id.get(at.id):
-            self._drop_key(at)
-            self._by_id.remove(at)
+        while at is not None and at.lookups <= 0 and not _in_use(at) and self.by_id.get(at.id):
+            self.detach(at)
+            self.by_id.remove(at)
             if isinstance(at, Folder):
                 self.folders.close(at)
-            if isinstance(at, File) and self._lost.get(at.ident) is at:
-                del self._lost[at.ident]
+            if self.lost.has(at):
+                self.lost.drop(at)
             if at.parent is not None:
                 at.parent.children -= 1
             if isinstance(at, File) and at.of is not None:
