@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ckptfs.disk.filesystem import FileSystem
 
 
-def main() -> None:
-    """Ctrl-C while the rest is loaded ends it without a word."""
+def main(filesystem: Callable[[], FileSystem] | None = None) -> None:
+    """``filesystem``: see ``cli.main``. Ctrl-C while the rest is loaded ends it without a word."""
     quiet = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if quiet:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -22,7 +27,7 @@ def main() -> None:
     cli.load(sys.argv[1:])
     if quiet:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    cli.main()
+    cli.main(filesystem)
 
 
 def _append(path: str, text: str) -> None:

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable
 
 from ckptfs.cli.printing import run_or_fail
 from ckptfs.cli.table import commands, load
+from ckptfs.disk.filesystem import FileSystem
 
 __all__ = ["commands", "load", "main", "mount_helper"]
 
 
-def main() -> None:
-    """The ``ckptfs`` command."""
+def main(filesystem: Callable[[], FileSystem] | None = None) -> None:
+    """The ``ckptfs`` command. What it serves it serves over a ``filesystem`` that is made there."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name may have what the locale lacks
     if "-o" in sys.argv[3:4] and sys.argv[1] not in commands.commands:
         mount_helper()  # `ckptfs DIR MOUNTPOINT -o OPTIONS`: how mount.fuse calls a filesystem
     else:
-        run_or_fail(lambda: commands.main(standalone_mode=False))
+        run_or_fail(lambda: commands.main(standalone_mode=False, obj=filesystem))
 
 
 def mount_helper() -> None:

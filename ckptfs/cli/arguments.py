@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import click
 
+from ckptfs.disk.filesystem import FileSystem
 from ckptfs.units import parse_bytes, parse_seconds
 
 T = TypeVar("T")
@@ -27,3 +28,8 @@ def _parsed(parse: Callable[[str], T], text: str) -> T:
         return parse(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def filesystem(context: click.Context) -> list[Callable[[], FileSystem]]:
+    """What makes the one that is served over, if the command line was handed it."""
+    return [] if context.obj is None else [context.obj]

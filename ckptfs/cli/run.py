@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ckptfs.cli.arguments import filesystem
 from ckptfs.cli.mount_options import mount_options, options_but
 
 
@@ -37,7 +38,8 @@ class _WithCommand(click.Command):
 @click.command(cls=_WithCommand)
 @click.argument("directory")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def run(directory: str, command: tuple[str, ...], **given: Any) -> None:
+@click.pass_context
+def run(context: click.Context, /, directory: str, command: tuple[str, ...], **given: Any) -> None:
     """Run COMMAND with DIRECTORY served, to it and its children alone.
 
     Needs neither root nor fusermount3. Ends with COMMAND's exit status, 128 + n if signal n ended
@@ -45,7 +47,7 @@ def run(directory: str, command: tuple[str, ...], **given: Any) -> None:
     """
     from ckptfs.mount.daemon.run import run as start
 
-    sys.exit(start(mount_options(directory, None, given), command))
+    sys.exit(start(mount_options(directory, None, given), command, *filesystem(context)))
 
 
 run.params += options_but("allow_other", "foreground", "release")

@@ -99,11 +99,18 @@ class Store:
 
     @classmethod
     def resume(
-        cls, directory: str, options: Options, root: int, lock: int, *, same_mode: bool
+        cls,
+        directory: str,
+        options: Options,
+        root: int,
+        lock: int,
+        *,
+        same_mode: bool,
+        fs: FileSystem | None = None,
     ) -> Store:
         """Go on with what this process served as another program, and holds open. Nothing is
         recovered: what lies in stage is being written. Raises CannotServe."""
-        store = cls(OsFs(), root, directory, options)
+        store = cls(fs or OsFs(), root, directory, options)
         store.layout.lock.keep(lock)
         store.layout.probe_xattrs()
         if not same_mode:  # what the other mode has not synced no commit would

@@ -6,11 +6,13 @@ import enum
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import ckptfs
 from ckptfs.disk.digest import ALGORITHMS
+from ckptfs.disk.filesystem import FileSystem
 from ckptfs.disk.real import OsFs
 from ckptfs.errors import CannotServe
 from ckptfs.records import format as fmt
@@ -26,7 +28,7 @@ from .serve import Way, serve
 log = logging.getLogger("ckptfs.restart")
 
 
-def resume(state: int, *, only_try: bool) -> None:
+def resume(state: int, filesystem: Callable[[], FileSystem] = OsFs, *, only_try: bool) -> None:
     """Go on with the mount that this process serves, until it ends."""
     with os.fdopen(state, "rb") as file:
         carried = handover.Carried(file)
@@ -39,7 +41,7 @@ def resume(state: int, *, only_try: bool) -> None:
         os._exit(0)  # nothing of it may be closed: the descriptors are not here
     for fd in carried.header.descriptors:
         os.set_inheritable(fd, False)
-    handed = _Handed(options, carried)
+    handed = _Handed(options, carried, filesystem)
     way = Way(handed.opened, handed.attach, resumed=True)
     try:
         serve(options, way, [], handed.answer)
@@ -51,15 +53,25 @@ def resume(state: int, *, only_try: bool) -> None:
 class _Handed:
     """The mount and the store of the program before."""
 
-    def __init__(self, options: MountOptions, carried: handover.Carried) -> None:
-        self._options, self._carried = options, carried
+    def __init__(
+        self,
+        options: MountOptions,
+        carried: handover.Carried,
+        filesystem: Callable[[], FileSystem],
+    ) -> None:
+        self._options, self._carried, self._filesystem = options, carried, filesystem
         self._was = carried.header
 
     def opened(self) -> Store:
         options, was = self._options, self._was
         same_mode = was.options.store.mode == options.store.mode
         return Store.resume(
-            options.directory, options.store, was.root, was.lock, same_mode=same_mode
+            options.directory,
+            options.store,
+            was.root,
+            was.lock,
+            same_mode=same_mode,
+            fs=self._filesystem(),
         )
 
     def attach(self, mount: Mount) -> Session:

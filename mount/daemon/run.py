@@ -19,9 +19,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from ckptfs.disk.filesystem import FileSystem
+from ckptfs.disk.real import OsFs
 from ckptfs.errors import CannotServe, CkptfsError
 from ckptfs.store import Store
 
@@ -46,7 +48,11 @@ _POLL_S = 0.02
 _UNSHARED, _MAPPED = b"unshared", b"mapped"
 
 
-def run(options: MountOptions, command: Sequence[str]) -> int:
+def run(
+    options: MountOptions,
+    command: Sequence[str],
+    filesystem: Callable[[], FileSystem] = OsFs,
+) -> int:
     """Run ``command`` with the directory served; its exit status, 128 + n if signal n ended it.
 
     Raises CannotServe, AlreadyServed and kin, with nothing run.
@@ -57,7 +63,7 @@ def run(options: MountOptions, command: Sequence[str]) -> int:
     logfile.log_to(options.log_file or logfile.default(options.mountpoint))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
     child = _Child(options.mountpoint, command, mask)
-    served = _Served(options, child)
+    served = _Served(options, child, filesystem)
     way = Way(served.opened, served.attach, wait_for_end=served.wait_for_end, can_restart=False)
     try:
         serve(options, way, found_below, child.go)
@@ -155,14 +161,17 @@ def _ask_for_groups(pipe: socket.socket) -> bool:
 class _Served:
     """The command, served until it has ended and everything it closed is committed."""
 
-    def __init__(self, options: MountOptions, child: _Child) -> None:
-        self._options, self._child = options, child
+    def __init__(
+        self, options: MountOptions, child: _Child, filesystem: Callable[[], FileSystem]
+    ) -> None:
+        self._options, self._child, self._filesystem = options, child, filesystem
         self.command_ended = threading.Event()
         self.exit_status = CannotServe.exit_code
 
     def opened(self) -> Store:
         options = self._options
-        return Store.open(options.directory, options.store, options.mountpoint)
+        fs = self._filesystem()
+        return Store.open(options.directory, options.store, options.mountpoint, fs=fs)
 
     def attach(self, mount: Mount) -> Session:
         # The mount lives as long as its root is held, so no RELEASE is lost with its namespace.

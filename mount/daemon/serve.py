@@ -79,7 +79,7 @@ def serve(
         serving = Serving(options, store, mount, session, monitor, idle, signals, started_s)
         if way.can_restart:
             _let_restart(serving)
-        session.ready = lambda: _serves(serving, way, found_below, ready)
+        session.ready.add(lambda: _serves(serving, way, found_below, ready))
         threading.Thread(target=way.wait_for_end, args=(serving,), daemon=True).start()
         monitor.start(lambda: status.told(serving))
         _begin_idle_work(serving)
@@ -110,7 +110,7 @@ def _let_restart(serving: Serving) -> None:
         at_rest=lambda: _at_rest(serving),
     )
     session.kernel.restart = restarter.order
-    session.kernel.interrupted = restarter.interrupt
+    session.kernel.interrupted.add(restarter.interrupt)
 
 
 def _begin_idle_work(serving: Serving) -> None:

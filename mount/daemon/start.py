@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from ckptfs.disk.filesystem import FileSystem
+from ckptfs.disk.real import OsFs
 from ckptfs.errors import AlreadyServed, CannotServe, CkptfsError
 from ckptfs.store import Store
 
@@ -31,21 +33,22 @@ log = logging.getLogger("ckptfs.daemon")
 _STAYS_BELOW = "keeps working below the mount, unprotected; restart it"
 
 
-def mount(options: MountOptions) -> None:
-    """Serve ``options.directory``. Returns once it is served, or in the foreground once it is no
-    longer. Raises CannotServe, AlreadyServed and kin, with nothing mounted."""
+def mount(options: MountOptions, filesystem: Callable[[], FileSystem] = OsFs) -> None:
+    """Serve ``options.directory``, over a ``filesystem`` that the daemon makes. Returns once it is
+    served, or in the foreground once it is no longer. Raises CannotServe, AlreadyServed and kin,
+    with nothing mounted."""
     program.require_outside(options.mountpoint)
     replaces = check(options)
     found = [] if replaces else _found_below(options)
     if options.foreground:
         logfile.log_to(None)
-        _serve(options, found, replaces, lambda warnings: None)
+        _serve(_Place(options, replaces, filesystem), found, lambda warnings: None)
         return
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read_end)
-        _detached(options, found, replaces, write_end)
+        _detached(_Place(options, replaces, filesystem), found, write_end)
     os.close(write_end)
     try:
         with os.fdopen(read_end, "rb") as pipe:
@@ -119,32 +122,29 @@ def _replaces_dead(options: MountOptions) -> bool:
     return os.geteuid() == 0 and options.binding == sessions.KERNEL
 
 
-def _serve(
-    options: MountOptions,
-    found_below: list[str],
-    replaces: bool,
-    ready: Callable[[list[str]], None],
-) -> None:
-    place = _Place(options, replaces)
-    serve(options, Way(place.opened, place.attach, place.clear), found_below, ready)
+def _serve(place: _Place, found_below: list[str], ready: Callable[[list[str]], None]) -> None:
+    serve(place.options, Way(place.opened, place.attach, place.clear), found_below, ready)
 
 
 class _Place:
     """Where a mount comes to be: a bare mountpoint, or one whose dead mount it ``replaces``."""
 
-    def __init__(self, options: MountOptions, replaces: bool) -> None:
-        self._options, self._replaces = options, replaces
+    def __init__(
+        self, options: MountOptions, replaces: bool, filesystem: Callable[[], FileSystem]
+    ) -> None:
+        self.options, self._replaces, self._filesystem = options, replaces, filesystem
         self._dead: mounting.MountEntry | None = None
 
     def opened(self) -> Store:
-        options = self._options
+        options = self.options
         hidden = self._replaces and options.directory == options.mountpoint
         root = covered(options.directory) if hidden else None
-        return Store.open(options.directory, options.store, options.mountpoint, root)
+        fs = self._filesystem()
+        return Store.open(options.directory, options.store, options.mountpoint, root, fs)
 
     def attach(self, mount: Mount) -> KernelSession:
         """Mount, and serve that."""
-        options, device = self._options, None
+        options, device = self.options, None
         if self._replaces:
             self._dead = mounting.served(options.mountpoint, None)
             device = mounting.mount_in_place_of(options.mountpoint)
@@ -162,7 +162,7 @@ class _Place:
         self._replaces = False
 
 
-def _detached(options: MountOptions, found: list[str], replaces: bool, pipe: int) -> NoReturn:
+def _detached(place: _Place, found: list[str], pipe: int) -> NoReturn:
     """The child: leave the terminal and the caller's session, then serve."""
 
     def answer(text: str) -> None:
@@ -179,11 +179,11 @@ def _detached(options: MountOptions, found: list[str], replaces: bool, pipe: int
     code = 0
     try:
         os.setsid()
-        logfile.log_to(options.log_file or logfile.default(options.mountpoint))
+        logfile.log_to(place.options.log_file or logfile.default(place.options.mountpoint))
         null = os.open(os.devnull, os.O_RDWR)
         for stream in range(3):
             os.dup2(null, stream)
-        _serve(options, found, replaces, served)
+        _serve(place, found, served)
     except CkptfsError as error:
         code = error.exit_code
         answer(f"{code} {error}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from ckptfs.listeners import Listeners
 
 from ..operations.context import Mount
 from ..view.model import Caller
@@ -13,10 +15,6 @@ from .answers import Answers
 from .passthrough import Passthrough
 
 MAX_WRITE = 1 << 20  # bytes of one request
-
-
-def _nothing(request: int) -> None:
-    pass
 
 
 @dataclass(eq=False)
@@ -30,7 +28,7 @@ class Kernel:
     uid: int  # the daemon's
     wanted: int  # what is agreed to of the flags that the kernel offers
     restart: Callable[[int, bytes], None] | None = None  # by a request, with an order
-    interrupted: Callable[[int], None] = _nothing
+    interrupted: Listeners[[int]] = field(default_factory=Listeners)  # a request
 
 
 # Of a node, for a caller, with the request's body: the reply, or a Slow that makes it.

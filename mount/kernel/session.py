@@ -19,6 +19,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ckptfs.listeners import Listeners
+
 from ..operations import looking, opening
 from ..operations.context import Mount
 from ..operations.sessions import Openers, errno_of
@@ -58,7 +60,7 @@ class Session:
         self.device, self.mount = device, mount
         self.requests: Counter[str] = Counter()
         self.passthrough = Passthrough(device, enabled=passthrough)
-        self.ready: Callable[[], None] = lambda: None  # called once requests are answered
+        self.ready: Listeners[[]] = Listeners()  # called once requests are answered
         self.openers = Openers()
         self._pool = Pool()
         self._handlers: dict[int, Callable[[int, Caller, memoryview], Any]] = {}

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ckptfs.errors import CannotServe
+from ckptfs.listeners import Listeners
 
 from ..operations import sessions
 from ..operations.context import Mount
@@ -59,7 +60,7 @@ class Bound:
 class PortableSession:
     def __init__(self, binding: str, mount: Mount, mountpoint: str, *, allow_other: bool) -> None:
         self.requests = Counter[str]()
-        self.ready: Callable[[], None] = lambda: None
+        self.ready: Listeners[[]] = Listeners()
         self._module = sessions.load(binding)
         self._mountpoint, self._allow_other = mountpoint, allow_other
         self.openers = sessions.Openers()

@@ -79,8 +79,8 @@ class Mount:
         self.metadata = Metadata(store)
         self.locks = Locks()
         self.caches = Caches()
-        self.versions.sealed = self._sealed
-        self.versions.replaced = self._replaced
+        self.versions.sealed.add(self._sealed)
+        self.versions.replaced.add(self._replaced)
         store.rolled_back.add(self._superseded)
         store.guard.written_here = functools.partial(mapped.may_be_written, self.versions)
         self.guests: dict[int, Handle] = {}  # by nodes that others have open, too

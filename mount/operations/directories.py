@@ -98,12 +98,12 @@ def _written_in(versions: Versions, node: Directory) -> Iterator[set[str]]:
 
     with versions.lock:
         written.update(name for name, _ in versions.below(node))
-        versions.watchers.append(note)
+        versions.named_anew.add(note)
     try:
         yield written
     finally:
         with versions.lock:
-            versions.watchers.remove(note)
+            versions.named_anew.remove(note)
 
 
 def releasedir(mount: Mount, handle_id: int) -> None:

@@ -11,12 +11,12 @@ import importlib
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Protocol
 
 from ckptfs.errors import CannotServe, CkptfsError
+from ckptfs.listeners import Listeners
 
 from ..processes import writers
 
@@ -29,7 +29,7 @@ _REMEMBERED = 10_000
 
 
 class Session(Protocol):
-    ready: Callable[[], None]  # called once requests are answered
+    ready: Listeners[[]]  # called once requests are answered
     requests: Counter[str]
     openers: Openers
 

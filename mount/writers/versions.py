@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from ckptfs.disk import osfs
 from ckptfs.disk.locks import Rank, ranked
+from ckptfs.listeners import Listeners
 from ckptfs.room.writeback import Writeback
 from ckptfs.store import Store
 from ckptfs.versions.life import Turn
@@ -49,10 +50,10 @@ class Versions:
         self.extending: set[Inode] = set()  # committed files that are growing: nobody opens them
         self.mappings: OrderedDict[Inode, bytes] = OrderedDict()  # see ``mapped``
         self._by_folder: dict[int, dict[str, list[Version]]] = {}
-        self.sealed: Callable[[Version], None] = lambda version: None  # published or recorded anew
-        self.replaced: Callable[[Node], None] = lambda node: None  # by a commit; known until then
-        # Told of each name that is going to stand for another inode.
-        self.watchers: list[Callable[[Directory, str], None]] = []
+        self.sealed: Listeners[[Version]] = Listeners()  # published or recorded anew
+        self.replaced: Listeners[[Node]] = Listeners()  # by a commit; known until then
+        # A name is going to stand for another inode. Added to and told under the lock.
+        self.named_anew: Listeners[[Directory, str]] = Listeners()
         self.lingering: set[Version] = set()  # published, closed by all, mapped by somebody
         self._watched_by = watched_by
         self.watch = watched_by(self)
@@ -89,8 +90,7 @@ class Versions:
         return [version for version in self.live() if version.staged.may_be_marked]
 
     def tell(self, parent: Directory, name: str) -> None:
-        for watcher in self.watchers:
-            watcher(parent, name)
+        self.named_anew(parent, name)
 
     def place(self, version: Version, parent: Directory, name: str) -> None:
         version.at = parent, name

@@ -9,10 +9,9 @@
 from __future__ import annotations
 
 import importlib
-import runpy
 import sys
 
-from ckptfs import store
+from ckptfs import __main__ as command
 from ckptfs.disk.real import OsFs
 
 
@@ -20,9 +19,8 @@ def main() -> None:
     named, argument, *words = sys.argv[1:]
     module, _, name = named.partition(":")
     factory = getattr(importlib.import_module(module), name)
-    store.OsFs = lambda: factory(OsFs(), argument)  # type: ignore[assignment, attr-defined]
     sys.argv = ["ckptfs", *words]
-    runpy.run_module("ckptfs", run_name="__main__")
+    command.main(lambda: factory(OsFs(), argument))
 
 
 def program(named: str, argument: object) -> tuple[str, ...]:
