@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import click
 
-from ckptfs.checking.opens import Guard
 from ckptfs.cli.alone import opened_store
 from ckptfs.cli.arguments import byte_count, seconds
 from ckptfs.cli.aside import entry_of
@@ -17,10 +16,8 @@ from ckptfs.cli.below import Below
 from ckptfs.cli.printing import say, size, when
 from ckptfs.disk import osfs
 from ckptfs.errors import CannotServe, UsageError
-from ckptfs.modes import Mode, Outside
 from ckptfs.records.layout import Layout
-from ckptfs.room.expendable import ASIDE, Expendable, Item, Kind, folder_of, item_of
-from ckptfs.versions.core import Core
+from ckptfs.room.expendable import ASIDE, Expendable, Item, Kind, folder_of, item_of, to_look_at
 
 
 @click.command()
@@ -64,7 +61,7 @@ def clean(
         found = [entry_of(layout, directory, entry) for entry in entries]
         going = [item_of(Kind(story["kind"]), story) for story in found]
     else:
-        plan = _Plan(_expendable(layout), kinds or ASIDE)
+        plan = _Plan(to_look_at(layout), kinds or ASIDE)
         going = plan.going(older_than, down_to)
         for line in plan.staying:
             say(line)
@@ -82,12 +79,6 @@ def clean(
     if len(gone) < len(going):
         say(f"{len(going) - len(gone)} are in use, or not expendable any more", err=True)
         sys.exit(1)
-
-
-def _expendable(layout: Layout) -> Expendable:
-    """To look only: nothing is changed by it."""
-    core = Core(layout, Mode.ATOMIC_DIRSYNC, "blake3", 1 << 30, True)
-    return Expendable(Guard(core, Outside.JUDGE))
 
 
 class _Plan:

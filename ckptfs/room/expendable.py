@@ -30,10 +30,12 @@ from ckptfs.disk import osfs
 from ckptfs.disk.locks import leaf
 from ckptfs.errors import RecordDamaged
 from ckptfs.history import earlier
+from ckptfs.modes import Mode, Outside
 from ckptfs.records import format as fmt
 from ckptfs.records.format import Record
 from ckptfs.records.layout import Layout
 from ckptfs.structure import Verdict
+from ckptfs.versions.core import Core
 
 _ANY = 1 << 63  # above all generations
 
@@ -285,6 +287,12 @@ class Expendable:
             if self.fs.lstat(folder, str(generation)).st_nlink > 1:
                 return False
             return earlier.drop(self.layout, folder, generation)
+
+
+def to_look_at(layout: Layout) -> Expendable:
+    """Of a directory that nobody serves, to look only: nothing is changed by it."""
+    core = Core(layout, Mode.ATOMIC_DIRSYNC, "blake3", 1 << 30, True)
+    return Expendable(Guard(core, Outside.JUDGE))
 
 
 def _generation(name: str) -> tuple[str, int]:

@@ -71,7 +71,8 @@ class Saves:
                 if not truncate:
                     self._go_on_from(staged, place, lazily)
         except BaseException:
-            self.discard(staged)
+            with _known_to_nobody_else(staged):
+                self.discard(staged)
             _close(self._fs, staged)
             raise
         return staged
@@ -82,14 +83,13 @@ class Saves:
     ) -> Iterator[Staged]:
         """As :meth:`stage`; what is not committed inside leaves nothing behind."""
         staged = self.stage(path, at, name, exists=exists, truncate=truncate, lazily=lazily)
-        staged.lock.acquire(blocking=False)  # nobody else knows of it, whatever this thread holds
-        try:
-            yield staged
-        finally:
-            if staged.state is State.OPEN:
-                self.discard(staged)
-            staged.lock.release()
-            _close(self._fs, staged)
+        with _known_to_nobody_else(staged):
+            try:
+                yield staged
+            finally:
+                if staged.state is State.OPEN:
+                    self.discard(staged)
+                _close(self._fs, staged)
 
     def reopen(self, path: str, fd: int) -> Staged:
         """The committed version itself, open for reading and writing at ``fd``, to be written
@@ -219,6 +219,16 @@ def _status(fs: FileSystem, at: int, name: str) -> Status | None:
     with contextlib.suppress(OSError):
         return fs.lstat(at, name)
     return None
+
+
+@contextlib.contextmanager
+def _known_to_nobody_else(staged: Staged) -> Iterator[None]:
+    """Its lock is free, whatever this thread holds, so it is not waited for."""
+    staged.lock.acquire(blocking=False)
+    try:
+        yield
+    finally:
+        staged.lock.release()
 
 
 def _close(fs: FileSystem, staged: Staged) -> None:

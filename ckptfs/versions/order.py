@@ -107,11 +107,16 @@ class Ordering:
         with self._paths.held(self._key(at, name)):
             yield
 
+    def path_locks(self, *places: Place) -> contextlib.AbstractContextManager[None]:
+        """Of one or several, in one order for all."""
+        if len(places) == 1:
+            return self.path_lock(places[0].at, places[0].name)
+        return self._locks_of({self._key(place.at, place.name) for place in places})
+
     @contextlib.contextmanager
-    def path_locks(self, *places: Place) -> Iterator[None]:
-        """Of several, in one order for all."""
+    def _locks_of(self, keys: set[tuple[int, int, str]]) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            for key in sorted({self._key(place.at, place.name) for place in places}):
+            for key in sorted(keys):
                 stack.enter_context(self._paths.held(key))
             yield
 

@@ -105,3 +105,15 @@ def test_links_of_what_is_no_page_lead_somewhere(name: str) -> None:
     text = (PROJECT / name).read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
         assert "://" in link or (PROJECT / link).exists(), link
+
+
+def absent(text: str) -> list[str]:
+    """Files of the code that it names, and that are not there."""
+    named = re.findall(r"`([\w/]+\.py)`", text)
+    return [name for name in named if not (PROJECT / name).exists()]
+
+
+def test_files_that_the_design_names_are_there() -> None:
+    text = (PROJECT / "docs/design.md").read_text(encoding="utf-8")
+    assert absent(text) == []
+    assert absent(f"{text} `mount/nowhere.py`") == ["mount/nowhere.py"]  # the control

@@ -75,7 +75,7 @@ def test_a_cut_record_is_told(cut: int) -> None:
 
 def test_a_record_of_a_later_layout_is_not_guessed_at() -> None:
     body = RECORD.to_bytes().decode().rpartition(" check=")[0].replace("ckptfs/1", "ckptfs/2")
-    later = f"{body} check={fmt._check(body)}".encode()
+    later = f"{body} check={fmt.check_of(body)}".encode()
     with pytest.raises(RecordDamaged, match="version"):
         Record.from_bytes(later)
 

@@ -105,21 +105,19 @@ def states_of_group(wrap: Wrap) -> Iterator[tuple[bool, Store]]:
                 yield done, again
 
 
-def violations(wrap: Wrap = no_wrap) -> set[str]:
-    found = set()
+def violations(wrap: Wrap = no_wrap) -> Iterator[str]:
     for done, store in states_of_group(wrap):
         held = shown(store)
         if held not in (BEFORE, AFTER):
-            found.add("C1: torn")
+            yield "C1: torn"
         if done and held != AFTER:
-            found.add("C2: lost")
+            yield "C2: lost"
         if store.fs.listdir(store.layout.stage):
-            found.add("left in stage")
-    return found
+            yield "left in stage"
 
 
 def test_C1_C2_a_group_is_there_as_a_whole_or_not_at_all() -> None:
-    assert violations() == set()
+    assert set(violations()) == set()
 
 
 def without(method: str, matches: Callable[[Call], bool] = lambda call: True) -> Wrap:
