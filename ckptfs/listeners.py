@@ -17,9 +17,6 @@ class Listeners(Generic[P]):
     def add(self, listener: Callable[P, object]) -> None:
         self._listeners.append(listener)
 
-    def remove(self, listener: Callable[P, object]) -> None:
-        self._listeners.remove(listener)
-
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
         for listener in self._listeners:
             listener(*args, **kwargs)

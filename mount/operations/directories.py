@@ -98,12 +98,12 @@ def _written_in(versions: Versions, node: Directory) -> Iterator[set[str]]:
 
     with versions.lock:
         written.update(name for name, _ in versions.below(node))
-        versions.named_anew.add(note)
+        versions.watchers.append(note)
     try:
         yield written
     finally:
         with versions.lock:
-            versions.named_anew.remove(note)
+            versions.watchers.remove(note)
 
 
 def releasedir(mount: Mount, handle_id: int) -> None:

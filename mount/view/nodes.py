@@ -135,7 +135,7 @@ class NodeTable:
     def standing(self, parent: Directory, name: str) -> Node | None:
         """That of what stands at the path, if the kernel knows it."""
         status = lstat(parent.fd, name)
-        return self.find(parent, name, status) if status is not None else None
+        return parent.find(name, identity(status)) if status is not None else None
 
     @contextlib.contextmanager
     def moving(self, *nodes: Node | None) -> Iterator[None]:

@@ -52,8 +52,8 @@ class Versions:
         self._by_folder: dict[int, dict[str, list[Version]]] = {}
         self.sealed: Listeners[[Version]] = Listeners()  # published or recorded anew
         self.replaced: Listeners[[Node]] = Listeners()  # by a commit; known until then
-        # A name is going to stand for another inode. Added to and told under the lock.
-        self.named_anew: Listeners[[Directory, str]] = Listeners()
+        # Told of each name that is going to stand for another inode.
+        self.watchers: list[Callable[[Directory, str], None]] = []
         self.lingering: set[Version] = set()  # published, closed by all, mapped by somebody
         self._watched_by = watched_by
         self.watch = watched_by(self)
@@ -90,7 +90,8 @@ class Versions:
         return [version for version in self.live() if version.staged.may_be_marked]
 
     def tell(self, parent: Directory, name: str) -> None:
-        self.named_anew(parent, name)
+        for watcher in self.watchers:
+            watcher(parent, name)
 
     def place(self, version: Version, parent: Directory, name: str) -> None:
         version.at = parent, name
