@@ -22,6 +22,7 @@ class IdleWork:
 
     def __init__(self, store: Store, options: MountOptions) -> None:
         self._store, self._options = store, options
+        self._is_told = not options.store.share  # of what was kept, whichever sharer there is
 
     def tidy(self, wait_s: float) -> None:
         """Returns once history is looked through, or after ``wait_s``."""
@@ -32,7 +33,8 @@ class IdleWork:
         """``busy`` says which paths are being written."""
         store = self._store
         self.sharer = Sharer(store.history.share)
-        if self._options.store.share:
-            store.kept.add(self.sharer.add)
+        if not self._is_told:
+            self._is_told = True
+            store.kept.add(lambda path, size_bytes: self.sharer.add(path, size_bytes))
         self.scrub = Scrub(store, self._options.scrub_interval_s, busy)
         self.scrub.start()

@@ -350,7 +350,8 @@ class Version:
     @property
     def closed(self) -> bool:
         """By everybody who is known to write it."""
-        return all(handle.flushed or handle.bystander for handle in self.handles)
+        handles = tuple(self.handles)  # others come and go where the lock is not held
+        return all(handle.flushed or handle.bystander for handle in handles)
 
 
 Before = dict[Version, Fingerprint]

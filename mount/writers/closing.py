@@ -70,13 +70,14 @@ def _flushed(
     versions: Versions, version: Version, handle: Handle, process: int | None, fate: Fate
 ) -> Flushed:
     by_opener = process is not None and process == handle.opener
-    others = (each for each in version.handles if each is not handle)
+    others = (each for each in tuple(version.handles) if each is not handle)
+    unpublished = version.unpublished  # once: it may be published meanwhile
     return Flushed(
         fate,
         by_opener,
         is_last=all(each.flushed or each.bystander for each in others),
-        unpublished=version.unpublished,
-        changed=by_opener and version.unpublished and overtaking.changed(versions, version),
+        unpublished=unpublished,
+        changed=by_opener and unpublished and overtaking.changed(versions, version),
         may_map=handle.flags & os.O_ACCMODE == os.O_RDWR,
         fresh=version.fresh,
     )
@@ -152,7 +153,8 @@ def _finish_empty(versions: Versions, version: Version, closed: Set[Handle]) -> 
     """Commit it where these are all that have it open: nobody may be about to write it who
     would write in place then, be it a bystander."""
     with version.staged.lock, versions.lock:
-        fresh, untouched = version.fresh, overtaking.is_untouched(versions, version)
+        fresh = version.fresh
+        untouched = fresh and overtaking.is_untouched(versions, version)
         if not finished.empty_is_whole(fresh, version.writers, untouched=untouched):
             return
         for handle in closed:
