@@ -18,6 +18,7 @@ from ckptfs.store import Store
 from ..view import listing
 from ..view.control import Control
 from ..view.descriptors import Room
+from ..view.identity import identity
 from ..view.locks import Locks, LockSet
 from ..view.model import Caller, Directory, File, Handle, Node, Version, Virtual, changes_unseen
 from ..view.nodes import NodeTable
@@ -95,7 +96,7 @@ class Mount:
         parent, name = version.at
         self.caches.drop_attributes(parent.id)
         with self.lock:
-            extended = self.nodes.find(parent, name, os.fstat(version.staged.fd))
+            extended = parent.find(name, identity(os.fstat(version.staged.fd)))
         if extended is not None and extended is not version.node:
             self.caches.drop_attributes(extended.id)
 
