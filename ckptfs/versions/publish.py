@@ -23,7 +23,7 @@ from ckptfs.versions.life import Event, Step
 from ckptfs.versions.order import Place
 from ckptfs.versions.seal import require_sound, seal
 from ckptfs.versions.staged import Staged
-from ckptfs.versions.standing import Replaced, keep_replaced, replaced_by, settle_history, tell_kept
+from ckptfs.versions.standing import keep_replaced, replaced_by, settle_history, tell_kept
 from ckptfs.versions.tickets import Ticket, ticket_after
 
 
@@ -72,7 +72,7 @@ def _in_turn(core: Core, install: Install) -> Install:
     ticket, staged = install.ticket, install.staged
     if not ticket.follows:
         return install
-    replaced = _standing(core, install.place)
+    replaced = replaced_by(core, install.place)
     if staged.digested is not None:
         require_sound(staged, staged.digested.structure, replaced)
     if replaced is None or replaced.lineage == ticket.lineage:
@@ -81,12 +81,6 @@ def _in_turn(core: Core, install: Install) -> Install:
     staged.advance(Event.WRITTEN)
     seal(core, staged, ticket)
     return replace(install, ticket=ticket)
-
-
-def _standing(core: Core, place: Place) -> Replaced | None:
-    with contextlib.suppress(FileNotFoundError):
-        return replaced_by(core, place)
-    return None
 
 
 def _apply(core: Core, change: Change, move: Callable[[Core, str, Place], None]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import NEW, NEWER, OLD, lineage
+from harness import NEW, NEWER, OLD, lineage, look_on
 
 from ckptfs.disk import osfs
 from ckptfs.errors import BrokenStructure, CkptfsError, Rotten
@@ -93,7 +93,7 @@ def states_of_group(wrap: Wrap) -> Iterator[tuple[bool, Store]]:
     store = before_group(fs)
     snapshots: list[CrashFs] = []
     watched = wrap(Before(fs, lambda call: snapshots.append(fs.snapshot())))
-    store.core.fs = store.order.fs = store.layout.fs = watched
+    look_on(store, watched)
     publish_group(store)
     seen = set()
     for done, snapshot in [*((False, each) for each in snapshots), (True, fs.snapshot())]:
@@ -156,7 +156,7 @@ def test_C1_a_group_that_fails_is_carried_out_by_the_next_mount_or_never_began()
         fs = CrashFs()
         store = before_group(fs)
         failing = FailNth(fs, nth)
-        store.core.fs = store.order.fs = store.layout.fs = failing
+        look_on(store, failing)
         with contextlib.suppress(OSError, CkptfsError):
             publish_group(store)
         if failing.failed is None:
