@@ -109,7 +109,7 @@ def _apply_as_one(core: Core, changes: Sequence[Change]) -> None:
             for change in changes:
                 _apply(core, change, put)
             for at in {change.place.at: None for change in changes}:
-                core.order.sync_dir(at)
+                fs.fsync_dir(at)  # in each mode: the names in stage go next
             for change in changes:
                 if isinstance(change, Install):
                     fs.unlink(stage, change.staged.txid)
@@ -122,11 +122,13 @@ def _apply_as_one(core: Core, changes: Sequence[Change]) -> None:
 
 def put(core: Core, txid: str, place: Place) -> None:
     """As a rename, but the version keeps its name in stage. Does nothing where it is there."""
-    fs, stage, draft = core.fs, core.layout.stage, f"{fmt.new_txid()}.put"
+    fs, stage, draft = core.fs, core.layout.stage, f"{fmt.new_txid()}{fmt.PUT}"
     fs.link(stage, txid, stage, draft)
-    fs.rename(stage, draft, place.at, place.name)
-    with contextlib.suppress(FileNotFoundError):  # as rename(2) leaves it
-        fs.unlink(stage, draft)
+    try:
+        fs.rename(stage, draft, place.at, place.name)
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # rename(2) leaves it where that is there
+            fs.unlink(stage, draft)
 
 
 def _planned(core: Core, change: Change) -> Planned:
