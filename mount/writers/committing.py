@@ -197,7 +197,7 @@ def _expose(versions: Versions, version: Version) -> None:
         versions.unplace(version)
         overtaking.overtakes(versions, version.staged, parent, name, version.before)
         for other in versions.at(parent, name):  # truncated for the lock, not to be emptied
-            other.fresh = False
+            other.overtakers.append((version.staged, other.staged.as_opened))
     versions.sealed(version)
 
 
