@@ -19,10 +19,11 @@ def main(filesystem: Callable[[], FileSystem] | None = None) -> None:
     if quiet:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from ckptfs import cli
-    from ckptfs.disk import locks
 
     report = os.environ.get("CKPTFS_CHECK_LOCKS")
     if report:  # under tests
+        from ckptfs.disk import locks
+
         locks.check(partial(_append, report))
     cli.load(sys.argv[1:])
     if quiet:

@@ -44,6 +44,7 @@ SCRUB = "scrub"  # what the last one found
 ALARMS = "alarms"  # what nobody has looked at yet
 GROWS = ".grows"  # in stage: a link to the committed file that is being extended
 GROUP = ".group"  # in stage: what is going to be published together
+PUT = ".put"  # in stage: the second name of one of a group, on its way to its path
 PIN = ".pin"  # in history: an empty directory beside that of a lineage, see ``lineages.py``
 NOTE = ".json"  # beside what lies in salvage and quarantine
 SUBDIRECTORIES = (STAGE, HISTORY, SALVAGE, QUARANTINE, SIDECAR)

@@ -78,7 +78,7 @@ def folder_of(layout: Layout, kind: Kind) -> int:
 
 
 def item_of(kind: Kind, story: dict[str, object]) -> Item:
-    """An entry of salvage or quarantine, as :meth:`Layout.set_aside` gives it."""
+    """An entry of salvage or quarantine, as :meth:`Aside.entries` gives it."""
     size, path = int(str(story["size"])), story["path"]
     return Item(
         kind,

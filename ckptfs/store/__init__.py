@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import logging
-from collections.abc import Iterator
 
 from ckptfs.checking.examine import Finding
 from ckptfs.checking.opens import Guard
@@ -33,7 +32,7 @@ from ckptfs.telling.events import Events, say
 from ckptfs.telling.tally import Tally
 from ckptfs.versions import recovery
 from ckptfs.versions.core import Core
-from ckptfs.versions.order import Place
+from ckptfs.versions.order import Place, place_of
 
 __all__ = ["IN_PLACE", "Options", "Place", "Store", "keeping_all"]
 
@@ -152,10 +151,8 @@ class Store:
                 return True
         return False
 
-    @contextlib.contextmanager
-    def _place(self, path: str) -> Iterator[Place]:
-        with osfs.place(self.fs, self.root, path) as (at, name):
-            yield Place(at, name, path)
+    def _place(self, path: str) -> contextlib.AbstractContextManager[Place]:
+        return place_of(self.fs, self.root, path)
 
     def put(self, path: str, data: bytes) -> Record:
         """Install ``data`` at ``path``. Durable on return as the mode says (C1, C2)."""

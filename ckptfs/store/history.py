@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from ckptfs.checking import orphans, rollback
 from ckptfs.checking.examine import ROTTEN, Condition, Finding, examine_at
@@ -24,7 +24,7 @@ from ckptfs.room.making import DiskRoom
 from ckptfs.store.saves import Saves
 from ckptfs.telling.events import Events
 from ckptfs.versions.core import Core
-from ckptfs.versions.order import Place
+from ckptfs.versions.order import Place, place_of
 from ckptfs.versions.recording import bring_in, record
 from ckptfs.versions.standing import is_no_file
 
@@ -45,10 +45,8 @@ class History:
         self._guard, self._saves, self._room, self._events = guard, saves, room, events
         self._orphans, self._sharing = Orphans(core), sharing
 
-    @contextlib.contextmanager
-    def _place(self, path: str) -> Iterator[Place]:
-        with osfs.place(self._fs, self._layout.root, path) as (at, name):
-            yield Place(at, name, path)
+    def _place(self, path: str) -> contextlib.AbstractContextManager[Place]:
+        return place_of(self._fs, self._layout.root, path)
 
     def rollback(self, path: str, to: int | None = None) -> int:
         """Make generation ``to``, or the newest good one, what stands at ``path``. What stood

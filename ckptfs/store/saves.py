@@ -55,7 +55,7 @@ class Saves:
         """Start a version of ``at/name``: empty, or from the verified committed bytes.
 
         ``exists`` says that a committed version stands there; the new one inherits its metadata.
-        ``lazily``: of a long one the bytes may be missing at first; see :class:`Growth`.
+        ``lazily``: of a long one the bytes may be missing at first; see :class:`Base`.
         Nothing is durable on return. Raises OSError (no room, no permission) and Rotten.
         """
         place = Place(at, name, path)
@@ -142,7 +142,7 @@ class Saves:
 
     def may_lack_bytes(self, staged: Staged) -> bool:
         """Whether a write to the version may have found no room, of which its program alone was
-        told; see :meth:`DiskRoom.in_doubt`. May read all of it."""
+        told; see :meth:`Doubts.in_doubt`. May read all of it."""
         if self._room.look().is_full and self._room.doubts.is_unseen(staged):
             return True
         return self._room.doubts.in_doubt(staged) and not seal.is_whole(self._core, staged)

@@ -157,7 +157,7 @@ def abort(core: Core, staged: Staged, reason: str) -> str | None:
         if staged.base is not None and staged.has_hole:
             missing = story["bytes_missing_at_start"] = staged.base.size
         if core.fs.stat(staged.fd).st_size == missing:
-            _remove(core, staged)
+            remove_name(core, staged)
             return None
         with contextlib.suppress(OSError):  # recovery at the next mount does it
             return core.layout.aside.put(core.layout.stage, staged.txid, core.layout.salvage, story)
@@ -166,16 +166,12 @@ def abort(core: Core, staged: Staged, reason: str) -> str | None:
 
 def remove_name(core: Core, staged: Staged) -> None:
     """Its own user deleted it: it lives on, without a link, while it is open."""
-    _remove(core, staged)
+    with contextlib.suppress(OSError):
+        core.fs.unlink(core.layout.stage, staged.txid)
 
 
 def discard(core: Core, staged: Staged) -> None:
     """Drop a version that its own user deleted, or that never changed."""
     with staged.lock:
         staged.advance(Event.ABORT)
-        _remove(core, staged)
-
-
-def _remove(core: Core, staged: Staged) -> None:
-    with contextlib.suppress(OSError):
-        core.fs.unlink(core.layout.stage, staged.txid)
+        remove_name(core, staged)

@@ -28,6 +28,13 @@ class Place(NamedTuple):
     path: str
 
 
+@contextlib.contextmanager
+def place_of(fs: FileSystem, root: int, path: str) -> Iterator[Place]:
+    """As :func:`osfs.place`."""
+    with osfs.place(fs, root, path) as (at, name):
+        yield Place(at, name, path)
+
+
 class Ordering:
     def __init__(self, fs: FileSystem, mode: Mode) -> None:
         self.fs, self.mode = fs, mode

@@ -23,7 +23,7 @@ from ckptfs.versions.life import Event, Step
 from ckptfs.versions.order import Place
 from ckptfs.versions.seal import require_sound, seal
 from ckptfs.versions.staged import Staged
-from ckptfs.versions.standing import Replaced, keep_replaced, replaced_by, settle_history, tell_kept
+from ckptfs.versions.standing import keep_replaced, replaced_by, settle_history, tell_kept
 from ckptfs.versions.tickets import Ticket, ticket_after
 
 
@@ -72,7 +72,7 @@ def _in_turn(core: Core, install: Install) -> Install:
     ticket, staged = install.ticket, install.staged
     if not ticket.follows:
         return install
-    replaced = _standing(core, install.place)
+    replaced = replaced_by(core, install.place)
     if staged.digested is not None:
         require_sound(staged, staged.digested.structure, replaced)
     if replaced is None or replaced.lineage == ticket.lineage:
@@ -81,12 +81,6 @@ def _in_turn(core: Core, install: Install) -> Install:
     staged.advance(Event.WRITTEN)
     seal(core, staged, ticket)
     return replace(install, ticket=ticket)
-
-
-def _standing(core: Core, place: Place) -> Replaced | None:
-    with contextlib.suppress(FileNotFoundError):
-        return replaced_by(core, place)
-    return None
 
 
 def _apply(core: Core, change: Change, move: Callable[[Core, str, Place], None]) -> None:
@@ -115,7 +109,7 @@ def _apply_as_one(core: Core, changes: Sequence[Change]) -> None:
             for change in changes:
                 _apply(core, change, put)
             for at in {change.place.at: None for change in changes}:
-                core.order.sync_dir(at)
+                fs.fsync_dir(at)  # in each mode: the names in stage go next
             for change in changes:
                 if isinstance(change, Install):
                     fs.unlink(stage, change.staged.txid)
@@ -128,11 +122,13 @@ def _apply_as_one(core: Core, changes: Sequence[Change]) -> None:
 
 def put(core: Core, txid: str, place: Place) -> None:
     """As a rename, but the version keeps its name in stage. Does nothing where it is there."""
-    fs, stage, draft = core.fs, core.layout.stage, f"{fmt.new_txid()}.put"
+    fs, stage, draft = core.fs, core.layout.stage, f"{fmt.new_txid()}{fmt.PUT}"
     fs.link(stage, txid, stage, draft)
-    fs.rename(stage, draft, place.at, place.name)
-    with contextlib.suppress(FileNotFoundError):  # as rename(2) leaves it
-        fs.unlink(stage, draft)
+    try:
+        fs.rename(stage, draft, place.at, place.name)
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # rename(2) leaves it where that is there
+            fs.unlink(stage, draft)
 
 
 def _planned(core: Core, change: Change) -> Planned:

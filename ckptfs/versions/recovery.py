@@ -28,10 +28,7 @@ def recover(core: Core) -> int:
     """Durable once the filesystem is synced. Returns how many versions were salvaged."""
     fs, stage, salvaged = core.fs, core.layout.stage, 0
     for name in sorted(fs.listdir(stage), key=_turn):
-        try:
-            status = fs.lstat(stage, name)
-        except FileNotFoundError:  # published with its group
-            continue
+        status = fs.lstat(stage, name)
         if not osfs.is_regular(status):  # none of ours
             continue
         kind = _kind(name)
@@ -40,7 +37,7 @@ def recover(core: Core) -> int:
 
 
 def _turn(name: str) -> int:
-    """Intents come ahead of the versions that they speak of."""
+    """Intents, and names of versions, come ahead of the versions that they speak of."""
     return list(KINDS).index(_kind(name)) if _kind(name) else len(KINDS)
 
 
@@ -49,7 +46,8 @@ def _kind(name: str) -> str:
 
 
 def _group(core: Core, name: str) -> int:
-    """Carry out what was to be published as one; it had begun, or nothing of it was visible."""
+    """Carry out what was to be published as one; it had begun, or nothing of it was visible. Who
+    has no place any more goes to salvage after it, as any version."""
     try:
         planned = intents.read_group(core.layout, name)
     except RecordDamaged as damaged:
@@ -57,15 +55,11 @@ def _group(core: Core, name: str) -> int:
         planned = []
     for each in planned:
         with (
-            contextlib.suppress(FileNotFoundError, NotADirectoryError),  # done, or no more there
+            contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError),
             osfs.place(core.fs, core.layout.root, each.path) as (at, last),
         ):
             _carry_out(core, each, Place(at, last, each.path))
     core.fs.sync_all(core.layout.root)
-    for each in planned:
-        with contextlib.suppress(FileNotFoundError):
-            if each.txid:
-                core.fs.unlink(core.layout.stage, each.txid)
     core.fs.unlink(core.layout.stage, name)
     core.fs.fsync_dir(core.layout.stage)
     return 0
@@ -82,7 +76,17 @@ def _growth(core: Core, name: str) -> int:
     return int(extend.recover(core.layout, name) is not None)
 
 
-KINDS: dict[str, Callable[[Core, str], int]] = {fmt.GROUP: _group, fmt.GROWS: _growth}
+def _put(core: Core, name: str) -> int:
+    """Its version has another name, and shall not be taken for published by this one."""
+    core.fs.unlink(core.layout.stage, name)
+    return 0
+
+
+KINDS: dict[str, Callable[[Core, str], int]] = {
+    fmt.PUT: _put,
+    fmt.GROUP: _group,
+    fmt.GROWS: _growth,
+}
 
 
 def _version(core: Core, name: str, status: Status) -> int:

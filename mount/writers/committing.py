@@ -163,9 +163,9 @@ def _kind(versions: Versions, version: Version) -> Content | None:
     """Whether it is a log (TEXT) or a database rather than a checkpoint; see ``content``."""
     if version.is_binary:
         return None
-    staged, growth = version.staged, versions.store.saves
+    staged, saves = version.staged, versions.store.saves
     size = overtaking.content(versions, version)[0]
-    found = content.judge(size, lambda n, offset: growth.read(staged, n, offset))
+    found = content.judge(size, lambda n, offset: saves.read(staged, n, offset))
     version.is_binary = found is Content.OTHER
     if found is Content.DATABASE:
         return found
@@ -197,7 +197,7 @@ def _expose(versions: Versions, version: Version) -> None:
         versions.unplace(version)
         overtaking.overtakes(versions, version.staged, parent, name, version.before)
         for other in versions.at(parent, name):  # truncated for the lock, not to be emptied
-            other.fresh = False
+            other.overtakers.append((version.staged, other.staged.as_opened))
     versions.sealed(version)
 
 

@@ -26,6 +26,11 @@ def store_on(directory: Path, fs: Any = None, **options: Any) -> Store:
         raise
 
 
+def look_on(store: Store, fs: Any) -> None:
+    """From here on the steps of its commits go through ``fs``."""
+    store.core.fs = store.order.fs = store.layout.fs = fs
+
+
 def two_versions(store: Store) -> None:
     store.put("a.pt", OLD)
     store.put("a.pt", NEW)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from harness import NEW, NEWER, OLD, condition, two_versions
+from harness import NEW, NEWER, OLD, condition, look_on, two_versions
 
 from ckptfs.checking.examine import Condition
 from ckptfs.disk import osfs
@@ -342,7 +342,7 @@ def resealed_states(wrap: Wrap) -> Iterator[Store]:
             snapshots.append(fs.snapshot())
 
     watched = wrap(Before(fs, ahead))
-    store.core.fs = store.layout.fs = watched
+    look_on(store, watched)
     store.saves.reseal(staged)
     for snapshot in [*snapshots, fs.snapshot()]:
         for state in snapshot.crash_states():

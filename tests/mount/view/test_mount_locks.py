@@ -224,6 +224,33 @@ def test_a_lock_file_that_each_truncates_is_not_emptied_by_who_does_not_get_it(
         assert holder.content("lockfile") == "other"
 
 
+@pytest.mark.kernel_only(mounts.OWN_LOCKS)
+@pytest.mark.parametrize("opens", ["ahead", "in turn"])
+def test_who_does_not_get_a_lock_file_sees_what_its_holder_writes(
+    mount: mounts.Served, opens: str
+) -> None:
+    """While it has the file open that it truncated, and however many there are. Whoever truncates
+    it once it is shared empties it, as on any directory."""
+    with actors(mount.path, 3) as (holder, *others):
+        take = "fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        for each in (holder, *others):
+            each.do("import fcntl")
+            if opens == "ahead" or each is holder:
+                each.do("f = open('lockfile', 'w')")
+        holder.do(take)
+        for each in others:
+            if opens == "in turn":
+                each.do("f = open('lockfile', 'w')")
+            assert each.errno_of(take) == "EAGAIN"
+            holder.do("f.seek(0); f.write('holder'); f.flush()")
+            assert {each.content("lockfile") for each in (holder, *others)} == {"holder"}
+        for each in others:
+            each.do("f.close()")
+            assert each.content("lockfile") == "holder"
+        holder.do("f.write(' ended'); f.close()")
+        assert {each.content("lockfile") for each in (holder, *others)} == {"holder ended"}
+
+
 def test_asking_for_no_lock_makes_no_second_locker(mount: mounts.Served) -> None:
     """Unlocking what is not locked, and F_GETLK, by one descriptor, and a lock by another."""
     code = """
