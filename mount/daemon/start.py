@@ -22,6 +22,7 @@ from ..kernel.beneath import covered
 from ..kernel.session import Session as KernelSession
 from ..operations import sessions
 from ..operations.context import Mount
+from ..processes import mounts
 from . import apart, holding, inspect, logfile, program
 from .options import MountOptions
 from .serve import Way, serve
@@ -100,7 +101,7 @@ def check(options: MountOptions) -> bool:
 
 
 def _clear_dead(mountpoint: str) -> None:
-    dead = mounting.served(mountpoint, None)
+    dead = mounts.served(mountpoint, None)
     if dead is not None:
         mounting.unmount(dead, lazy=True)
 
@@ -134,7 +135,7 @@ class _Place:
 
     def __init__(self, options: MountOptions, replaces: bool) -> None:
         self._options, self._replaces = options, replaces
-        self._dead: mounting.MountEntry | None = None
+        self._dead: mounts.MountEntry | None = None
 
     def opened(self) -> Store:
         options = self._options
@@ -146,7 +147,7 @@ class _Place:
         """Mount, and serve that."""
         options, device = self._options, None
         if self._replaces:
-            self._dead = mounting.served(options.mountpoint, None)
+            self._dead = mounts.served(options.mountpoint, None)
             device = mounting.mount_in_place_of(options.mountpoint)
             if device is None:
                 self.clear()
