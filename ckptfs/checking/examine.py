@@ -2,8 +2,8 @@
 
 Damaged or modified: bytes or a size that differ from the record under the very mtime that it
 names have rotted; where the mtime moved, somebody saved, edited or damaged the file behind ckptfs,
-and the evidence says which (``evidence.py``). A mismatch is confirmed once by a read that bypasses
-the page cache, since bad memory exists.
+and the evidence says which (``edit_or_damage.py``). A mismatch is confirmed once by a read that
+bypasses the page cache, since bad memory exists.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from ckptfs.disk.filesystem import FileSystem, Status
 from ckptfs.errors import RecordDamaged
 from ckptfs.history import earlier
 from ckptfs.modes import Outside
-from ckptfs.records import evidence
+from ckptfs.records import edit_or_damage
 from ckptfs.records import format as fmt
-from ckptfs.records.evidence import Evidence, Kind
+from ckptfs.records.edit_or_damage import Evidence, Kind
 from ckptfs.records.format import Record
 from ckptfs.records.layout import Layout
 from ckptfs.structure import Verdict
@@ -239,7 +239,7 @@ def _judged(
             return sums.differing(layout.fs, fd, size, record.size_bytes, record.sums)
         return None
 
-    return evidence.judge(path, size, read, record, differing)
+    return edit_or_damage.judge(path, size, read, record, differing)
 
 
 def _kept_as(layout: Layout, record: Record, digest: str) -> int | None:

@@ -1,6 +1,6 @@
 """What is to be done about a finding: decided here, for scrubs, ``verify --repair`` and ``adopt``.
 
-Pure. It is done by who holds the store (``upkeep/mending.py``), or by the mount that is asked to
+Pure. It is done by who holds the store (``upkeep/carry_out.py``), or by the mount that is asked to
 (``cli/asking.py``).
 """
 

@@ -21,7 +21,7 @@ from ckptfs.disk.digest import ALGORITHMS
 from ckptfs.errors import CannotServe, NoSuchGeneration, UsageError
 from ckptfs.history import earlier
 from ckptfs.records.layout import Layout
-from ckptfs.upkeep import adoption, mending
+from ckptfs.upkeep import adoption, carry_out
 from ckptfs.upkeep.fsck import Check
 from ckptfs.upkeep.scope import Scope
 
@@ -134,6 +134,6 @@ def _adopter(
     with opened_store(below, checksum) as store:
         known = earlier.lineages_by_path(store.layout)
         yield (
-            lambda finding: mending.accept(store, finding, acceptance(finding), known),
+            lambda finding: carry_out.accept(store, finding, acceptance(finding), known),
             store.history.tidy,
         )

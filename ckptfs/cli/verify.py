@@ -22,7 +22,7 @@ from ckptfs.modes import Outside
 from ckptfs.records.layout import Layout
 from ckptfs.records.walk import walk
 from ckptfs.store import Store, keeping_all
-from ckptfs.upkeep import mending
+from ckptfs.upkeep.carry_out import mend
 from ckptfs.upkeep.fsck import Check
 from ckptfs.upkeep.scope import Scope
 
@@ -135,7 +135,7 @@ def _mender(below: Below, check: Check, repair: bool) -> Iterator[tuple[Mend, li
         yield (
             (lambda finding: _mended(store, check, finding)),
             [
-                replace(finding, repair=mending.mend(store, finding, remedy(finding)))
+                replace(finding, repair=mend(store, finding, remedy(finding)))
                 for finding in leftovers
             ],
         )
@@ -149,7 +149,7 @@ def _wanted(check: Check, finding: Finding) -> Remedy:
 
 def _mended(store: Store, check: Check, finding: Finding) -> Finding:
     try:
-        return replace(finding, repair=mending.mend(store, finding, _wanted(check, finding)))
+        return replace(finding, repair=mend(store, finding, _wanted(check, finding)))
     except (CkptfsError, OSError) as error:
         return replace(finding, detail=str(error))
 

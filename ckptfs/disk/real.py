@@ -26,7 +26,7 @@ from collections.abc import Iterator
 if sys.platform != "linux":  # Linux has these calls in the standard library
     import xattr as _xattr
 
-from ckptfs.disk.filesystem import Extent, Space, Status
+from ckptfs.disk.filesystem import Extent, Status
 from ckptfs.disk.osfs import (
     DIRECTORY,
     NO_XATTR,
@@ -37,6 +37,7 @@ from ckptfs.disk.osfs import (
     libc,
     opened,
 )
+from ckptfs.disk.space import Space
 
 _NO_DATA = frozenset({errno.ENODATA, getattr(errno, "ENOATTR", errno.ENODATA)})
 _GRANTS = frozenset({"system.posix_acl_access", "security.capability"})

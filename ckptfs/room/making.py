@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar, cast
 
 from ckptfs.checking.opens import Guard
-from ckptfs.disk.filesystem import FileSystem, Space
+from ckptfs.disk.filesystem import FileSystem
 from ckptfs.disk.locks import leaf
+from ckptfs.disk.space import Space
 from ckptfs.records.aside import Amount, held_bytes
 from ckptfs.room.doubts import Doubts
 from ckptfs.room.expendable import Expendable, Item, Kind

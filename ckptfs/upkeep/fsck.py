@@ -2,7 +2,7 @@
 
 It can run beside a mount that is being written: what changes while it is looked at is looked at
 again, and what belongs to the daemon (stage, links on their way) is left to it. Nothing is changed
-here; see ``mending.py``.
+here; see ``carry_out.py``.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from ckptfs.records import format as fmt
 from ckptfs.records import parts
 from ckptfs.records.walk import walk
 from ckptfs.store import Place, Store
-from ckptfs.upkeep.mending import mend
+from ckptfs.upkeep.carry_out import mend
 
 log = logging.getLogger("ckptfs.scrub")
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from ckptfs import structure
 from ckptfs.errors import BrokenStructure
-from ckptfs.records import evidence
-from ckptfs.records.evidence import Kind
+from ckptfs.records import edit_or_damage
+from ckptfs.records.edit_or_damage import Kind
 from ckptfs.records.format import Record
 from ckptfs.structure import Proof, Read, Structure, Verdict
 from ckptfs.versions.core import Core
@@ -73,7 +73,7 @@ def _proven(core: Core, staged: Staged, judged: Structure) -> Structure:
     """What was written into a sound version must be whole by all that its format tells: a part
     that was overwritten shows nowhere else."""
     if core.validate and staged.continues is Verdict.SOUND:
-        found = evidence.by_format(staged.path, *_content(core, staged), Verdict.SOUND)
+        found = edit_or_damage.by_format(staged.path, *_content(core, staged), Verdict.SOUND)
         if found is not None and found.kind is Kind.DAMAGED:
             return Structure(Verdict.BROKEN, found.reason)
     return judged

@@ -14,7 +14,7 @@ from ckptfs.errors import CannotServe
 from ckptfs.records import format as fmt
 from ckptfs.records import walk
 
-from ..kernel.mounting import FS_TYPE, mounts
+from ..processes.mounts import FS_TYPE, mounts
 
 _ENTRIES = 100_000  # are looked at, about a second
 

@@ -24,8 +24,8 @@ from ckptfs.records import format as fmt
 from ckptfs.records import parts
 
 from ..kernel import mounting
-from ..kernel.mounting import MountEntry
-from ..processes import writers
+from ..processes import mounts, writers
+from ..processes.mounts import MountEntry
 from . import holding, inspect
 
 IN_USE_S = 5.0  # that a mount which is used is waited for, if nobody says how long
@@ -48,8 +48,8 @@ def umount(path: str, timeout_s: float | None = None, *, force: bool, say: Say) 
     """
     in_use_s = IN_USE_S if timeout_s is None else timeout_s
     mountpoint = inspect.mountpoint_of(path, max(_ASKED_S, in_use_s))
-    here = mounting.topmost(mountpoint) if mountpoint else None
-    if mountpoint is None or here is None or here.type != mounting.FS_TYPE:
+    here = mounts.topmost(mountpoint) if mountpoint else None
+    if mountpoint is None or here is None or here.type != mounts.FS_TYPE:
         raise inspect.not_mounted(path)
     _require_nothing_in(here)
     end = _End(here, path, timeout_s, in_use_s, say)
@@ -67,8 +67,8 @@ def release(path: str) -> None:
     closed; what is saved later goes to the plain directory. Raises NotMounted; MountBusy where
     something is mounted in it, which would go along."""
     mountpoint = inspect.mountpoint_of(path, _ASKED_S)
-    here = mounting.topmost(mountpoint) if mountpoint else None
-    if here is None or here.type != mounting.FS_TYPE:
+    here = mounts.topmost(mountpoint) if mountpoint else None
+    if here is None or here.type != mounts.FS_TYPE:
         raise inspect.not_mounted(path)
     _require_nothing_in(here)
     mounting.unmount(here, lazy=True)
@@ -76,7 +76,7 @@ def release(path: str) -> None:
 
 def _require_nothing_in(mount: MountEntry) -> None:
     """Raises MountBusy: what is mounted in it would go along."""
-    for each in mounting.mounts():
+    for each in mounts.mounts():
         if each.parent == mount.id:
             raise MountBusy(f"{mount.point}: {each.point} is mounted in it; end that first")
 
@@ -120,13 +120,13 @@ class _End:
     def _unmounted(self) -> bool:
         """Also by somebody else meanwhile."""
         try:
-            if not mounting.is_there(self.mount):
+            if not mounts.is_there(self.mount):
                 return True
             if holding.elsewhere(self.mount):
                 return False
             mounting.unmount(self.mount)
         except mounting.NotOnTop:
-            if mounting.is_there(self.mount):
+            if mounts.is_there(self.mount):
                 raise MountBusy(f"{self.mountpoint}: another mount covers it; end that") from None
         except TimeoutError:
             raise MountBusy(

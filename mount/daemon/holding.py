@@ -11,9 +11,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..kernel import mounting
-from ..kernel.mounting import MountEntry
-from ..processes import proc, writers
+from ..processes import mounts, proc, writers
+from ..processes.mounts import MountEntry
 from . import inspect
 
 _NAMED = 5  # in one message
@@ -87,10 +86,10 @@ def _device_of(path: str, pid: str) -> str:
     where it has not. Raises OSError."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        number = mounting.id_of(fd)
+        number = mounts.id_of(fd)
     finally:
         os.close(fd)
-    return next((mount.device for mount in mounting.mounts(pid) if mount.id == number), "")
+    return next((mount.device for mount in mounts.mounts(pid) if mount.id == number), "")
 
 
 def _mapped(pid: str, path: str, device: str) -> Iterator[str]:
@@ -130,7 +129,7 @@ def elsewhere(here: MountEntry) -> list[str]:
 
 
 def _elsewhere(here: MountEntry, ours: int) -> list[str]:
-    table = list(mounting.mounts())
+    table = mounts.mounts()
     passed_on = next((each.peers for each in table if each.id == here.parent), "")
     found = [f"a mount at {each.point}" for each in _kept(table, here, passed_on)]
     seen = {_namespace("self")}
@@ -139,7 +138,7 @@ def _elsewhere(here: MountEntry, ours: int) -> list[str]:
             namespace = _namespace(pid)
             if namespace not in seen:
                 seen.add(namespace)
-                if _kept(list(mounting.mounts(pid)), here, passed_on):
+                if _kept(mounts.mounts(pid), here, passed_on):
                     found.append(str(Holder(int(pid), _name(pid), "mount namespace")))
     return found
 

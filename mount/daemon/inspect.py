@@ -23,8 +23,8 @@ from ckptfs.records import format as fmt
 from ckptfs.records import parts
 
 from ..kernel import beneath, mounting
-from ..kernel.mounting import FS_TYPE, mounted_type
-from ..processes import proc, writers
+from ..processes import mounts, proc, writers
+from ..processes.mounts import FS_TYPE, mounted_type
 
 _TIMEOUT_S = 5.0
 # The last is said of a daemon that ended before it had begun. Other errors are answers.
@@ -76,7 +76,7 @@ def _leave_behind(child: int) -> None:
 
 def mountpoints() -> list[str]:
     """Of all mounts of ckptfs in this mount namespace."""
-    return sorted({each.point for each in mounting.mounts() if each.type == FS_TYPE})
+    return sorted({each.point for each in mounts.mounts() if each.type == FS_TYPE})
 
 
 def is_mounted(path: str) -> bool:
@@ -219,7 +219,7 @@ def covered(path: str) -> str:
     top = mounted_type(path)
     if top in (None, FS_TYPE):
         return ""
-    if not any(each.type == FS_TYPE and each.point == path for each in mounting.mounts()):
+    if not any(each.type == FS_TYPE and each.point == path for each in mounts.mounts()):
         return ""
     return f"{path}: another mount ({top}) covers it; end that first"
 

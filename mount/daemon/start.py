@@ -24,6 +24,7 @@ from ..kernel.beneath import covered
 from ..kernel.session import Session as KernelSession
 from ..operations import sessions
 from ..operations.context import Mount
+from ..processes import mounts
 from . import apart, holding, inspect, logfile, program
 from .options import MountOptions
 from .serve import Way, serve
@@ -103,7 +104,7 @@ def check(options: MountOptions) -> bool:
 
 
 def _clear_dead(mountpoint: str) -> None:
-    dead = mounting.served(mountpoint, None)
+    dead = mounts.served(mountpoint, None)
     if dead is not None:
         mounting.unmount(dead, lazy=True)
 
@@ -133,7 +134,7 @@ class _Place:
         self, options: MountOptions, replaces: bool, filesystem: Callable[[], FileSystem]
     ) -> None:
         self.options, self._replaces, self._filesystem = options, replaces, filesystem
-        self._dead: mounting.MountEntry | None = None
+        self._dead: mounts.MountEntry | None = None
 
     def opened(self) -> Store:
         options = self.options
@@ -146,7 +147,7 @@ class _Place:
         """Mount, and serve that."""
         options, device = self.options, None
         if self._replaces:
-            self._dead = mounting.served(options.mountpoint, None)
+            self._dead = mounts.served(options.mountpoint, None)
             device = mounting.mount_in_place_of(options.mountpoint)
             if device is None:
                 self.clear()

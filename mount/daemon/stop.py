@@ -18,6 +18,7 @@ from ckptfs.telling.events import TAKEN_AWAY
 
 from ..kernel import mounting
 from ..kernel.session import Session as KernelSession
+from ..processes import mounts
 from ..writers import closing, committing
 from . import holding
 from .context import Serving
@@ -84,10 +85,10 @@ def _unmounted(serving: Serving) -> bool:
     return True
 
 
-def _own_mount(serving: Serving) -> mounting.MountEntry:
+def _own_mount(serving: Serving) -> mounts.MountEntry:
     """Raises OSError where the mountpoint shows another one, or none."""
     device = serving.session.device if isinstance(serving.session, KernelSession) else None
-    found = mounting.served(serving.options.mountpoint, device)
+    found = mounts.served(serving.options.mountpoint, device)
     if found is None:
         raise mounting.NotOnTop(errno.EINVAL, "not mounted there")
     return found

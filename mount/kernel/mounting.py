@@ -16,15 +16,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from ckptfs.disk import osfs
 from ckptfs.errors import CannotServe
 
-from ..processes import proc
+from ..processes.mounts import FS_TYPE, MountEntry, id_of, topmost
 from .beneath import mount_beneath
 
-FS_TYPE = "fuse.ckptfs"
 # Not a path: mkfs and others stat the source of every mount, and would hang on a stuck server.
 _SOURCE = "ckptfs"
 _MS_NOSUID, _MS_NODEV = 2, 4
@@ -166,12 +164,6 @@ def _detach(mount: MountEntry, flags: int) -> None:
         os.close(fd)
 
 
-def id_of(fd: int) -> str:
-    """Of the mount that a descriptor lies in; empty where there is none."""
-    told = proc.lines(f"/proc/self/fdinfo/{fd}")
-    return next((line.split()[1].decode() for line in told if line.startswith(b"mnt_id:")), "")
-
-
 def _require_on_top(mount: MountEntry) -> None:
     here = topmost(mount.point)
     if here is None or (here.id, here.device) != (mount.id, mount.device):
@@ -180,11 +172,6 @@ def _require_on_top(mount: MountEntry) -> None:
 
 def _not_on_top(mount: MountEntry) -> NotOnTop:
     return NotOnTop(errno.EINVAL, "another mount is there, or none", mount.point)
-
-
-def is_there(mount: MountEntry) -> bool:
-    """Whether it is in our mount table, covered or not."""
-    return any((each.id, each.device) == (mount.id, mount.device) for each in mounts())
 
 
 @contextlib.contextmanager
@@ -234,60 +221,6 @@ def abort_connection(device: str) -> None:
             file.write(b"1")
     except OSError as error:
         raise CannotServe(f"FUSE {number}: cannot end its connection: {error.strerror}") from None
-
-
-class MountEntry(NamedTuple):
-    """A line of a mount table."""
-
-    id: str
-    parent: str
-    device: str  # major:minor, one for all mounts of a filesystem
-    point: str
-    groups: frozenset[str]  # of mounts whose changes reach it
-    peers: str  # the group that it belongs to itself, if any
-    type: str
-
-
-def mounts(pid: str = "self") -> Iterator[MountEntry]:
-    """The mount table of a process, but for lines that are none. Raises OSError.
-
-    A path or a source holds any bytes but for space, tab, newline and backslash, which are
-    escaped: what else counts as white space or as the end of a line belongs to it."""
-    for line in proc.lines(f"/proc/{pid}/mountinfo"):
-        with contextlib.suppress(ValueError, IndexError):
-            yield _mount(line.split(b" "))
-
-
-def _mount(fields: list[bytes]) -> MountEntry:
-    end = fields.index(b"-", 6)
-    tags = [os.fsdecode(tag).partition(":") for tag in fields[6:end]]
-    peers = next((number for key, _, number in tags if key == "shared"), "")
-    groups = frozenset(number for _, _, number in tags if number)
-    id, parent, device, _, point = map(proc.unescaped, fields[:5])
-    return MountEntry(id, parent, device, point, groups, peers, proc.unescaped(fields[end + 1]))
-
-
-def topmost(mountpoint: str) -> MountEntry | None:
-    """What is mounted at exactly this path, on top; never touches the mount."""
-    here = [each for each in mounts() if each.point == mountpoint]
-    below = {each.parent for each in here}
-    return next((each for each in reversed(here) if each.id not in below), None)
-
-
-def served(mountpoint: str, device: int | None) -> MountEntry | None:
-    """The mount there that is served by this descriptor of ``/dev/fuse``, if it is on top; where
-    that is not known, any that is of our type."""
-    number = None if device is None else proc.connection(device)
-    found = topmost(mountpoint)
-    if found is None or found.type != FS_TYPE:
-        return None
-    return found if number is None or found.device == f"0:{number}" else None
-
-
-def mounted_type(mountpoint: str) -> str | None:
-    """The filesystem type of the topmost mount at exactly this path."""
-    found = topmost(mountpoint)
-    return found.type if found else None
 
 
 def drop_reserve_rights() -> None:

@@ -18,9 +18,9 @@ from ckptfs.disk.locks import leaf
 from ckptfs.records import format as fmt
 from ckptfs.records.layout import Layout
 
+from ..processes.mounts import mounts
 from ..view.model import Handle
 from . import wire
-from .mounting import mounts
 
 _FINAL = frozenset({errno.EPERM, errno.EACCES, errno.ENOTTY, errno.EOPNOTSUPP, errno.ELOOP})
 

@@ -7,12 +7,9 @@ of some size is not all there is.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator
 
 _PART_BYTES = 1 << 16
 _LIMIT_BYTES = 8 << 20  # far above what the kernel writes, but for ``maps``
-_OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
 def read(path: str) -> bytes | None:
@@ -32,16 +29,10 @@ def read(path: str) -> bytes | None:
     return found
 
 
-def lines(path: str) -> Iterator[bytes]:
+def lines(path: str) -> list[bytes]:
     """Without their ends. Raises OSError."""
     with open(path, "rb") as file:
-        for line in file:
-            yield line.rstrip(b"\n")
-
-
-def unescaped(field: bytes) -> str:
-    """The kernel writes what would end a field as three octal digits."""
-    return os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8) & 0xFF]), field))
+        return [line.rstrip(b"\n") for line in file]
 
 
 def connection(device: int) -> int | None:

@@ -10,8 +10,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from ckptfs.disk.filesystem import Space
 from ckptfs.disk.real import OsFs
+from ckptfs.disk.space import Space
 from ckptfs.store import Store
 from ckptfs.tools.harness.faults import Call, Intercepted
 

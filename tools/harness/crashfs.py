@@ -26,7 +26,8 @@ import stat
 from collections.abc import Hashable, Iterator
 from dataclasses import replace
 
-from ckptfs.disk.filesystem import Extent, Space, Status
+from ckptfs.disk.filesystem import Extent, Status
+from ckptfs.disk.space import Space
 
 from .crashstates import (
     BytesChange,

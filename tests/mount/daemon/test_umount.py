@@ -28,6 +28,7 @@ from ckptfs.disk.real import OsFs
 from ckptfs.mount.daemon import holding, inspect, start
 from ckptfs.mount.daemon.options import MountOptions
 from ckptfs.mount.kernel import mounting
+from ckptfs.mount.processes import mounts as table
 from ckptfs.mount.processes import writers
 from ckptfs.records.layout import Layout
 
@@ -383,8 +384,8 @@ def test_several_at_once_take_away_the_mount_and_not_the_disk_below(tmp_path: Pa
         for _ in range(2):
             mount = Served(disk).start()
             (disk / "model.bin").write_bytes(OLD)
-            here = mounting.topmost(str(disk))
-            assert here is not None and here.type == mounting.FS_TYPE
+            here = table.topmost(str(disk))
+            assert here is not None and here.type == table.FS_TYPE
             command = [PYTHON, "-m", "ckptfs", "umount", str(disk)]
             pipe = subprocess.PIPE
             together = [subprocess.Popen(command, stderr=pipe, text=True) for _ in range(3)]
@@ -399,7 +400,7 @@ def test_several_at_once_take_away_the_mount_and_not_the_disk_below(tmp_path: Pa
 
 
 def test_what_was_mounted_over_it_is_left_alone(mount: Served) -> None:
-    here = mounting.topmost(str(mount.path))
+    here = table.topmost(str(mount.path))
     assert here is not None
     with tmpfs(mount.path):
         for lazy in (False, True):
@@ -418,7 +419,7 @@ def test_any_byte_may_be_in_the_mount_table(disk_dir: Path, where: str) -> None:
     if where == "path":
         at, source = disk_dir.parent / ODD, "none"
     with tmpfs(at, source), served(disk_dir) as mount:
-        assert mounting.mounted_type(str(at)) == "tmpfs"
+        assert table.mounted_type(str(at)) == "tmpfs"
         (disk_dir / "model.bin").write_bytes(OLD)
         mount.umount()
         assert gone(mount)
