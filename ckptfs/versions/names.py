@@ -32,13 +32,9 @@ def rename(core: Core, old: Place, new: Place) -> None:
     return as the mode says; of a directory before the next publish."""
     core.order.require_writable()
     if osfs.is_directory(core.fs.lstat(old.at, old.name)):
-        moving = moves.moving_directory(core.lineages, old.path, new.path)
-        with core.order.steady_directories(), moving:
-            core.fs.rename(old.at, old.name, new.at, new.name)
-        core.order.note_changed_dir(old.at)
-        core.order.note_changed_dir(new.at)
+        _rename_directory(core, old, new)
         return
-    with core.order.path_locks(old, new):
+    with core.order.changing(old, new):
         source, there = core.lineages.look(*old), core.lineages.look(*new)
         if source.is_same_inode(there):
             return  # as rename(2)
@@ -47,7 +43,7 @@ def rename(core: Core, old: Place, new: Place) -> None:
                 core.fs.rename(old.at, old.name, new.at, new.name)
             return
         if there.is_file:
-            _make_durable(core, source, old)
+            make_durable(core, source, old)
         replaced = None
         if there.record is not None or source.record is not None:
             replaced = replacing(core, there, new)  # else nothing was ever committed there
@@ -59,6 +55,17 @@ def rename(core: Core, old: Place, new: Place) -> None:
             with moves.losing(core.lineages, source):
                 _take_over(core, source, old, there, new, replaced)
             core.lineages.moved(new.path)
+
+
+def _rename_directory(core: Core, old: Place, new: Place) -> None:
+    """A group that comes next finds both directories noted: its intent speaks of the new path."""
+    moving = moves.moving_directory(core.lineages, old.path, new.path)
+    with core.order.steady_directories():
+        core.order.require_writable()
+        with moving:
+            core.fs.rename(old.at, old.name, new.at, new.name)
+        core.order.note_changed_dir(old.at)
+        core.order.note_changed_dir(new.at)
 
 
 def _take_over(
@@ -112,7 +119,7 @@ def _can_tell(core: Core, found: Standing) -> bool:
     return found.record is not None and not _has_other_name(core, found)
 
 
-def _make_durable(core: Core, found: Standing, place: Place) -> None:
+def make_durable(core: Core, found: Standing, place: Place) -> None:
     """Of what is written in place nobody else does."""
     if found.is_file and found.record is None:
         with osfs.opened(core.fs, place.at, place.name, osfs.O_RDONLY) as fd:
@@ -147,10 +154,9 @@ def _adopt_lineage(core: Core, place: Place, lineage: str) -> str | None:
 
 
 def exchange(core: Core, one: Place, other: Place) -> None:
-    """Swap two names. Both versions stay and keep their lineage, so history has nothing to keep.
-    Durable on return as the mode says."""
-    core.order.require_writable()
-    with core.order.path_locks(one, other):
+    """Swap two names, directories too. Both versions stay and keep their lineage, so history has
+    nothing to keep. Durable on return as the mode says."""
+    with core.order.changing(one, other), core.order.steady_directories():
         found = core.lineages.look(*one), core.lineages.look(*other)
         core.order.sync_changed_dirs()
         core.fs.exchange(one.at, one.name, other.at, other.name)
@@ -174,18 +180,17 @@ def link(core: Core, old: Place, new: Place) -> None:
 
 def unlink(core: Core, place: Place) -> None:
     """Delete a name and, with the last one, its history. Durable before the next publish."""
-    core.order.require_writable()
-    with core.order.path_locks(place):
+    with core.order.changing(place):
         remove(core, place)
-        core.order.note_changed_dir(place.at)
 
 
 def remove(core: Core, place: Place) -> None:
-    """As :func:`unlink`, of a path whose lock the caller holds. Not durable on return."""
+    """As :func:`unlink`, of a path whose lock the caller holds."""
     found = _found(core, place)
     _drop_sidecar(core, found, place)
     with moves.losing(core.lineages, found):
         core.fs.unlink(place.at, place.name)
+        core.order.note_changed_dir(place.at)  # while its history is there
 
 
 def _found(core: Core, place: Place) -> Standing:
@@ -220,7 +225,7 @@ def open_in_place(core: Core, place: Place) -> None:
     """Prepare a committed file for writing in place: its record goes first, durably, and a
     link that history may hold of this very inode is let go."""
     with (
-        core.order.path_locks(place),
+        core.order.changing(place),
         osfs.opened(core.fs, place.at, place.name, osfs.O_RDONLY) as fd,
     ):
         found = core.lineages.look(*place)

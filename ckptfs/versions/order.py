@@ -37,7 +37,7 @@ def place_of(fs: FileSystem, root: int, path: str) -> Iterator[Place]:
 
 class Ordering:
     def __init__(self, fs: FileSystem, mode: Mode) -> None:
-        self.fs, self.mode = fs, mode
+        self.fs, self._syncs_directories = fs, mode.syncs_directories
         self.poisoned: str | None = None
         self.torn: set[Inode] = set()  # files longer than recorded, that could not be cut back
         self._paths = KeyedLocks(Rank.PATH)
@@ -49,7 +49,7 @@ class Ordering:
 
     def note_changed_dir(self, at: int) -> None:
         """A name was made in or removed from ``at``: durable before the next publish."""
-        if not self.mode.syncs_directories:
+        if not self._syncs_directories:
             return
         try:
             status = self.fs.stat(at)
@@ -83,11 +83,14 @@ class Ordering:
 
     def sync_dir(self, fd: int) -> None:
         """fsync a directory if the mode does; a failure makes the store read-only."""
+        if self._syncs_directories:
+            self.fsync_dir(fd)
+
+    def fsync_dir(self, fd: int) -> None:
+        """The same in each mode."""
         self._sync(self.fs.fsync_dir, fd)
 
     def _sync(self, sync: Callable[[int], None], fd: int) -> None:
-        if not self.mode.syncs_directories:
-            return
         try:
             sync(fd)
         except OSError as error:
@@ -108,6 +111,14 @@ class Ordering:
         """No directory is renamed inside: an intent speaks of paths."""
         moves: contextlib.AbstractContextManager[object] = self._moves
         return moves
+
+    @contextlib.contextmanager
+    def changing(self, *places: Place) -> Iterator[None]:
+        """As :meth:`path_locks`, for who changes what stands there: who waited for a publish that
+        failed finds the store read-only."""
+        with self.path_locks(*places):
+            self.require_writable()
+            yield
 
     @contextlib.contextmanager
     def path_lock(self, at: int, name: str) -> Iterator[None]:

@@ -140,16 +140,25 @@ def losing_its_name(mount: Mount, parent: Directory, name: str) -> Iterator[None
     mount.caches.drop_attributes(node.id)  # its writer removes another node, its version
 
 
-def rmdir(mount: Mount, parent_id: int, name: str) -> None:
+def rmdir(mount: Mount, parent_id: int, name: str) -> Slow[None]:
+    """Waits for a publish that speaks of its path."""
     parent = writable_parent(mount, parent_id, name)
-    with mount.lock:
-        status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
-        node = mount.nodes.find(parent, name, status)
-        if isinstance(node, Directory) and mount.versions.any_below(node):
-            raise OSError(errno.ENOTEMPTY, "files are being written in it")
-        with _removing(mount, node):
-            os.rmdir(name, dir_fd=parent.fd)
-        mount.store.order.note_changed_dir(parent.fd)
+
+    def rmdir() -> None:
+        with mount.store.order.steady_directories(), mount.lock:
+            _rmdir(mount, parent, name)
+
+    return Slow(rmdir)
+
+
+def _rmdir(mount: Mount, parent: Directory, name: str) -> None:
+    status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
+    node = mount.nodes.find(parent, name, status)
+    if isinstance(node, Directory) and mount.versions.any_below(node):
+        raise OSError(errno.ENOTEMPTY, "files are being written in it")
+    with _removing(mount, node):
+        os.rmdir(name, dir_fd=parent.fd)
+    mount.store.order.note_changed_dir(parent.fd)
 
 
 @contextlib.contextmanager

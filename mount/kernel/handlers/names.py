@@ -51,8 +51,8 @@ def unlink(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Slo
     return names.unlink(kernel.mount, nodeid, names_in(body)[0])
 
 
-def rmdir(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> None:
-    names.rmdir(kernel.mount, nodeid, names_in(body)[0])
+def rmdir(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Slow[None]:
+    return names.rmdir(kernel.mount, nodeid, names_in(body)[0])
 
 
 def rename(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Slow[None] | None:
