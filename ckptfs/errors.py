@@ -114,7 +114,8 @@ class Superseded(CkptfsError):
 
 
 class StoreReadOnly(CkptfsError):
-    """A directory fsync failed after publish: what is on disk is unknown, so nothing is written."""
+    """A directory fsync failed, or a group was published in part: what is on disk is unknown, so
+    nothing is written."""
 
     errno = _errno.EROFS
     logged = True

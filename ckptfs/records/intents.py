@@ -16,7 +16,7 @@ from ckptfs.disk import osfs
 from ckptfs.disk.filesystem import Status
 from ckptfs.errors import RecordDamaged
 from ckptfs.records import format as fmt
-from ckptfs.records.layout import Layout, install
+from ckptfs.records.layout import Layout, put_whole
 
 
 def stood(status: Status) -> list[int]:
@@ -24,21 +24,24 @@ def stood(status: Status) -> list[int]:
 
 
 class Planned(NamedTuple):
-    """A version, ``txid`` in stage, takes the path; without one the path goes, if there still
-    ``stood`` that: inode, size, mtime."""
+    """A version, ``txid`` in stage, takes the path; without one the path goes. ``stood`` is what
+    stands there until then: inode, size, mtime; None where nothing does."""
 
     path: str
     txid: str
-    stood: Sequence[int] = ()
+    stood: Sequence[int] | None
 
 
-def write_group(layout: Layout, planned: Sequence[Planned]) -> str:
-    """Durable on return. Returns its name in stage."""
+def new_group() -> str:
+    """A name in stage."""
+    return f"{fmt.new_txid()}{fmt.GROUP}"
+
+
+def write_group(layout: Layout, name: str, planned: Sequence[Planned]) -> None:
+    """Durable once stage is. What fails can leave it there."""
     body = json.dumps([tuple(each) for each in planned])
-    name = f"{fmt.new_txid()}{fmt.GROUP}"
     content = f"{fmt.check_of(body)} {body}\n".encode()
-    install(layout.fs, layout.stage, name, content, layout.stage)
-    return name
+    put_whole(layout.fs, layout.stage, name, content, layout.stage)
 
 
 def read_group(layout: Layout, name: str) -> list[Planned]:

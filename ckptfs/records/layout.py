@@ -243,6 +243,12 @@ def _read_format(fs: FileSystem, control: int, where: str) -> bool:
 
 def install(fs: FileSystem, at: int, name: str, content: bytes, target: int) -> None:
     """Put a small file in ``target``, whole and durable on return, by way of ``at``."""
+    put_whole(fs, at, name, content, target)
+    fs.fsync_dir(target)
+
+
+def put_whole(fs: FileSystem, at: int, name: str, content: bytes, target: int) -> None:
+    """The same, durable once ``target`` is."""
     draft = f"{name}.{fmt.new_txid()}"
     try:
         with osfs.opened(fs, at, draft, osfs.O_WRONLY | osfs.O_CREAT | osfs.O_EXCL) as fd:
@@ -253,7 +259,6 @@ def install(fs: FileSystem, at: int, name: str, content: bytes, target: int) -> 
         with contextlib.suppress(OSError):
             fs.unlink(at, draft)
         raise
-    fs.fsync_dir(target)
 
 
 def _inode_name(fs: FileSystem, fd: int) -> str:

@@ -26,9 +26,9 @@ from ckptfs.versions.extend import Alone, can_extend, extend, nobody_else
 from ckptfs.versions.life import VISIBLE, Event, State, Step
 from ckptfs.versions.order import Place
 from ckptfs.versions.origin import fill
-from ckptfs.versions.publish import Install, publish
+from ckptfs.versions.publish import Install, carry_out
 from ckptfs.versions.recording import new_record
-from ckptfs.versions.seal import digest, require_sound, seal
+from ckptfs.versions.seal import digest, found_sound, require_sound, seal
 from ckptfs.versions.staged import Fingerprint, Staged, fingerprint
 from ckptfs.versions.standing import Replaced, keep_replaced, replaced_by, settle_history
 from ckptfs.versions.tickets import ticket_after
@@ -68,13 +68,14 @@ def commit(core: Core, staged: Staged, place: Place, alone: Alone = nobody_else)
             core.order.require_writable()
             staged.advance(Event.SEAL)
             digest(core, staged)
-            with core.order.path_locks(place):
+            with core.order.changing(place):
                 replaced = replaced_by(core, place)
                 record = _extend(core, staged, replaced, place, alone)
                 if record is None:
+                    found_sound(core, staged, replaced)
                     ticket = ticket_after(core, replaced)
                     record = seal(core, staged, ticket)
-                    publish(core, [Install(staged, ticket, place)])
+                    carry_out(core, [Install(staged, ticket, place)])
                 else:
                     settle_history(core, replaced, staged.path)
             core.digests.remember(staged, core.checksum)
@@ -103,7 +104,7 @@ def _extend(
     core: Core, staged: Staged, replaced: Replaced | None, place: Place, alone: Alone
 ) -> Record | None:
     """Commit what was only added to by adding it to the committed file; see ``extend.py``. None
-    where that cannot be: the version is whole then, and replaces what stands there."""
+    where that cannot be: the version replaces what stands there then."""
     base = staged.base
     if base is None or base.filled:
         return None
@@ -122,19 +123,13 @@ def _extend(
                 staged.advance(Event.PUBLISH)
                 staged.advance(Event.SETTLE)
                 return staged.record
-    fill(staged)
-    if staged.digested is not None and base.intact:
-        staged.digested = staged.digested._replace(at=fingerprint(core.fs, staged.fd))
-    else:
-        staged.digested = None
     return None
 
 
 def expose(core: Core, staged: Staged, place: Place) -> None:
     """Give up the transaction: the version stands under its name as it is, without a record,
     and is written in place. What it replaces is kept."""
-    with staged.lock, core.order.path_locks(place):
-        core.order.require_writable()
+    with staged.lock, core.order.changing(place):
         replaced = replaced_by(core, place)
         if replaced is not None:
             replaced = replace(replaced, pin=True)

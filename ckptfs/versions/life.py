@@ -4,8 +4,9 @@ Its commit:
 
     stage -> seal -> keep -> publish -> settle        (docs/design.md, "Commit")
 
-Invariant: ``PUBLISHED`` is reached only through ``SEALED``, so a version that is visible under its
-name has durable data and a record.
+Invariants: ``PUBLISHED`` is reached only through ``SEALED``, so a version that is visible under its
+name has durable data and a record. Of several that are published as one it is reached by all, once
+their intent has its name: nobody aborts what the next mount carries out.
 
 In a mount, beside it: its *use* by those who open it, what has become of its *writers*, and each
 open descriptor of it. What else is known of a version are facts, which decide and are no states.
@@ -29,7 +30,7 @@ class State(enum.Enum):
     OPEN = "open"  # being written in the shadow tree
     SEALING = "sealing"  # written back, digested, recorded
     SEALED = "sealed"  # data and record durable, not visible
-    PUBLISHED = "published"  # visible under its name
+    PUBLISHED = "published"  # visible under its name, or will be: an intent says so
     SETTLED = "settled"  # and its name is durable
     IN_PLACE = "in place"  # stands under its name without a record: several write it under a lock
     ABORTED = "aborted"  # never published; the bytes are in salvage

@@ -20,8 +20,9 @@ from ckptfs.records.intents import Planned
 from ckptfs.telling.events import say
 from ckptfs.versions import extend, names
 from ckptfs.versions.core import Core
-from ckptfs.versions.order import Place
+from ckptfs.versions.order import Place, place_of
 from ckptfs.versions.publish import put
+from ckptfs.versions.standing import status_at
 
 
 def recover(core: Core) -> int:
@@ -32,7 +33,10 @@ def recover(core: Core) -> int:
         if not osfs.is_regular(status):  # none of ours
             continue
         kind = _kind(name)
-        salvaged += KINDS[kind](core, name) if kind else _version(core, name, status)
+        if kind:
+            salvaged += KINDS[kind](core, name)
+        elif core.order.poisoned is None:  # else an intent that stays may speak of it
+            salvaged += _version(core, name, status)
     return salvaged
 
 
@@ -47,29 +51,64 @@ def _kind(name: str) -> str:
 
 def _group(core: Core, name: str) -> int:
     """Carry out what was to be published as one; it had begun, or nothing of it was visible. Who
-    has no place any more goes to salvage after it, as any version."""
+    has no place any more goes to salvage after it, as any version. What cannot be carried out for
+    another reason stays, and makes the store read-only: a later mount tries again."""
+    planned: list[Planned] = []
     try:
-        planned = intents.read_group(core.layout, name)
-    except RecordDamaged as damaged:
-        say(logging.ERROR, "?", f"{damaged}; the versions go to salvage")
-        planned = []
-    for each in planned:
-        with (
-            contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError),
-            osfs.place(core.fs, core.layout.root, each.path) as (at, last),
-        ):
-            _carry_out(core, each, Place(at, last, each.path))
-    core.fs.sync_all(core.layout.root)
-    core.fs.unlink(core.layout.stage, name)
-    core.fs.fsync_dir(core.layout.stage)
+        planned = _read_group(core, name)
+        for each in planned:
+            _carry_out(core, each)
+        core.fs.sync_all(core.layout.root)
+        core.fs.unlink(core.layout.stage, name)
+        core.fs.fsync_dir(core.layout.stage)
+    except OSError as error:
+        paths = ", ".join(each.path for each in planned) or name
+        core.order.poison(f"cannot publish what belongs together ({paths}): {error.strerror}")
     return 0
 
 
-def _carry_out(core: Core, planned: Planned, place: Place) -> None:
-    if planned.txid:
+def _read_group(core: Core, name: str) -> list[Planned]:
+    try:
+        return intents.read_group(core.layout, name)
+    except RecordDamaged as damaged:
+        say(logging.ERROR, "?", f"{damaged}; the versions go to salvage")
+        return []
+
+
+def _carry_out(core: Core, planned: Planned) -> None:
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+        place_of(core.fs, core.layout.root, planned.path) as place,
+    ):
+        if planned.txid:
+            _install(core, planned, place)
+        elif intents.stood(core.fs.lstat(place.at, place.name)) == planned.stood:
+            names.remove(core, place)
+
+
+def _install(core: Core, planned: Planned, place: Place) -> None:
+    """What somebody has put there since the intent goes to salvage; what is no file stays, and the
+    version has no place."""
+    member = core.fs.lstat(core.layout.stage, planned.txid)  # not there: its place is durable
+    status = status_at(core, place)
+    if status is None or status.st_ino == member.st_ino or intents.stood(status) == planned.stood:
         put(core, planned.txid, place)
-    elif intents.stood(core.fs.lstat(place.at, place.name)) == planned.stood:
-        names.remove(core, place)
+    elif osfs.is_regular(status):
+        _set_aside(core, place)
+        put(core, planned.txid, place)
+    else:
+        say(logging.WARNING, place.path, "no file stands there; what was published is in salvage")
+
+
+def _set_aside(core: Core, place: Place) -> None:
+    layout = core.layout
+    story: dict[str, object] = {
+        "path": place.path,
+        "reason": "put below the mount where a version was being published",
+    }
+    entry = layout.aside.put(place.at, place.name, layout.salvage, story)
+    core.fs.fsync_dir(layout.salvage)
+    say(logging.WARNING, place.path, f"{story['reason']}; salvage {entry}")
 
 
 def _growth(core: Core, name: str) -> int:

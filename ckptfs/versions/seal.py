@@ -16,9 +16,9 @@ from ckptfs.records.format import Record
 from ckptfs.structure import Proof, Read, Structure, Verdict
 from ckptfs.versions.core import Core
 from ckptfs.versions.life import Event, State, Step
-from ckptfs.versions.origin import read
+from ckptfs.versions.origin import fill, read
 from ckptfs.versions.recording import cleaning, new_record
-from ckptfs.versions.staged import Digested, Fingerprint, Staged, fingerprint
+from ckptfs.versions.staged import Base, Digested, Fingerprint, Staged, fingerprint
 from ckptfs.versions.standing import Replaced, judge
 from ckptfs.versions.tickets import Ticket
 
@@ -79,18 +79,38 @@ def _proven(core: Core, staged: Staged, judged: Structure) -> Structure:
     return judged
 
 
+def found_sound(core: Core, staged: Staged, replaced: Replaced | None) -> Digested:
+    """What is found in the version as it takes the place of that: with the bytes of its base, and
+    sound enough. Raises BrokenStructure. Takes no number, so it comes before a ticket where that
+    can be had later: what is broken is told as broken, on a full disk too."""
+    base = staged.base
+    if base is not None and not base.filled:
+        _fill(core, staged, base)
+    if staged.digested is None:
+        digest(core, staged)
+    assert staged.digested is not None
+    require_sound(staged, staged.digested.structure, replaced)
+    return staged.digested
+
+
+def _fill(core: Core, staged: Staged, base: Base) -> None:
+    """Its digest, if it has one, is that of the whole already."""
+    fill(staged)
+    if staged.digested is not None and base.intact:
+        staged.digested = staged.digested._replace(at=fingerprint(core.fs, staged.fd))
+    else:
+        staged.digested = None
+
+
 def seal(core: Core, staged: Staged, ticket: Ticket) -> Record:
     """Give the version its record and make both durable, on return. Raises BrokenStructure, and
     OSError, which is final."""
     if staged.state is State.OPEN:
         staged.advance(Event.SEAL)
     for _ in range(_SEAL_ATTEMPTS):
-        if staged.digested is None:
-            digest(core, staged)
-        assert staged.digested is not None
-        before = staged.digested.at
-        require_sound(staged, staged.digested.structure, ticket.replaced)
-        record = new_record(core, staged.digested, ticket)
+        digested = found_sound(core, staged, ticket.replaced)
+        before = digested.at
+        record = new_record(core, digested, ticket)
         core.layout.write_record(staged.fd, record)
         core.fs.step(Step.RECORDED)
         core.fs.fsync(staged.fd)

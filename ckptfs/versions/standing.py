@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ckptfs import structure
 from ckptfs.disk import osfs
+from ckptfs.disk.filesystem import Status
 from ckptfs.history import earlier, moves
 from ckptfs.history.lineages import Standing
 from ckptfs.records import format as fmt
@@ -89,6 +90,14 @@ def links_in_history(core: Core, there: Standing, generation: int) -> int:
 def _judge_at(core: Core, place: Place) -> Verdict:
     with osfs.opened(core.fs, place.at, place.name, osfs.O_RDONLY) as fd:
         return judge_open(core, place.name, fd).verdict
+
+
+def status_at(core: Core, place: Place) -> Status | None:
+    """Of what stands there, if anything does."""
+    try:
+        return core.fs.lstat(place.at, place.name)
+    except FileNotFoundError:
+        return None
 
 
 def is_no_file(core: Core, place: Place) -> bool:

@@ -1,6 +1,7 @@
 """Tickets: what a version is to be is fixed when it is closed, in the order of the closes.
 
-So it can be sealed before its turn, while what it comes after is not on the disk yet.
+So it can be sealed before its turn, while what it comes after is not on the disk yet. Whether a
+ticket still holds is looked at when the version is published.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ckptfs.records import format as fmt
+from ckptfs.records.format import Record
 from ckptfs.versions.core import Core
 from ckptfs.versions.order import Place
 from ckptfs.versions.standing import Replaced, replaced_by
@@ -28,6 +30,16 @@ def give_ticket(core: Core, place: Place, after: Ticket | None = None) -> Ticket
         generation = core.layout.next_generation(after.generation)
         return Ticket(after.lineage, generation, None, follows=True)
     return ticket_after(core, replaced_by(core, place))
+
+
+def still_holds(ticket: Ticket, record: Record, standing: Replaced | None) -> bool:
+    """Whether a version with this record may take the place of what stands there by now: it has
+    the lineage of that, and a higher number."""
+    if (record.lineage, record.generation) != (ticket.lineage, ticket.generation):
+        return False  # it was recorded anew since
+    if standing is None:
+        return ticket.replaced is None and not ticket.follows
+    return standing.lineage == ticket.lineage and standing.generation < ticket.generation
 
 
 def ticket_after(core: Core, replaced: Replaced | None) -> Ticket:

@@ -115,7 +115,7 @@ SAVE = Way(
         Stop(_VERSIONS, "tickets.py", "ticket_after", "its lineage and generation"),
         Stop(_VERSIONS, "seal.py", "seal", "record; fsync; moved? once more"),
         Stop(_RECORDS, "layout.py", "Layout.write_record", "one line in an xattr of the file"),
-        Stop(_VERSIONS, "publish.py", "publish", "keep, rename, settle"),
+        Stop(_VERSIONS, "publish.py", "carry_out", "keep, rename, settle"),
         Stop(_HISTORY, "lineages.py", "Lineages.link", "the old version is linked; fsync"),
         Stop(_VERSIONS, "order.py", "Ordering.sync_changed_dirs", "what was changed before"),
         Stop(_DISK, "real.py", "OsFs.rename", "the commit point"),
