@@ -27,6 +27,7 @@ from ckptfs.store.history import History
 from ckptfs.store.opens import Opens
 from ckptfs.store.options import IN_PLACE, Options, keeping_all
 from ckptfs.store.saves import Saves
+from ckptfs.store.sets import SetStore
 from ckptfs.telling.alarms import Alarms
 from ckptfs.telling.events import Events, say
 from ckptfs.telling.tally import Tally
@@ -60,6 +61,7 @@ class Store:
         self.saves = Saves(core, self.guard, self.opens, self.room, events, self.tally)
         self.files = StandingFiles(core)
         self.sharing = Sharing(self.layout)
+        self.sets = SetStore(core, self.options)
         self.history = History(core, self.guard, self.saves, self.room, events, self.sharing)
         self.patterns = IN_PLACE + options.in_place
 

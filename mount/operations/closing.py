@@ -13,16 +13,19 @@ from ckptfs.versions.staged import fingerprint
 
 from ..view.answers import Slow
 from ..view.model import Caller, File, Virtual
+from ..sets import deciding
 from ..writers import closing, committing
 from .context import Mount
 from .handles import stand_in_for_last
+from .setdirs import settled
 
 _MUCH_BYTES = 64 << 20
 
 
 def flush(mount: Mount, handle_id: int, caller: Caller) -> Slow[None] | None:
-    work = closing.flush(mount.versions, mount.handle(handle_id), caller)
-    return None if work is None else Slow(work)
+    handle = mount.handle(handle_id)
+    work = closing.flush(mount.versions, handle, caller)
+    return None if work is None else Slow(settled(mount, handle.node.parent, work))
 
 
 def release(mount: Mount, handle_id: int) -> Slow[None] | None:
@@ -39,7 +42,7 @@ def release(mount: Mount, handle_id: int) -> Slow[None] | None:
         os.close(handle.fd)
     with mount.lock:
         mount.nodes.drop_if_forgotten(handle.node)
-    return None if work is None else Slow(work)
+    return None if work is None else Slow(settled(mount, handle.node.parent, work))
 
 
 def fsync(mount: Mount, handle_id: int) -> Slow[None]:
@@ -79,6 +82,7 @@ def fsync_dir(mount: Mount, nodeid: int, caller: Caller) -> Slow[None]:
             closing.wait_settled(mount.versions, version)
         mount.store.order.sync_changed_dirs()
         mount.store.order.sync_dir(directory.fd)
+        deciding.ask(mount.sets, directory)
 
     return Slow(sync)
 

@@ -61,7 +61,7 @@ def unlink(portable: Portable, path: str) -> None:
 
 def rmdir(portable: Portable, path: str) -> None:
     with contextlib.ExitStack() as held:
-        names.rmdir(portable.mount, *walk(portable, path, caller_of(portable), held))
+        finished(names.rmdir(portable.mount, *walk(portable, path, caller_of(portable), held)))
 
 
 def rename(portable: Portable, path: str, new_path: str) -> None:

@@ -1,0 +1,169 @@
+"""Names of sets that are on their way: made, moved and taken away as any directory's.
+
+Threading: any thread. What waits for a set's own lock is left as ``Slow``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ckptfs.sets.profiles import series
+
+from ..processes import writers
+from ..sets import deciding
+from ..sets.table import Pending, Sets
+from ..view import acl
+from ..view.answers import Entry, New, Slow
+from ..view.identity import lstat
+from ..view.model import Caller, Directory, Version
+from .context import Mount
+from .looking import entry_of
+from .owning import default_acl, own
+
+_Place = tuple[Directory, str]
+
+
+def gathers(mount: Mount, parent: Directory, name: str) -> bool:
+    """Whether a directory of this name is a set of its own."""
+    return (
+        bool(mount.store.sets.profiles.named(name))
+        and parent.ident[0] == mount.nodes.root.ident[0]
+        and mount.sets.holding(parent) is None
+        and not mount.in_place(parent, name)
+    )
+
+
+def make(mount: Mount, parent: Directory, name: str, new: New) -> Entry:
+    """The caller holds the lock of the mount."""
+    txid, fd = mount.store.sets.make(parent.child_path(name))
+    try:
+        default = default_acl(parent)
+        if default is not None:
+            os.setxattr(fd, acl.DEFAULT, default)
+        own(fd, parent, new)
+    except BaseException:
+        os.close(fd)
+        mount.store.sets.drop(txid)
+        raise
+    pending = mount.sets.begin(txid, fd, parent, name)
+    mount.sets.wrote(pending.node, new.caller)
+    _begins_after(mount.sets, pending, new.caller)
+    return entry_of(mount, pending.node, os.fstat(pending.node.fd))
+
+
+def _begins_after(sets: Sets, pending: Pending, caller: Caller) -> None:
+    """Who begins the next set of a series is done with those before."""
+    parent, name = pending.at
+    for other, earlier in sets.below(parent):
+        if earlier is not pending and series(other) == series(name):
+            earlier.next_begun |= any(
+                writers.are_related(caller.process, each) for each in earlier.writers
+            )
+
+
+def undecided(mount: Mount, directory_id: int) -> Slow[None] | None:
+    """What whoever looks into this directory waits for: its job was killed in a save."""
+    directory = mount.nodes.get(directory_id)
+    if not isinstance(directory, Directory) or not mount.sets.any_below(directory):
+        return None
+    with mount.lock:
+        below = mount.sets.below(directory)
+    if not any(deciding.has_failed(mount.sets, pending) for _, pending in below):
+        return None
+    return Slow(lambda: deciding.wait_decided(mount.sets, directory))
+
+
+def settled(mount: Mount, parent: Directory, work: Callable[[], None]) -> Callable[[], None]:
+    """The work of a close, and what it completes."""
+    pending = mount.sets.holding(parent)
+    if pending is None:
+        return work
+
+    def both() -> None:
+        work()
+        deciding.settle(mount.sets, pending)
+
+    return both
+
+
+def rmdir(mount: Mount, pending: Pending) -> Slow[None]:
+    def rmdir() -> None:
+        with pending.lock, mount.lock:
+            require_pending(pending)
+            if mount.versions.any_below(pending.node):
+                raise OSError(errno.ENOTEMPTY, "files are being written in it")
+            mount.store.sets.drop(pending.txid)
+            mount.sets.end(pending)
+            mount.nodes.removed(pending.node, stays_open=mount.room.for_users())
+            mount.nodes.forget(pending.node.id, 1)
+
+    return Slow(rmdir)
+
+
+def require_pending(pending: Pending) -> None:
+    if pending.gone:
+        raise OSError(errno.ESTALE, "look again")
+
+
+@contextlib.contextmanager
+def held(mount: Mount, *places: _Place) -> Iterator[list[Pending]]:
+    """The sets at these places, of which none is decided inside the block."""
+    while True:
+        found = _at_all(mount.sets, places)
+        with contextlib.ExitStack() as stack:
+            for pending in sorted(found, key=lambda each: each.txid):
+                stack.enter_context(pending.lock)
+            if _at_all(mount.sets, places) == found:
+                yield found
+                return
+
+
+def _at_all(sets: Sets, places: tuple[_Place, ...]) -> list[Pending]:
+    with sets.lock:
+        found = [sets.at(*place) for place in places]
+    return [pending for pending in found if pending is not None]
+
+
+def publish_all(mount: Mount, pendings: list[Pending]) -> None:
+    """They stand on the disk on return: what comes next has no form for what is on its way."""
+    for pending in pendings:
+        deciding.publish(mount.sets, pending, unmarked=True)
+
+
+def make_way(mount: Mount, there: Pending, replacing: Pending | os.stat_result | None) -> None:
+    """A directory is going to replace this one, which must be empty."""
+    if replacing is None:
+        raise FileNotFoundError(errno.ENOENT, "no such file")
+    if isinstance(replacing, os.stat_result) and not stat.S_ISDIR(replacing.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "is a directory")
+    rmdir(mount, there).run()
+
+
+def move(mount: Mount, pending: Pending, old: _Place, new: _Place, caller: Caller) -> None:
+    """The caller holds the lock of the set, and none of it is being committed."""
+    target, name = new
+    _clear(mount, target, name)
+    profiles = mount.store.sets.profiles
+    marks = any(profile.is_marked_by_rename(old[1], name) for profile in profiles.named(name))
+    with mount.lock:
+        mount.sets.unplace(pending)
+        mount.sets.place(pending, target, name)
+        mount.nodes.move(pending.node, target, name)
+        pending.profiles = profiles.named(name) or pending.profiles
+        pending.marked |= marks
+    mount.sets.wrote(pending.node, caller)
+    if not gathers(mount, target, name):
+        deciding.publish(mount.sets, pending, unmarked=True)
+
+
+def _clear(mount: Mount, target: Directory, name: str) -> None:
+    status = lstat(target.fd, name)
+    if status is not None:
+        if not stat.S_ISDIR(status.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, "not a directory")
+        os.rmdir(name, dir_fd=target.fd)

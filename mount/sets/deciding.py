@@ -1,0 +1,172 @@
+"""What becomes of a set, as ``ckptfs.sets.life`` decides: facts are collected here, and what was
+decided is done.
+
+Threading: any thread that holds no lock; ``settle`` takes the set's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+
+from ckptfs.disk import osfs
+from ckptfs.errors import CkptfsError
+from ckptfs.sets.complete import Gathered, is_complete
+from ckptfs.sets.life import Do, Facts, Job, decide
+from ckptfs.sets.profiles import recognised
+
+from ..processes.ends import End
+from ..view.model import Directory
+from .table import Pending, Sets
+
+log = logging.getLogger("ckptfs.sets")
+
+_LOOK_S = 0.02
+_DECIDED_S = 5.0  # how long who looks for it waits for a decision
+
+
+def settle(sets: Sets, pending: Pending) -> bool:
+    """Publish it or put it aside, if that is due. Whether it is no more on its way."""
+    with pending.lock:
+        if pending.gone:
+            return True
+        do = decide(_facts(sets, pending))
+        if do is Do.WAIT:
+            return False
+        if do is Do.SALVAGE:
+            put_aside(sets, pending)
+        else:
+            publish(sets, pending, unmarked=do is Do.PUBLISH_UNMARKED)
+        return True
+
+
+def _facts(sets: Sets, pending: Pending) -> Facts:
+    with sets.lock:
+        quiet_s = time.monotonic() - pending.changed_at
+        ends = {each.end() for each in pending.writers.values()}
+        written = _is_written(sets, pending.node)
+    return Facts(
+        complete=not written and _is_complete(sets, pending),
+        written=written,
+        writers=_job(ends),
+        quiet_s=quiet_s,
+        next_begun=pending.next_begun,
+        asked=pending.asked,
+        settle_after_s=sets.store.options.settle_after_s,
+    )
+
+
+def _job(ends: set[End]) -> Job:
+    """Of all that wrote in it: it lives while one does, and failed where one has."""
+    for end, job in ((End.NONE, Job.LIVE), (End.BADLY, Job.FAILED), (End.UNKNOWN, Job.UNKNOWN)):
+        if end in ends:
+            return job
+    return Job.ENDED_WELL if ends else Job.UNKNOWN
+
+
+def _is_written(sets: Sets, top: Directory) -> bool:
+    """Whether somebody has a file of it open for writing, or one is being committed."""
+    versions = sets.versions
+    opened = (
+        handle.version
+        for handle in versions.handles.values()
+        if handle.version is not None and not handle.flushed
+    )
+    return any(
+        version.at is not None and is_within(version.at[0], top)
+        for version in (*versions.all(), *opened)
+    )
+
+
+def is_within(directory: Directory, top: Directory) -> bool:
+    at: Directory | None = directory
+    while at is not None and at is not top:
+        at = at.parent
+    return at is top
+
+
+def _is_complete(sets: Sets, pending: Pending) -> bool:
+    files = sets.store.sets.files(pending.node.fd)
+    elder = sets.store.sets.elder(pending.path)
+    return is_complete(
+        recognised(pending.profiles, files),
+        Gathered(
+            files=dict.fromkeys(files, True),
+            ranks=pending.ranks,
+            elder=elder,
+            marked=pending.marked,
+        ),
+    )
+
+
+def publish(sets: Sets, pending: Pending, *, unmarked: bool) -> None:
+    """It stands under its name on the disk on return, durable as its files are. The caller holds
+    its lock. Raises OSError; it is as it was then."""
+    parent, name = pending.at
+    sets.store.sets.publish(pending.txid, parent.at(name), pending.profiles, unmarked=unmarked)
+    with sets.lock:
+        sets.end(pending)
+        sets.nodes.folders.close(pending.node)  # found by its name from here on
+        sets.nodes.forget(pending.node.id, 1)
+    sets.appeared(pending)
+
+
+def put_aside(sets: Sets, pending: Pending) -> None:
+    """Its writers are gone and it is not complete: what it holds goes to salvage as one."""
+    sets.store.sets.salvage(pending.txid, pending.path)
+    with sets.lock:
+        sets.end(pending)
+        sets.nodes.removed(pending.node, stays_open=False)
+        sets.nodes.folders.close(pending.node)
+        sets.nodes.forget(pending.node.id, 1)
+    sets.vanished(pending)
+
+
+def settle_all(sets: Sets) -> None:
+    """All for which something is due; what fails is told and tried again."""
+    for pending in sets.all():
+        with contextlib.suppress(OSError, CkptfsError):
+            settle(sets, pending)
+
+
+def wait_decided(sets: Sets, parent: Directory) -> None:
+    """Who looks into a series right after its job was killed does not see what that has left."""
+    deadline = time.monotonic() + _DECIDED_S
+    for pending in [each for _, each in sets.below(parent)]:
+        while has_failed(sets, pending) and time.monotonic() < deadline:
+            if settle(sets, pending):
+                break
+            time.sleep(_LOOK_S)
+
+
+def has_failed(sets: Sets, pending: Pending) -> bool:
+    """Whether all that wrote in it are gone, and one of them badly."""
+    with sets.lock:
+        return not pending.gone and _job(
+            {each.end() for each in pending.writers.values()}
+        ) is Job.FAILED
+
+
+def ask(sets: Sets, directory: Directory) -> None:
+    """Its writer has synced the directory: what stands in it is the set."""
+    pending = sets.holding(directory)
+    if pending is not None and pending.node is directory:
+        pending.asked = True
+        settle(sets, pending)
+
+
+def end_all(sets: Sets, *, undecided: bool) -> None:
+    """At the end of the mount. Where nobody has anything open what is ``undecided`` is published:
+    bytes that were saved are not taken away from who saved them."""
+    sets.pause()
+    for pending in sets.all():
+        with pending.lock:
+            if pending.gone:
+                continue
+            try:
+                if not settle(sets, pending) and undecided:
+                    publish(sets, pending, unmarked=True)
+            except (OSError, CkptfsError) as error:
+                log.warning("%s: stays in stage: %s", pending.path, error)
