@@ -22,6 +22,7 @@ from ckptfs.records.aside import Amount
 from ckptfs.records.format import Record
 from ckptfs.records.layout import Layout
 from ckptfs.room.making import DiskRoom, patient
+from ckptfs.sets import staging
 from ckptfs.store.files import StandingFiles
 from ckptfs.store.history import History
 from ckptfs.store.opens import Opens
@@ -135,7 +136,7 @@ class Store:
         for lineage in put_back:
             path = earlier.noted_path(self.layout, lineage) or "?"
             say(logging.WARNING, path, "its history lay under the name of another; put back")
-        salvaged = recovery.recover(self.core)
+        salvaged = recovery.recover(self.core, staging.KINDS)
         self.room.limits.bound()
         self.fs.sync_all(self.root)
         return salvaged

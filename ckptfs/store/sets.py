@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from ckptfs.disk import osfs
-from ckptfs.records import format as fmt
 from ckptfs.records.walk import files
 from ckptfs.sets import manifest, staging
-from ckptfs.sets.profiles import Profile, Profiles, recognised, series
+from ckptfs.sets.life import State
+from ckptfs.sets.manifest import Manifest
+from ckptfs.sets.profiles import NONE, Profile, Profiles, recognised
 from ckptfs.store.options import Options
 from ckptfs.versions.core import Core
 from ckptfs.versions.order import Place
@@ -24,13 +24,11 @@ class SetStore:
     @functools.cached_property
     def profiles(self) -> Profiles:
         """None of them where sets are not gathered, or files are written in place."""
-        how = self._options.profile if self._options.mode.transactional else "none"
-        return Profiles.of(how)
+        return Profiles.of(self._options.profile if self._options.mode.transactional else NONE)
 
     def make(self, path: str) -> tuple[str, int]:
-        """An empty directory in stage, open: a set that is to appear at ``path``."""
-        txid = staging.make(self.core, path, 0o700)
-        return txid, self.core.fs.open(self.core.layout.stage, staging.name_of(txid), osfs.DIRECTORY)
+        """An empty directory in stage, by its id and open: a set that is to appear at ``path``."""
+        return staging.make(self.core, path)
 
     def files(self, fd: int) -> list[str]:
         """What lies in the directory, below it too, by relative path."""
@@ -38,16 +36,32 @@ class SetStore:
 
     def elder(self, path: str) -> frozenset[str] | None:
         """The names in the newest complete set of the same series."""
-        newest = manifest.newest(self.core.layout, path)
+        newest = manifest.newest(manifest.all_of(self.core.layout), path)
         return None if newest is None else frozenset(each.path for each in newest.files)
 
-    def publish(self, txid: str, place: Place, known: Sequence[Profile], *, unmarked: bool) -> None:
-        """Durable on return, with its manifest. Raises OSError; nothing is changed then."""
-        raise NotImplementedError
+    def publish(
+        self, txid: str, fd: int, place: Place, known: Sequence[Profile], *, unmarked: bool
+    ) -> Manifest:
+        """Durable on return, with its manifest. Raises OSError; see :func:`staging.publish`."""
+        layout = self.core.layout
+        members = manifest.members(layout, fd)
+        profile = recognised(known, [each.path for each in members])
+        found = Manifest(
+            id=txid,
+            number=layout.next_generation(),
+            path=place.path,
+            inode=self.core.fs.stat(fd).st_ino,
+            profile=profile.name if profile is not None else "",
+            state=(State.UNMARKED if unmarked else State.COMPLETE).value,
+            committed_ns=self.core.fs.now_ns(),
+            files=members,
+        )
+        staging.publish(self.core, found, fd, place)
+        return found
 
-    def salvage(self, txid: str, path: str) -> None:
-        """As one directory."""
-        raise NotImplementedError
+    def put_aside(self, txid: str) -> int:
+        """Its files go to salvage; returns how many they were."""
+        return staging.put_aside(self.core, txid)
 
     def drop(self, txid: str) -> None:
         """It is empty, and its user has removed it. Raises OSError (ENOTEMPTY)."""

@@ -11,9 +11,9 @@ import os
 from ckptfs.disk import osfs
 from ckptfs.versions.staged import fingerprint
 
+from ..sets import deciding
 from ..view.answers import Slow
 from ..view.model import Caller, File, Virtual
-from ..sets import deciding
 from ..writers import closing, committing
 from .context import Mount
 from .handles import stand_in_for_last

@@ -20,8 +20,8 @@ from ..view.identity import ROOT_ID, lstat
 from ..view.model import Caller, Directory, File, Node, Version, stands
 from ..view.nodes import NodeTable
 from ..writers import closing, committing, naming
-from .context import Mount
 from . import setdirs
+from .context import Mount
 from .looking import entry_of
 from .owning import or_nothing, own_at, owner
 

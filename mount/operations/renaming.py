@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from ckptfs.versions.staged import fingerprint
 
+from ..sets.table import Pending
 from ..view.answers import Slow
 from ..view.identity import Identity, identity, lstat
 from ..view.model import Caller, Directory, Version
-from ..sets.table import Pending
 from ..writers import committing, naming
-from .context import Mount
 from . import setdirs
+from .context import Mount
 from .names import losing_its_name, orphan, require_nothing_below, touch, writable_parent
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2

@@ -10,7 +10,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from ckptfs.sets.profiles import series
 
@@ -20,7 +19,7 @@ from ..sets.table import Pending, Sets
 from ..view import acl
 from ..view.answers import Entry, New, Slow
 from ..view.identity import lstat
-from ..view.model import Caller, Directory, Version
+from ..view.model import Caller, Directory
 from .context import Mount
 from .looking import entry_of
 from .owning import default_acl, own
@@ -78,7 +77,7 @@ def undecided(mount: Mount, directory_id: int) -> Slow[None] | None:
     return Slow(lambda: deciding.wait_decided(mount.sets, directory))
 
 
-def settled(mount: Mount, parent: Directory, work: Callable[[], None]) -> Callable[[], None]:
+def settled(mount: Mount, parent: Directory | None, work: Callable[[], None]) -> Callable[[], None]:
     """The work of a close, and what it completes."""
     pending = mount.sets.holding(parent)
     if pending is None:

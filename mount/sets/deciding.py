@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 
-from ckptfs.disk import osfs
 from ckptfs.errors import CkptfsError
 from ckptfs.sets.complete import Gathered, is_complete
 from ckptfs.sets.life import Do, Facts, Job, decide
 from ckptfs.sets.profiles import recognised
+from ckptfs.telling.events import say
 
 from ..processes.ends import End
 from ..view.model import Directory
@@ -105,7 +104,8 @@ def publish(sets: Sets, pending: Pending, *, unmarked: bool) -> None:
     """It stands under its name on the disk on return, durable as its files are. The caller holds
     its lock. Raises OSError; it is as it was then."""
     parent, name = pending.at
-    sets.store.sets.publish(pending.txid, parent.at(name), pending.profiles, unmarked=unmarked)
+    fd, place = pending.node.fd, parent.at(name)
+    sets.store.sets.publish(pending.txid, fd, place, pending.profiles, unmarked=unmarked)
     with sets.lock:
         sets.end(pending)
         sets.nodes.folders.close(pending.node)  # found by its name from here on
@@ -115,7 +115,9 @@ def publish(sets: Sets, pending: Pending, *, unmarked: bool) -> None:
 
 def put_aside(sets: Sets, pending: Pending) -> None:
     """Its writers are gone and it is not complete: what it holds goes to salvage as one."""
-    sets.store.sets.salvage(pending.txid, pending.path)
+    count = sets.store.sets.put_aside(pending.txid)
+    told = f"its writers ended before it was complete; {count} files are in salvage"
+    say(logging.WARNING, pending.path, told)
     with sets.lock:
         sets.end(pending)
         sets.nodes.removed(pending.node, stays_open=False)
@@ -144,9 +146,10 @@ def wait_decided(sets: Sets, parent: Directory) -> None:
 def has_failed(sets: Sets, pending: Pending) -> bool:
     """Whether all that wrote in it are gone, and one of them badly."""
     with sets.lock:
-        return not pending.gone and _job(
-            {each.end() for each in pending.writers.values()}
-        ) is Job.FAILED
+        return (
+            not pending.gone
+            and _job({each.end() for each in pending.writers.values()}) is Job.FAILED
+        )
 
 
 def ask(sets: Sets, directory: Directory) -> None:

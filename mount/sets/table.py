@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,5 +148,3 @@ class Sets:
         with self.lock:
             if self._by_folder:
                 self.watch.wake()
-
-

@@ -20,6 +20,7 @@ from .table import Sets
 log = logging.getLogger("ckptfs.sets")
 
 _LOOK_S = 0.2
+_REAPED_S = 0.01
 
 
 class SetWatch:
@@ -62,11 +63,12 @@ class SetWatch:
         poll = select.poll()
         with self._sets.lock:
             processes = [p for each in self._sets.all() for p in each.writers.values()]
-            copies = [os.dup(p.fileno()) for p in processes if p.fileno() >= 0 and not p.seen_end]
+            copies = [os.dup(p.fileno()) for p in processes if p.fileno() >= 0]
         try:
             for fd in copies:
                 poll.register(fd, select.POLLIN)
-            poll.poll(_LOOK_S * 1000)
+            if poll.poll(_LOOK_S * 1000):
+                self._stopped.wait(_REAPED_S)  # its parent is about to wait for it
         finally:
             for fd in copies:
                 with contextlib.suppress(OSError):
