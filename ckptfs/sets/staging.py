@@ -29,11 +29,13 @@ _UNFINISHED = "a set that was unfinished when the daemon or the machine stopped"
 
 
 def make(core: Core, path: str) -> tuple[str, int]:
-    """An empty directory in stage, by its id, and a descriptor of it."""
+    """An empty directory in stage, by its id, and a descriptor of it. Durable, as the mode says,
+    with the first commit that follows."""
     fs, stage, txid = core.fs, core.layout.stage, fmt.new_txid()
     fs.mkdir(stage, f"{txid}{fmt.SET}", 0o700)
     fd = fs.open(stage, f"{txid}{fmt.SET}", osfs.DIRECTORY)
     note(core, fd, path)
+    core.order.note_changed_dir(stage)
     return txid, fd
 
 
@@ -50,8 +52,6 @@ def publish(core: Core, found: Manifest, fd: int, place: Place) -> None:
     core.order.require_writable()
     core.order.sync_changed_dirs()
     with core.order.path_lock(place.at, place.name), core.order.steady_directories():
-        with contextlib.suppress(OSError):
-            fs.removexattr(fd, fmt.XATTR)
         _sync_directories(core, fd)
         fs.fsync_dir(stage)  # the directory is there whenever the manifest is
         install(fs, stage, f"{found.id}{fmt.MANIFEST}", found.to_bytes(), stage)
@@ -65,7 +65,7 @@ def publish(core: Core, found: Manifest, fd: int, place: Place) -> None:
         try:
             fs.step(Step.PUBLISHED)
             fs.fsync_dir(place.at)
-            _file(core, found.id)
+            _file(core, found)
             fs.step(Step.SETTLED)
         except BaseException as error:
             core.order.poison(f"a set was published, and its directory not synced: {error}")
@@ -81,10 +81,12 @@ def _sync_directories(core: Core, fd: int) -> None:
                 _sync_directories(core, below)
 
 
-def _file(core: Core, txid: str) -> None:
+def _file(core: Core, found: Manifest) -> None:
+    """In both places, until it is durable in the one that lasts."""
     fs, layout = core.fs, core.layout
-    fs.rename(layout.stage, f"{txid}{fmt.MANIFEST}", layout.sets, txid)
-    fs.fsync_dir(layout.sets)
+    install(fs, layout.stage, found.id, found.to_bytes(), layout.sets)
+    fs.unlink(layout.stage, f"{found.id}{fmt.MANIFEST}")
+    fs.fsync_dir(layout.stage)
 
 
 def drop(core: Core, txid: str) -> None:
@@ -132,7 +134,7 @@ def _taken_out(core: Core, at: int, name: str, path: str) -> str:
 def _recover_manifest(core: Core, name: str) -> int:
     """Carry out what was decided: the directory appears, or has appeared. Where its name is taken
     by now it goes to salvage with the sets that were not complete."""
-    fs, layout, txid = core.fs, core.layout, name.removesuffix(fmt.MANIFEST)
+    fs, layout = core.fs, core.layout
     try:
         found = manifests.read(fs, layout.stage, name)
     except (RecordDamaged, ValueError, TypeError, KeyError) as damaged:
@@ -142,7 +144,7 @@ def _recover_manifest(core: Core, name: str) -> int:
     _appear(core, found)
     if manifests.is_there(layout, found):
         fs.sync_all(layout.root)
-        _file(core, txid)
+        _file(core, found)
     else:
         fs.unlink(layout.stage, name)
     return 0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ckptfs.records.walk import files
 from ckptfs.sets import manifest, staging
-from ckptfs.sets.life import State
+from ckptfs.sets.life import SetState
 from ckptfs.sets.manifest import Manifest
 from ckptfs.sets.profiles import NONE, Profile, Profiles, recognised
 from ckptfs.store.options import Options
@@ -52,7 +52,7 @@ class SetStore:
             path=place.path,
             inode=self.core.fs.stat(fd).st_ino,
             profile=profile.name if profile is not None else "",
-            state=(State.UNMARKED if unmarked else State.COMPLETE).value,
+            state=(SetState.UNMARKED if unmarked else SetState.COMPLETE).value,
             committed_ns=self.core.fs.now_ns(),
             files=members,
         )

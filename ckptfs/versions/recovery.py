@@ -33,7 +33,10 @@ def recover(core: Core, more: Kinds = MappingProxyType({})) -> int:
     fs, stage, salvaged = core.fs, core.layout.stage, 0
     kinds = {**KINDS, **more}
     for name in sorted(fs.listdir(stage), key=lambda name: _turn(kinds, name)):
-        status = fs.lstat(stage, name)
+        try:
+            status = fs.lstat(stage, name)
+        except FileNotFoundError:  # appeared with its intent
+            continue
         expected = osfs.is_directory if name.endswith(fmt.SET) else osfs.is_regular
         if not expected(status):  # none of ours
             continue

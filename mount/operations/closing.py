@@ -25,7 +25,9 @@ _MUCH_BYTES = 64 << 20
 def flush(mount: Mount, handle_id: int, caller: Caller) -> Slow[None] | None:
     handle = mount.handle(handle_id)
     work = closing.flush(mount.versions, handle, caller)
-    return None if work is None else Slow(settled(mount, handle.node.parent, work))
+    if work is not None and mount.sets.by_folder:
+        work = settled(mount, handle, work)
+    return None if work is None else Slow(work)
 
 
 def release(mount: Mount, handle_id: int) -> Slow[None] | None:
@@ -42,7 +44,9 @@ def release(mount: Mount, handle_id: int) -> Slow[None] | None:
         os.close(handle.fd)
     with mount.lock:
         mount.nodes.drop_if_forgotten(handle.node)
-    return None if work is None else Slow(settled(mount, handle.node.parent, work))
+    if work is not None and mount.sets.by_folder:
+        work = settled(mount, handle, work)
+    return None if work is None else Slow(work)
 
 
 def fsync(mount: Mount, handle_id: int) -> Slow[None]:

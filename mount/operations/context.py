@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ckptfs.store import Store
 
-from ..sets.table import Pending, Sets
+from ..sets.table import PendingSet, Sets
 from ..sets.watch import SetWatch
 from ..view import listing
 from ..view.control import Control
@@ -112,10 +112,10 @@ class Mount:
         if node.parent is not None:
             self.caches.drop_name(node.parent.id, node.name, node.id)
 
-    def _appeared(self, pending: Pending) -> None:
+    def _appeared(self, pending: PendingSet) -> None:
         self.caches.drop_attributes(pending.at[0].id)
 
-    def _vanished(self, pending: Pending) -> None:
+    def _vanished(self, pending: PendingSet) -> None:
         parent, name = pending.at
         self.caches.drop_attributes(parent.id)
         self.caches.drop_name(parent.id, name, pending.node.id)

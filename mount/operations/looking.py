@@ -36,7 +36,7 @@ def lookup(mount: Mount, parent_id: int, name: str, caller: Caller) -> Entry:
         if virtual is not None:
             return entry_of(mount, virtual, virtual.status())
         parent = mount.nodes.directory(parent_id)
-        pending = mount.sets.at(parent, name)
+        pending = mount.sets.at(parent, name) if mount.sets.by_folder else None
         if pending is not None:
             return entry_of(mount, pending.node, os.fstat(pending.node.fd))
         staged = mount.versions.at(parent, name)
@@ -86,7 +86,7 @@ def status_lasts(mount: Mount, node: Node, status: os.stat_result) -> bool:
     its node: by another of its names, be it gone, or by a mapping; nor of an alias, by which
     another file may be opened next."""
     if isinstance(node, Directory):
-        return not mount.versions.any_below(node) and not mount.sets.any_below(node)
+        return not mount.versions.any_below(node) and node.id not in mount.sets.by_folder
     if not isinstance(node, File):
         return False
     if node.is_plain:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ckptfs.versions.staged import fingerprint
 
-from ..sets.table import Pending
+from ..sets.table import PendingSet
 from ..view.answers import Slow
 from ..view.identity import Identity, identity, lstat
 from ..view.model import Caller, Directory, Version
@@ -85,7 +85,7 @@ def rename(
 
 
 def _rename_set(
-    mount: Mount, places: _Places, flags: int, caller: Caller, pendings: list[Pending]
+    mount: Mount, places: _Places, flags: int, caller: Caller, pendings: list[PendingSet]
 ) -> bool:
     """One name or both are of sets that are on their way. Whether all is done."""
     source, there = mount.sets.at(*places.old), mount.sets.at(*places.new)

@@ -11,19 +11,20 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 
-from ckptfs.sets.profiles import series
+from ckptfs.sets.profiles import series, step
 
 from ..processes import writers
 from ..sets import deciding
-from ..sets.table import Pending, Sets
+from ..sets.table import PendingSet, Sets
 from ..view import acl
 from ..view.answers import Entry, New, Slow
 from ..view.identity import lstat
-from ..view.model import Caller, Directory
+from ..view.model import Caller, Directory, Handle
 from .context import Mount
 from .looking import entry_of
 from .owning import default_acl, own
 
+_MARKER_BYTES = 4096
 _Place = tuple[Directory, str]
 
 
@@ -55,7 +56,7 @@ def make(mount: Mount, parent: Directory, name: str, new: New) -> Entry:
     return entry_of(mount, pending.node, os.fstat(pending.node.fd))
 
 
-def _begins_after(sets: Sets, pending: Pending, caller: Caller) -> None:
+def _begins_after(sets: Sets, pending: PendingSet, caller: Caller) -> None:
     """Who begins the next set of a series is done with those before."""
     parent, name = pending.at
     for other, earlier in sets.below(parent):
@@ -77,20 +78,42 @@ def undecided(mount: Mount, directory_id: int) -> Slow[None] | None:
     return Slow(lambda: deciding.wait_decided(mount.sets, directory))
 
 
-def settled(mount: Mount, parent: Directory | None, work: Callable[[], None]) -> Callable[[], None]:
-    """The work of a close, and what it completes."""
-    pending = mount.sets.holding(parent)
-    if pending is None:
+def settled(mount: Mount, handle: Handle, work: Callable[[], None]) -> Callable[[], None]:
+    """The work of a close, and what it completes: the set that the file lies in, or one beside it
+    that it names, which is on the disk before its name is."""
+    pending, named = mount.sets.holding(handle.node.parent), _named_by(mount, handle)
+    if pending is None and not named:
         return work
 
     def both() -> None:
+        for each in named:
+            each.marked = True
+            deciding.settle(mount.sets, each)
         work()
-        deciding.settle(mount.sets, pending)
+        if pending is not None:
+            deciding.settle(mount.sets, pending)
 
     return both
 
 
-def rmdir(mount: Mount, pending: Pending) -> Slow[None]:
+def _named_by(mount: Mount, handle: Handle) -> list[PendingSet]:
+    """The sets of which this file is the marker, by their name or their step."""
+    parent, name = handle.node.parent, handle.node.name
+    if handle.version is None or parent is None or not mount.sets.any_below(parent):
+        return []
+    with mount.lock:
+        marked = [
+            pending
+            for _, pending in mount.sets.below(parent)
+            if any(each.marker.get("parent") == name for each in pending.profiles)
+        ]
+    with contextlib.suppress(OSError):
+        told = os.pread(handle.fd, _MARKER_BYTES, 0).decode("utf-8", "replace").strip()
+        return [each for each in marked if told in (each.at[1], str(step(each.at[1])))]
+    return []
+
+
+def rmdir(mount: Mount, pending: PendingSet) -> Slow[None]:
     def rmdir() -> None:
         with pending.lock, mount.lock:
             require_pending(pending)
@@ -104,13 +127,13 @@ def rmdir(mount: Mount, pending: Pending) -> Slow[None]:
     return Slow(rmdir)
 
 
-def require_pending(pending: Pending) -> None:
+def require_pending(pending: PendingSet) -> None:
     if pending.gone:
         raise OSError(errno.ESTALE, "look again")
 
 
 @contextlib.contextmanager
-def held(mount: Mount, *places: _Place) -> Iterator[list[Pending]]:
+def held(mount: Mount, *places: _Place) -> Iterator[list[PendingSet]]:
     """The sets at these places, of which none is decided inside the block."""
     while True:
         found = _at_all(mount.sets, places)
@@ -122,19 +145,21 @@ def held(mount: Mount, *places: _Place) -> Iterator[list[Pending]]:
                 return
 
 
-def _at_all(sets: Sets, places: tuple[_Place, ...]) -> list[Pending]:
+def _at_all(sets: Sets, places: tuple[_Place, ...]) -> list[PendingSet]:
     with sets.lock:
         found = [sets.at(*place) for place in places]
     return [pending for pending in found if pending is not None]
 
 
-def publish_all(mount: Mount, pendings: list[Pending]) -> None:
+def publish_all(mount: Mount, pendings: list[PendingSet]) -> None:
     """They stand on the disk on return: what comes next has no form for what is on its way."""
     for pending in pendings:
         deciding.publish(mount.sets, pending, unmarked=True)
 
 
-def make_way(mount: Mount, there: Pending, replacing: Pending | os.stat_result | None) -> None:
+def make_way(
+    mount: Mount, there: PendingSet, replacing: PendingSet | os.stat_result | None
+) -> None:
     """A directory is going to replace this one, which must be empty."""
     if replacing is None:
         raise FileNotFoundError(errno.ENOENT, "no such file")
@@ -143,7 +168,7 @@ def make_way(mount: Mount, there: Pending, replacing: Pending | os.stat_result |
     rmdir(mount, there).run()
 
 
-def move(mount: Mount, pending: Pending, old: _Place, new: _Place, caller: Caller) -> None:
+def move(mount: Mount, pending: PendingSet, old: _Place, new: _Place, caller: Caller) -> None:
     """The caller holds the lock of the set, and none of it is being committed."""
     target, name = new
     _clear(mount, target, name)

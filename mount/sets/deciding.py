@@ -12,13 +12,13 @@ import time
 
 from ckptfs.errors import CkptfsError
 from ckptfs.sets.complete import Gathered, is_complete
-from ckptfs.sets.life import Do, Facts, Job, decide
+from ckptfs.sets.life import Facts, Fortune, Job, decide
 from ckptfs.sets.profiles import recognised
 from ckptfs.telling.events import say
 
 from ..processes.ends import End
 from ..view.model import Directory
-from .table import Pending, Sets
+from .table import PendingSet, Sets
 
 log = logging.getLogger("ckptfs.sets")
 
@@ -26,22 +26,22 @@ _LOOK_S = 0.02
 _DECIDED_S = 5.0  # how long who looks for it waits for a decision
 
 
-def settle(sets: Sets, pending: Pending) -> bool:
+def settle(sets: Sets, pending: PendingSet) -> bool:
     """Publish it or put it aside, if that is due. Whether it is no more on its way."""
     with pending.lock:
         if pending.gone:
             return True
         do = decide(_facts(sets, pending))
-        if do is Do.WAIT:
+        if do is Fortune.WAIT:
             return False
-        if do is Do.SALVAGE:
+        if do is Fortune.SALVAGE:
             put_aside(sets, pending)
         else:
-            publish(sets, pending, unmarked=do is Do.PUBLISH_UNMARKED)
+            publish(sets, pending, unmarked=do is Fortune.PUBLISH_UNMARKED)
         return True
 
 
-def _facts(sets: Sets, pending: Pending) -> Facts:
+def _facts(sets: Sets, pending: PendingSet) -> Facts:
     with sets.lock:
         quiet_s = time.monotonic() - pending.changed_at
         ends = {each.end() for each in pending.writers.values()}
@@ -86,7 +86,7 @@ def is_within(directory: Directory, top: Directory) -> bool:
     return at is top
 
 
-def _is_complete(sets: Sets, pending: Pending) -> bool:
+def _is_complete(sets: Sets, pending: PendingSet) -> bool:
     files = sets.store.sets.files(pending.node.fd)
     elder = sets.store.sets.elder(pending.path)
     return is_complete(
@@ -100,7 +100,7 @@ def _is_complete(sets: Sets, pending: Pending) -> bool:
     )
 
 
-def publish(sets: Sets, pending: Pending, *, unmarked: bool) -> None:
+def publish(sets: Sets, pending: PendingSet, *, unmarked: bool) -> None:
     """It stands under its name on the disk on return, durable as its files are. The caller holds
     its lock. Raises OSError; it is as it was then."""
     parent, name = pending.at
@@ -113,7 +113,7 @@ def publish(sets: Sets, pending: Pending, *, unmarked: bool) -> None:
     sets.appeared(pending)
 
 
-def put_aside(sets: Sets, pending: Pending) -> None:
+def put_aside(sets: Sets, pending: PendingSet) -> None:
     """Its writers are gone and it is not complete: what it holds goes to salvage as one."""
     count = sets.store.sets.put_aside(pending.txid)
     told = f"its writers ended before it was complete; {count} files are in salvage"
@@ -143,7 +143,7 @@ def wait_decided(sets: Sets, parent: Directory) -> None:
             time.sleep(_LOOK_S)
 
 
-def has_failed(sets: Sets, pending: Pending) -> bool:
+def has_failed(sets: Sets, pending: PendingSet) -> bool:
     """Whether all that wrote in it are gone, and one of them badly."""
     with sets.lock:
         return (

@@ -1,8 +1,8 @@
 """Directories of sets that are on their way: seen by everybody under their names, and on the disk
 in stage until they are complete.
 
-Threading: ``Sets.lock``, that of the operations, guards the tables and every field of ``Pending``.
-What is decided of one, or done with its name, happens under its own ``lock``, which is always taken
+Threading: ``Sets.lock``, that of the operations, guards the tables and every field of a set. What
+is decided of one, or done with its name, happens under its own ``lock``, which is always taken
 first, ahead of that of a version.
 """
 
@@ -27,7 +27,7 @@ from ..writers.versions import Looking, Versions
 
 
 @dataclass(eq=False)
-class Pending:
+class PendingSet:
     """A set that is not on the disk yet."""
 
     txid: str
@@ -57,59 +57,59 @@ class Sets:
     ) -> None:
         self.store, self.versions, self.nodes = store, versions, versions.nodes
         self.lock = versions.lock
-        self._by_folder: dict[int, dict[str, Pending]] = {}
-        self.appeared: Listeners[[Pending]] = Listeners()  # on the disk, as it was seen
-        self.vanished: Listeners[[Pending]] = Listeners()  # put aside
+        self.by_folder: dict[int, dict[str, PendingSet]] = {}
+        self.appeared: Listeners[[PendingSet]] = Listeners()  # on the disk, as it was seen
+        self.vanished: Listeners[[PendingSet]] = Listeners()  # put aside
         self._watched_by = watched_by
         self.watch = watched_by(self)
 
-    def at(self, parent: Directory, name: str) -> Pending | None:
-        return self._by_folder.get(parent.id, {}).get(name) if self._by_folder else None
+    def at(self, parent: Directory, name: str) -> PendingSet | None:
+        return self.by_folder.get(parent.id, {}).get(name) if self.by_folder else None
 
-    def below(self, parent: Directory) -> list[tuple[str, Pending]]:
-        return list(self._by_folder.get(parent.id, {}).items())
+    def below(self, parent: Directory) -> list[tuple[str, PendingSet]]:
+        return list(self.by_folder.get(parent.id, {}).items())
 
     def any_below(self, parent: Directory) -> bool:
-        return parent.id in self._by_folder
+        return parent.id in self.by_folder
 
-    def all(self) -> list[Pending]:
+    def all(self) -> list[PendingSet]:
         with self.lock:
-            return [each for folder in self._by_folder.values() for each in folder.values()]
+            return [each for folder in self.by_folder.values() for each in folder.values()]
 
-    def holding(self, directory: Directory | None) -> Pending | None:
+    def holding(self, directory: Directory | None) -> PendingSet | None:
         """The outermost set that the directory is, or lies in."""
         found = None
-        while self._by_folder and directory is not None:
+        while self.by_folder and directory is not None:
             above = directory.parent
             if above is not None and not directory.gone:
                 found = self.at(above, directory.name) or found
             directory = above
         return found
 
-    def begin(self, txid: str, fd: int, parent: Directory, name: str) -> Pending:
+    def begin(self, txid: str, fd: int, parent: Directory, name: str) -> PendingSet:
         """The caller holds ``lock``; ``fd`` is of the directory in stage, and taken over."""
         node = self.nodes.committed(parent, name, os.fstat(fd))
         assert isinstance(node, Directory)
         node.lookups += 1  # it is known for as long as it is on its way
         self.nodes.folders.keep_open(node, Descriptor(fd))
-        pending = Pending(txid, node, (parent, name), self.store.sets.profiles.named(name))
+        pending = PendingSet(txid, node, (parent, name), self.store.sets.profiles.named(name))
         self.place(pending, parent, name)
         return pending
 
-    def place(self, pending: Pending, parent: Directory, name: str) -> None:
+    def place(self, pending: PendingSet, parent: Directory, name: str) -> None:
         pending.at = parent, name
-        self._by_folder.setdefault(parent.id, {})[name] = pending
+        self.by_folder.setdefault(parent.id, {})[name] = pending
         self.versions.tell(parent, name)
 
-    def unplace(self, pending: Pending) -> None:
+    def unplace(self, pending: PendingSet) -> None:
         parent, name = pending.at
-        folder = self._by_folder[parent.id]
+        folder = self.by_folder[parent.id]
         del folder[name]
         if not folder:
-            del self._by_folder[parent.id]
+            del self.by_folder[parent.id]
         self.versions.tell(parent, name)
 
-    def end(self, pending: Pending) -> None:
+    def end(self, pending: PendingSet) -> None:
         """It is no more on its way; the caller holds ``lock``, and looks after its node."""
         pending.gone = True
         self.unplace(pending)
@@ -128,14 +128,14 @@ class Sets:
                 pending.ranks = pending.ranks or writers.world_size(caller.process)
             self.watch.wake()
 
-    def carried(self) -> list[Pending]:
+    def carried(self) -> list[PendingSet]:
         """For the program that goes on; the caller holds ``lock``."""
         return self.all()
 
-    def resume(self, carried: list[Pending]) -> None:
+    def resume(self, carried: list[PendingSet]) -> None:
         with self.lock:
             for pending in carried:
-                self._by_folder.setdefault(pending.at[0].id, {})[pending.at[1]] = pending
+                self.by_folder.setdefault(pending.at[0].id, {})[pending.at[1]] = pending
         self.pause()
         self.go_on()
 
@@ -146,5 +146,5 @@ class Sets:
     def go_on(self) -> None:
         self.watch = self._watched_by(self)
         with self.lock:
-            if self._by_folder:
+            if self.by_folder:
                 self.watch.wake()
