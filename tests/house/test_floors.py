@@ -15,6 +15,7 @@ FLOORS = (
     "versions",
     "checking",
     "room",
+    "sets",
     "store",
     "upkeep",
     "mount.processes",
