@@ -23,6 +23,7 @@ MODULES = {
     "export-sums": "export_sums",
     "log": "log",
     "mount": "mount",
+    "profiles": "profiles",
     "restart": "restart",
     "resume": "resume",
     "rollback": "rollback",
