@@ -219,7 +219,7 @@ def _open_for_writing(
 def _open_where_it_stands(
     mount: Mount, node: File, parent: Directory, flags: int, caller: Caller
 ) -> Handle | None:
-    """Of a committed file that is mapped for writing, of a log that is added to, and of a
+    """Of a committed file that is mapped or held for writing, of a log that is added to, and of a
     database. None for all others, and where a version of it is being written: that shows the
     number of the file that it will replace, so whose mapping it is could not be told."""
     with mount.lock:
@@ -227,7 +227,7 @@ def _open_where_it_stands(
             return None
         current = mount.nodes.standing(parent, node.name)
         version = current.version if isinstance(current, File) else None
-    if version is not None and mapped.is_mapped(mount.versions, version):
+    if version is not None and mapped.may_be_stored_to(mount.versions, version):
         if current is not node:
             raise stale()  # committed meanwhile, and found by who looks again
         return _open_live(mount, node, parent, flags, caller, log=False)

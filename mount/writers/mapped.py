@@ -13,7 +13,7 @@ from array import array
 from ckptfs.versions.life import Turn
 from ckptfs.versions.staged import Inode
 
-from ..processes import writers
+from ..processes import holders, writers
 from ..view.model import Version
 from .versions import Versions
 
@@ -31,6 +31,16 @@ def is_mapped(versions: Versions, version: Version) -> bool:
     with versions.lock:
         mappers, numbers = frozenset(version.mappers), frozenset(version.numbers)
     return version.live and bool(mappers) and writers.map_for_writing(mappers, numbers)
+
+
+def may_be_stored_to(versions: Versions, version: Version) -> bool:
+    """Whether somebody has the published version mapped, or has a descriptor of it left: of what
+    its opener closed, a duplicate may be open."""
+    with versions.lock:
+        openers = {handle.opener for handle in version.handles if handle.flushed}
+        numbers = frozenset(version.numbers)
+    held = (holders.holds_or_gave(opener, numbers) for opener in openers if opener is not None)
+    return version.live and (any(held) or is_mapped(versions, version))
 
 
 def lingers(versions: Versions, version: Version) -> bool:

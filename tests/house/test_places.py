@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -69,11 +70,13 @@ def _is_named(helper: PurePosixPath, texts: dict[PurePosixPath, str]) -> bool:
     return scripts or any(helper.stem in _tops(text) for text in others)
 
 
+@functools.cache
 def _strings(text: str) -> set[str]:
     found = (node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant))
     return {value for value in found if isinstance(value, str)}
 
 
+@functools.cache
 def _tops(text: str) -> set[str]:
     return {name.partition(".")[0] for name in imported("", text)}
 

@@ -16,6 +16,7 @@ from ckptfs.disk.real import OsFs
 from ckptfs.records.walk import walk
 
 _DEPTH = 1200  # more than Python recurses
+_LONG_S = 180.0
 _MAKE = """
 import os, sys
 os.chdir(sys.argv[1])
@@ -73,13 +74,13 @@ def test_a_directory_that_is_moved_away_does_not_lead_elsewhere(deep: Path) -> N
 
 
 def test_commands_and_scrub_take_any_depth(disk_dir: Path) -> None:
-    with mounts.served(disk_dir, "--scrub-interval=1s") as served:
-        mounts.python(_MAKE, served.path, _DEPTH)
+    with mounts.served(disk_dir, "--scrub-interval=1s", limit_s=_LONG_S) as served:
+        mounts.python(_MAKE, served.path, _DEPTH, limit_s=_LONG_S)
         served.wait_until(lambda: _scrubbed(served) == {"ok": _DEPTH + 1}, limit_s=60)
         for command in ("verify", "status", "log", "export-sums"):
             done = mounts.ckptfs(command, served.path)
             assert (done.returncode, done.stderr) == (0, ""), (command, done)
-        mounts.shell("rm -r d", served.path)  # pytest recurses
+        mounts.shell("rm -r d", served.path, limit_s=_LONG_S)  # pytest recurses
 
 
 def _scrubbed(served: Served) -> object:

@@ -90,6 +90,27 @@ def test_xattrs_and_mode_set_beside_a_live_and_a_staged_version_stay(tree: Tree)
         assert other.value("os.stat('f').st_mode & 0o777") == 0o640
 
 
+@pytest.mark.parametrize("who", ["itself", "a stranger"])
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [("os.pwrite(g, b'X', 1)", "\0Xirstsecond"), ("os.ftruncate(g, 0)", "\0" * 6 + "second")],
+)
+def test_who_goes_on_behind_the_close_of_a_duplicate_loses_nothing(
+    tree: Tree, who: str, change: str, left: str
+) -> None:
+    """As bash writes by ``exec 9>file``. Somebody edits the file meanwhile, without O_TRUNC."""
+    with tree.actors(2) as (writer, other):
+        writer.do(f"fd = os.open('f', {_W}); os.write(fd, b'\\0first'); os.close(os.dup(fd))")
+        editor = writer if who == "itself" else other
+        editor.do(f"g = os.open('f', os.O_RDWR); {change}")
+        writer.do("os.write(fd, b'second')")
+        editor.do("os.close(g)")
+        writer.do("os.close(fd)")
+    tree.settle()
+    assert tree.text("f") == left
+    assert tree.conditions() == {"f": "ok"}
+
+
 def test_recording_a_log_anew_moves_no_access_time(tree: Tree) -> None:
     """By which descriptor it is read, and whether it was opened by its name."""
     tree.seed("log", "line\n")
