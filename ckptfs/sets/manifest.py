@@ -20,7 +20,8 @@ from ckptfs.errors import RecordDamaged
 from ckptfs.records import format as fmt
 from ckptfs.records.layout import Layout
 from ckptfs.records.walk import files as files_below
-from ckptfs.sets.profiles import series, step
+from ckptfs.sets import names
+from ckptfs.sets.life import SetState
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Manifest:
     metrics: dict[str, float] = field(default_factory=dict)
 
     @property
-    def step(self) -> int:
-        return step(self.name)
+    def step(self) -> int | None:
+        return names.step(self.name)
 
     @property
     def name(self) -> str:
@@ -53,9 +54,7 @@ class Manifest:
 
     @property
     def series(self) -> str:
-        """Its path without its numbers; those of the directories above it stay."""
-        above, slash, name = self.path.rpartition("/")
-        return f"{above}{slash}{series(name)}"
+        return series_of(self.path)
 
     @property
     def size_bytes(self) -> int:
@@ -85,8 +84,9 @@ class Manifest:
 
 
 def series_of(path: str) -> str:
+    """Without the number of its step; those of the directories above it stay."""
     above, slash, name = path.rpartition("/")
-    return f"{above}{slash}{series(name)}"
+    return f"{above}{slash}{names.series(name)}"
 
 
 def members(layout: Layout, fd: int) -> tuple[Member, ...]:
@@ -134,7 +134,8 @@ def is_there(layout: Layout, manifest: Manifest) -> bool:
 
 
 def newest(manifests: Iterable[Manifest], path: str) -> Manifest | None:
-    """The newest complete one of the series that ``path`` belongs to."""
+    """Of the series that ``path`` belongs to; one that is complete, if there is any."""
     of = series_of(path)
-    found = [each for each in manifests if each.series == of and each.state == "complete"]
-    return found[-1] if found else None
+    found = [each for each in manifests if each.series == of]
+    complete = [each for each in found if each.state == SetState.COMPLETE.value]
+    return next(iter((complete or found)[-1:]), None)

@@ -9,10 +9,12 @@ from ckptfs.records.walk import files
 from ckptfs.sets import manifest, staging
 from ckptfs.sets.life import SetState
 from ckptfs.sets.manifest import Manifest
-from ckptfs.sets.profiles import NONE, Profile, Profiles, recognised
+from ckptfs.sets.profiles import Profile, Profiles, recognised
 from ckptfs.store.options import Options
 from ckptfs.versions.core import Core
 from ckptfs.versions.order import Place
+
+AUTO, NONE = "auto", "none"
 
 
 class SetStore:
@@ -24,7 +26,8 @@ class SetStore:
     @functools.cached_property
     def profiles(self) -> Profiles:
         """None of them where sets are not gathered, or files are written in place."""
-        return Profiles.of(self._options.profile if self._options.mode.transactional else NONE)
+        how = self._options.profile if self._options.mode.transactional else NONE
+        return _profiles(how)
 
     def make(self, path: str) -> tuple[str, int]:
         """An empty directory in stage, by its id and open: a set that is to appear at ``path``."""
@@ -66,3 +69,14 @@ class SetStore:
     def drop(self, txid: str) -> None:
         """It is empty, and its user has removed it. Raises OSError (ENOTEMPTY)."""
         staging.drop(self.core, txid)
+
+
+def _profiles(how: str) -> Profiles:
+    """All, none, the one of that name, or those of a file of the user's own ahead of all. Raises
+    UsageError."""
+    if how == NONE:
+        return Profiles(())
+    if how == AUTO:
+        return Profiles.load()
+    named = [each for each in Profiles.load().all if each.name == how]
+    return Profiles(named) if named else Profiles.load(how)

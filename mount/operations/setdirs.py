@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 
-from ckptfs.sets.profiles import series, step
+from ckptfs.sets.profiles import Marker
 
 from ..processes import writers
 from ..sets import deciding
@@ -58,9 +58,9 @@ def make(mount: Mount, parent: Directory, name: str, new: New) -> Entry:
 
 def _begins_after(sets: Sets, pending: PendingSet, caller: Caller) -> None:
     """Who begins the next set of a series is done with those before."""
-    parent, name = pending.at
+    known, (parent, name) = sets.store.sets.profiles, pending.at
     for other, earlier in sets.below(parent):
-        if earlier is not pending and series(other) == series(name):
+        if earlier is not pending and known.series(other) == known.series(name):
             earlier.next_begun |= any(
                 writers.are_related(caller.process, each) for each in earlier.writers
             )
@@ -102,15 +102,20 @@ def _named_by(mount: Mount, handle: Handle) -> list[PendingSet]:
     if handle.version is None or parent is None or not mount.sets.any_below(parent):
         return []
     with mount.lock:
-        marked = [
-            pending
-            for _, pending in mount.sets.below(parent)
-            if any(each.marker.get("parent") == name for each in pending.profiles)
-        ]
+        below = mount.sets.below(parent)
+    marked = [(pending, marker) for _, pending in below for marker in markers_at(pending, name)]
+    if not marked:
+        return []
     with contextlib.suppress(OSError):
-        told = os.pread(handle.fd, _MARKER_BYTES, 0).decode("utf-8", "replace").strip()
-        return [each for each in marked if told in (each.at[1], str(step(each.at[1])))]
+        told = os.pread(handle.fd, _MARKER_BYTES, 0).decode("utf-8", "replace")
+        return [pending for pending, marker in marked if marker.is_about(told, pending.at[1])]
     return []
+
+
+def markers_at(pending: PendingSet, entry: str) -> list[Marker]:
+    """Those of the set that are the entry beside it."""
+    markers = [marker for profile in pending.profiles for marker in profile.markers]
+    return [marker for marker in markers if marker.is_at(entry, pending.at[1])]
 
 
 def rmdir(mount: Mount, pending: PendingSet) -> Slow[None]:
@@ -173,7 +178,7 @@ def move(mount: Mount, pending: PendingSet, old: _Place, new: _Place, caller: Ca
     target, name = new
     _clear(mount, target, name)
     profiles = mount.store.sets.profiles
-    marks = any(profile.is_marked_by_rename(old[1], name) for profile in profiles.named(name))
+    marks = any(old[1] != name == each.place(old[1]) for each in pending.profiles)
     with mount.lock:
         mount.sets.unplace(pending)
         mount.sets.place(pending, target, name)

@@ -12,7 +12,7 @@ import time
 
 from ckptfs.errors import CkptfsError
 from ckptfs.sets.complete import Gathered, is_complete
-from ckptfs.sets.life import Facts, Fortune, Job, decide
+from ckptfs.sets.life import Decision, Ending, Facts, decide
 from ckptfs.sets.profiles import recognised
 from ckptfs.telling.events import say
 
@@ -32,12 +32,12 @@ def settle(sets: Sets, pending: PendingSet) -> bool:
         if pending.gone:
             return True
         do = decide(_facts(sets, pending))
-        if do is Fortune.WAIT:
+        if do is Decision.WAIT:
             return False
-        if do is Fortune.SALVAGE:
+        if do is Decision.SALVAGE:
             put_aside(sets, pending)
         else:
-            publish(sets, pending, unmarked=do is Fortune.PUBLISH_UNMARKED)
+            publish(sets, pending, unmarked=do is Decision.PUBLISH_UNMARKED)
         return True
 
 
@@ -49,7 +49,7 @@ def _facts(sets: Sets, pending: PendingSet) -> Facts:
     return Facts(
         complete=not written and _is_complete(sets, pending),
         written=written,
-        writers=_job(ends),
+        writers=_ending(ends),
         quiet_s=quiet_s,
         next_begun=pending.next_begun,
         asked=pending.asked,
@@ -57,12 +57,13 @@ def _facts(sets: Sets, pending: PendingSet) -> Facts:
     )
 
 
-def _job(ends: set[End]) -> Job:
+def _ending(ends: set[End]) -> Ending:
     """Of all that wrote in it: it lives while one does, and failed where one has."""
-    for end, job in ((End.NONE, Job.LIVE), (End.BADLY, Job.FAILED), (End.UNKNOWN, Job.UNKNOWN)):
-        if end in ends:
-            return job
-    return Job.ENDED_WELL if ends else Job.UNKNOWN
+    if End.NONE in ends:
+        return Ending.LIVE
+    if End.BADLY in ends:
+        return Ending.FAILED
+    return Ending.UNKNOWN if End.UNKNOWN in ends or not ends else Ending.ENDED_WELL
 
 
 def _is_written(sets: Sets, top: Directory) -> bool:
@@ -148,7 +149,7 @@ def has_failed(sets: Sets, pending: PendingSet) -> bool:
     with sets.lock:
         return (
             not pending.gone
-            and _job({each.end() for each in pending.writers.values()}) is Job.FAILED
+            and _ending({each.end() for each in pending.writers.values()}) is Ending.FAILED
         )
 
 

@@ -41,7 +41,10 @@ class PendingSet:
     next_begun: bool = False
     asked: bool = False  # its writer wants it on the disk
     gone: bool = False  # published, in salvage, or removed
-    lock: Any = field(default_factory=lambda: ranked(Rank.SET))
+    lock: Any = None
+
+    def __post_init__(self) -> None:
+        self.lock = self.lock or ranked(Rank.SET, self.txid)
 
     @property
     def path(self) -> str:
