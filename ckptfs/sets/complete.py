@@ -46,6 +46,12 @@ def is_complete(profile: Profile | None, gathered: Gathered) -> bool:
     return any(_is_marked(profile, one, gathered) for one in profile.markers)
 
 
+def is_told(profile: Profile | None, elder: Iterable[str] | None) -> bool:
+    """Whether such a set tells by itself when it is complete."""
+    markers = profile.markers if profile is not None else ()
+    return bool(elder) or any(one.kind is not MarkerKind.ALL_MEMBERS for one in markers)
+
+
 def _is_marked(profile: Profile, marker: Marker, gathered: Gathered) -> bool:
     if marker.kind is MarkerKind.ALL_MEMBERS and gathered.elder:
         return _has_what_elder_had(_ranked(profile), gathered)

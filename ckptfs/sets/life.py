@@ -88,11 +88,14 @@ class Facts:
     next_begun: bool = False  # its writers began the next one of the series
     asked: bool = False  # fsync of the directory, or ``ckptfs commit``
     settle_after_s: float = SETTLE_AFTER_S
+    # Nothing will tell that it is complete (the first of a series without a marker), and it was
+    # not touched for far longer than ever between its files: it most likely is.
+    left: bool = False
 
 
 def decide(facts: Facts) -> Decision:
     """What is torn is not waited for: who restarts at once waits for this."""
-    if _failed(facts) and not facts.complete:
+    if _failed(facts) and not facts.complete and (facts.aborted or not facts.left):
         return Decision.SALVAGE
     if facts.written:
         return Decision.WAIT

@@ -89,9 +89,14 @@ def settled(mount: Mount, handle: Handle, work: Callable[[], None]) -> Callable[
         for each in named:
             each.marked = True
             deciding.settle(mount.sets, each)
-        work()
+        try:
+            work()
+        finally:
+            if pending is not None:
+                pending.change()
+                pending.aborted |= handle.version is not None and not handle.version.active
         if pending is not None:
-            deciding.settle(mount.sets, pending)
+            deciding.settle_after(mount.sets, pending, handle.node.name)
 
     return both
 

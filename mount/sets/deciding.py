@@ -11,7 +11,7 @@ import logging
 import time
 
 from ckptfs.errors import CkptfsError
-from ckptfs.sets.complete import Gathered, is_complete
+from ckptfs.sets.complete import Gathered, is_complete, is_told
 from ckptfs.sets.life import Decision, Ending, Facts, decide
 from ckptfs.sets.profiles import recognised
 from ckptfs.telling.events import say
@@ -23,7 +23,18 @@ from .table import PendingSet, Sets
 log = logging.getLogger("ckptfs.sets")
 
 _LOOK_S = 0.02
+_BRIEF_S, _LOOKS = 0.005, 10  # of the time a tenth may go into looking that is not brief
+_LEFT_S, _PAUSES = 2.0, 5.0  # without a change, and as many times the longest pause before
 _DECIDED_S = 5.0  # how long who looks for it waits for a decision
+
+
+def settle_after(sets: Sets, pending: PendingSet, closed: str) -> None:
+    """A file of it was closed. Of a set of thousands of files not each close looks through it,
+    but that of its marker does; the watch does the rest."""
+    marks = any(marker.path == closed for profile in pending.profiles for marker in profile.markers)
+    brief = pending.look_s < _BRIEF_S
+    if marks or brief or time.monotonic() - pending.looked_at >= _LOOKS * pending.look_s:
+        settle(sets, pending)
 
 
 def settle(sets: Sets, pending: PendingSet) -> bool:
@@ -43,17 +54,25 @@ def settle(sets: Sets, pending: PendingSet) -> bool:
 
 def _facts(sets: Sets, pending: PendingSet) -> Facts:
     with sets.lock:
-        quiet_s = time.monotonic() - pending.changed_at
         ends = {each.end() for each in pending.writers.values()}
         written = _is_written(sets, pending.node)
+        quiet_s, pause_s = pending.quiet_s, pending.pause_s
+    began = time.monotonic()
+    files, elder = sets.store.sets.files(pending.node.fd), sets.store.sets.elder(pending.path)
+    pending.looked_at = time.monotonic()
+    pending.look_s = pending.looked_at - began
+    profile = recognised(pending.profiles, files)
+    gathered = Gathered(dict.fromkeys(files, True), pending.ranks, elder, pending.marked)
     return Facts(
-        complete=not written and _is_complete(sets, pending),
+        complete=not written and is_complete(profile, gathered),
         written=written,
         writers=_ending(ends),
+        aborted=pending.aborted,
         quiet_s=quiet_s,
         next_begun=pending.next_begun,
         asked=pending.asked,
         settle_after_s=sets.store.options.settle_after_s,
+        left=not is_told(profile, elder) and quiet_s >= max(_LEFT_S, _PAUSES * pause_s),
     )
 
 
@@ -85,20 +104,6 @@ def is_within(directory: Directory, top: Directory) -> bool:
     while at is not None and at is not top:
         at = at.parent
     return at is top
-
-
-def _is_complete(sets: Sets, pending: PendingSet) -> bool:
-    files = sets.store.sets.files(pending.node.fd)
-    elder = sets.store.sets.elder(pending.path)
-    return is_complete(
-        recognised(pending.profiles, files),
-        Gathered(
-            files=dict.fromkeys(files, True),
-            ranks=pending.ranks,
-            elder=elder,
-            marked=pending.marked,
-        ),
-    )
 
 
 def publish(sets: Sets, pending: PendingSet, *, unmarked: bool) -> None:

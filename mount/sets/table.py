@@ -37,6 +37,10 @@ class PendingSet:
     writers: dict[int, Process] = field(default_factory=dict)
     ranks: int | None = None  # of the job that writes it, where a writer tells
     changed_at: float = field(default_factory=time.monotonic)
+    pause_s: float = 0.0  # the longest between two changes
+    aborted: bool = False  # a file of it was not committed
+    looked_at: float = 0.0  # when it was last looked through, which took so long
+    look_s: float = 0.0
     marked: bool = False  # by what lies outside of it
     next_begun: bool = False
     asked: bool = False  # its writer wants it on the disk
@@ -50,6 +54,15 @@ class PendingSet:
     def path(self) -> str:
         parent, name = self.at
         return parent.child_path(name)
+
+    @property
+    def quiet_s(self) -> float:
+        return time.monotonic() - self.changed_at
+
+    def change(self) -> None:
+        """Something was made, written or closed in it."""
+        self.pause_s = max(self.pause_s, self.quiet_s)
+        self.changed_at = time.monotonic()
 
 
 class Sets:
@@ -125,7 +138,7 @@ class Sets:
         if pending is None or caller.process is None:
             return
         with self.lock:
-            pending.changed_at = time.monotonic()
+            pending.change()
             if caller.process not in pending.writers and not pending.gone:
                 pending.writers[caller.process] = Process(caller.process)
                 pending.ranks = pending.ranks or writers.world_size(caller.process)
