@@ -81,6 +81,22 @@ OPTIONS = [
         help="Also write these in place, without transactions.",
     ),
     click.Option(
+        ["--profile"],
+        default="auto",
+        show_default=True,
+        metavar="NAME",
+        help="Which directories are checkpoints of several files, to appear as a whole: `auto`, "
+        "`none`, a profile, or a file of one's own (see `ckptfs profiles`).",
+    ),
+    click.Option(
+        ["--settle-after", "settle_after"],
+        callback=seconds,
+        default="30s",
+        show_default=True,
+        metavar="TIME",
+        help="A checkpoint without a marker that was not written for so long is whole.",
+    ),
+    click.Option(
         ["--share/--no-share"],
         default=True,
         help="Give every earlier version blocks of its own (XFS and btrfs share what is equal).",
@@ -189,6 +205,8 @@ def mount_options(directory: str, mountpoint: str | None, given: dict[str, Any])
         in_place=tuple(given["in_place"]),
         salvage_bytes=given["salvage_bytes"],
         salvage_entries=given["salvage_entries"],
+        profile=given["profile"],
+        settle_after_s=given["settle_after"],
         share=given["share"],
     )
     return MountOptions(

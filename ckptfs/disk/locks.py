@@ -23,6 +23,7 @@ class Rank(enum.IntEnum):
     """In the order in which they may be taken. Each says what it guards."""
 
     TIDYING = enum.auto()  # history is looked through by one at a time
+    SET = enum.auto()  # one set on its way: what is decided of it, and its name
     VERSION = enum.auto()  # one version on its way, its file and its state
     PATH = enum.auto()  # what stands under one name, and the history of it
     DIRECTORIES = enum.auto()  # no directory is renamed: an intent speaks of paths

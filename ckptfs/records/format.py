@@ -38,16 +38,19 @@ STAGE = "stage"
 HISTORY = "history"
 SALVAGE = "salvage"
 QUARANTINE = "quarantine"
+SETS = "sets"  # manifests
 SIDECAR = "sidecar"  # records of files whose filesystem has no room for the xattr
 COUNTER = "generation"
 SCRUB = "scrub"  # what the last one found
 ALARMS = "alarms"  # what nobody has looked at yet
 GROWS = ".grows"  # in stage: a link to the committed file that is being extended
 GROUP = ".group"  # in stage: what is going to be published together
+SET = ".set"  # in stage: a directory that is going to appear as a whole
+MANIFEST = ".manifest"  # in stage: of a set that appears, be it by recovery
 PUT = ".put"  # in stage: the second name of one of a group, on its way to its path
 PIN = ".pin"  # in history: an empty directory beside that of a lineage, see ``lineages.py``
 NOTE = ".json"  # beside what lies in salvage and quarantine
-SUBDIRECTORIES = (STAGE, HISTORY, SALVAGE, QUARANTINE, SIDECAR)
+SUBDIRECTORIES = (STAGE, HISTORY, SALVAGE, QUARANTINE, SIDECAR, SETS)
 
 _MAGIC = f"ckptfs/{LAYOUT_VERSION}"
 # Bytes of paths kept in a note; ext4 has about 4,000 for all xattrs of a file.

@@ -34,7 +34,7 @@ class Layout:
         self.fs, self.root, self.control = fs, root, control
         self.stage, self.history = folders[fmt.STAGE], folders[fmt.HISTORY]
         self.salvage, self.quarantine = folders[fmt.SALVAGE], folders[fmt.QUARANTINE]
-        self.sidecar = folders[fmt.SIDECAR]
+        self.sidecar, self.sets = folders[fmt.SIDECAR], folders[fmt.SETS]
         self._folders = folders
         self._counter_lock = ranked(Rank.COUNTER, reentrant=False)
         self._next = self._reserved = 0

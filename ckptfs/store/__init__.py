@@ -22,11 +22,13 @@ from ckptfs.records.aside import Amount
 from ckptfs.records.format import Record
 from ckptfs.records.layout import Layout
 from ckptfs.room.making import DiskRoom, patient
+from ckptfs.sets import staging
 from ckptfs.store.files import StandingFiles
 from ckptfs.store.history import History
 from ckptfs.store.opens import Opens
 from ckptfs.store.options import IN_PLACE, Options, keeping_all
 from ckptfs.store.saves import Saves
+from ckptfs.store.sets import SetStore
 from ckptfs.telling.alarms import Alarms
 from ckptfs.telling.events import Events, say
 from ckptfs.telling.tally import Tally
@@ -60,6 +62,7 @@ class Store:
         self.saves = Saves(core, self.guard, self.opens, self.room, events, self.tally)
         self.files = StandingFiles(core)
         self.sharing = Sharing(self.layout)
+        self.sets = SetStore(core, self.options)
         self.history = History(core, self.guard, self.saves, self.room, events, self.sharing)
         self.patterns = IN_PLACE + options.in_place
 
@@ -133,7 +136,7 @@ class Store:
         for lineage in put_back:
             path = earlier.noted_path(self.layout, lineage) or "?"
             say(logging.WARNING, path, "its history lay under the name of another; put back")
-        salvaged = recovery.recover(self.core)
+        salvaged = recovery.recover(self.core, staging.KINDS)
         self.room.limits.bound()
         self.fs.sync_all(self.root)
         return salvaged

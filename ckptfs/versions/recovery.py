@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from ckptfs.disk import osfs
 from ckptfs.disk.filesystem import Status
@@ -24,29 +25,38 @@ from ckptfs.versions.order import Place, place_of
 from ckptfs.versions.publish import put
 from ckptfs.versions.standing import status_at
 
+Kinds = Mapping[str, Callable[[Core, str], int]]  # by the end of a name
 
-def recover(core: Core) -> int:
-    """Durable once the filesystem is synced. Returns how many versions were salvaged."""
+
+def recover(core: Core, more: Kinds = MappingProxyType({})) -> int:
+    """Durable once the filesystem is synced. ``more`` are kinds of the floors above: those of
+    directories come last. Returns how many files were salvaged."""
     fs, stage, salvaged = core.fs, core.layout.stage, 0
-    for name in sorted(fs.listdir(stage), key=_turn):
-        status = fs.lstat(stage, name)
-        if not osfs.is_regular(status):  # none of ours
+    kinds = {**KINDS, **more}
+    for name in sorted(fs.listdir(stage), key=lambda name: _turn(kinds, name)):
+        try:
+            status = fs.lstat(stage, name)
+        except FileNotFoundError:  # appeared with its intent
             continue
-        kind = _kind(name)
+        expected = osfs.is_directory if name.endswith(fmt.SET) else osfs.is_regular
+        if not expected(status):  # none of ours
+            continue
+        kind = _kind(kinds, name)
         if kind:
-            salvaged += KINDS[kind](core, name)
+            salvaged += kinds[kind](core, name)
         elif core.order.poisoned is None:  # else an intent that stays may speak of it
             salvaged += _version(core, name, status)
     return salvaged
 
 
-def _turn(name: str) -> int:
+def _turn(kinds: Kinds, name: str) -> int:
     """Intents, and names of versions, come ahead of the versions that they speak of."""
-    return list(KINDS).index(_kind(name)) if _kind(name) else len(KINDS)
+    kind = _kind(kinds, name)
+    return list(kinds).index(kind) if kind else len(kinds)
 
 
-def _kind(name: str) -> str:
-    return next((kind for kind in KINDS if name.endswith(kind)), "")
+def _kind(kinds: Kinds, name: str) -> str:
+    return next((kind for kind in kinds if name.endswith(kind)), "")
 
 
 def _group(core: Core, name: str) -> int:

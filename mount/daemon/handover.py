@@ -36,7 +36,7 @@ from ..view.past import PastDirectory, PastFile, View
 
 # One more whenever a class that is written here changes its fields:
 # tests/mount/daemon/test_restart.py has them.
-FORMAT = 5
+FORMAT = 6
 _BATCH = 1000
 _FIXED = range(ROOT_ID, HISTORY_ID + 1)
 _RLOCK = type(threading.RLock())
@@ -129,6 +129,7 @@ def _rest(mount: Mount, session: Session) -> dict[str, Any]:
         "next": (next(mount.ids), next(mount.nodes.ids)),
         "listing key": mount.listing_key,
         "versions": mount.versions.carried(),
+        "sets": mount.sets.carried(),
         "locks": mount.locks.carried(),
         "session": session.carried(),
         "known good": store.guard.known(),
@@ -262,6 +263,7 @@ class Carried:
         mount.count_from(*rest["next"])
         mount.listing_key = rest["listing key"]
         mount.versions.resume(rest["versions"])
+        mount.sets.resume(rest["sets"])
         mount.recall_guests()
         session.resume(rest["session"], agreed=self.header.agreed)
         mount.locks.resume(rest["locks"], session.granting)

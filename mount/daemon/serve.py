@@ -84,7 +84,7 @@ def serve(
         monitor.start(lambda: status.told(serving))
         _begin_idle_work(serving)
         session.run()
-        stop.finish(serving)
+        stop.finish(serving, unmounted=True)
     finally:
         idle.tidier.stop()
         store.close()
@@ -129,10 +129,12 @@ def _at_rest(serving: Serving) -> Iterator[None]:
         serving.monitor.stop()
         serving.store.alarms.save()
         serving.mount.versions.pause()
+        serving.mount.sets.pause()
         try:
             yield
         finally:
             serving.mount.versions.go_on()
+            serving.mount.sets.go_on()
             serving.idle.tidy(0)
             _begin_idle_work(serving)
 

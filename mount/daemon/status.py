@@ -52,6 +52,7 @@ def told(serving: Serving) -> dict[str, Any]:
         "memory_peak_bytes": _peak_memory(),
         "refused": restarter.refused if restarter else "",
         "restart_waits_for": restarter.waits_for if restarter else "",
+        "sets": [pending.path for pending in serving.mount.sets.all()],
         "in_flight": len(serving.mount.versions.all()),
         **serving.monitor.status(store, conditions),
         "metrics": options.metrics,

@@ -19,6 +19,7 @@ from ckptfs.telling.events import TAKEN_AWAY
 from ..kernel import mounting
 from ..kernel.session import Session as KernelSession
 from ..processes import mounts
+from ..sets import deciding
 from ..writers import closing, committing
 from . import holding
 from .context import Serving
@@ -94,13 +95,15 @@ def _own_mount(serving: Serving) -> mounts.MountEntry:
     return found
 
 
-def finish(serving: Serving) -> None:
-    """What is being written is saved, and no thread is left that changes anything."""
+def finish(serving: Serving, *, unmounted: bool = False) -> None:
+    """What is being written is saved, and no thread is left that changes anything. A set that is
+    not complete is published where nobody uses the mount any more; else it stays in stage."""
     serving.ended.set()
     serving.idle.scrub.stop()
     serving.idle.tidier.stop()
     committing.abort_all(serving.mount.versions, TAKEN_AWAY)
     closing.stop(serving.mount.versions)
+    deciding.end_all(serving.mount.sets, undecided=unmounted)
     serving.idle.sharer.stop()
     serving.monitor.stop()
     log.info("ended; %s", dict(serving.store.counts))

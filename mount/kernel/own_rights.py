@@ -55,10 +55,16 @@ def _require_change(kernel: Kernel, parent_id: int, name: str) -> None:
     _require(kernel, parent_id, os.W_OK | os.X_OK)
     parent = kernel.mount.nodes.get(parent_id)
     if isinstance(parent, Directory):
-        above, there = os.fstat(parent.fd), lstat(parent.fd, name)
+        above, there = os.fstat(parent.fd), _standing(kernel, parent, name)
         sticky = above.st_mode & stat.S_ISVTX and kernel.uid not in (0, above.st_uid)
         if sticky and there is not None and there.st_uid != kernel.uid:
             raise PermissionError(errno.EPERM, "another user's, in a sticky directory")
+
+
+def _standing(kernel: Kernel, parent: Directory, name: str) -> os.stat_result | None:
+    with kernel.mount.lock:
+        pending = kernel.mount.sets.at(parent, name)
+        return lstat(parent.fd, name) if pending is None else os.fstat(pending.node.fd)
 
 
 def _require_writing(kernel: Kernel, nodeid: int, caller: Caller) -> None:
@@ -77,7 +83,7 @@ def _access(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> No
     _require(kernel, nodeid, wire.ACCESS_IN.unpack_from(body)[0])
 
 
-def _lookup(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> bytes:
+def _lookup(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Any:
     _require(kernel, nodeid, os.X_OK)
     return names.lookup(kernel, nodeid, caller, body)
 

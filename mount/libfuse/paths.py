@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
-from ..operations import looking
+from ..operations import looking, setdirs
 from ..view.answers import Entry, New, Slow
 from ..view.identity import ROOT_ID
 from ..view.model import Caller, Handle
@@ -34,6 +34,9 @@ def caller_of(portable: Portable, *, opening: bool = False) -> Caller:
 def look_up(
     portable: Portable, parent_id: int, name: str, caller: Caller, held: contextlib.ExitStack
 ) -> Entry:
+    undecided = setdirs.undecided(portable.mount, parent_id)
+    if undecided is not None:
+        undecided.run()
     entry = looking.lookup(portable.mount, parent_id, name, caller)
     held.callback(looking.forget, portable.mount, entry.node.id, 1)
     return entry

@@ -11,17 +11,22 @@ import os
 from ckptfs.disk import osfs
 from ckptfs.versions.staged import fingerprint
 
+from ..sets import deciding
 from ..view.answers import Slow
 from ..view.model import Caller, File, Virtual
 from ..writers import closing, committing
 from .context import Mount
 from .handles import stand_in_for_last
+from .setdirs import settled
 
 _MUCH_BYTES = 64 << 20
 
 
 def flush(mount: Mount, handle_id: int, caller: Caller) -> Slow[None] | None:
-    work = closing.flush(mount.versions, mount.handle(handle_id), caller)
+    handle = mount.handle(handle_id)
+    work = closing.flush(mount.versions, handle, caller)
+    if work is not None and mount.sets.by_folder:
+        work = settled(mount, handle, work)
     return None if work is None else Slow(work)
 
 
@@ -39,6 +44,8 @@ def release(mount: Mount, handle_id: int) -> Slow[None] | None:
         os.close(handle.fd)
     with mount.lock:
         mount.nodes.drop_if_forgotten(handle.node)
+    if work is not None and mount.sets.by_folder:
+        work = settled(mount, handle, work)
     return None if work is None else Slow(work)
 
 
@@ -79,6 +86,7 @@ def fsync_dir(mount: Mount, nodeid: int, caller: Caller) -> Slow[None]:
             closing.wait_settled(mount.versions, version)
         mount.store.order.sync_changed_dirs()
         mount.store.order.sync_dir(directory.fd)
+        deciding.ask(mount.sets, directory)
 
     return Slow(sync)
 

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from ckptfs.store import Store
 
+from ..sets.table import PendingSet, Sets
+from ..sets.watch import SetWatch
 from ..view import listing
 from ..view.control import Control
 from ..view.descriptors import Room
@@ -75,6 +77,7 @@ class Mount:
         self.room = Room.of_process()
         self.nodes = NodeTable(store.root, self.room)
         self.versions = Versions(store, self.nodes, Watch)
+        self.sets = Sets(store, self.versions, SetWatch)
         self.lock = self.versions.lock
         self.handles = self.versions.handles
         self.metadata = Metadata(store)
@@ -82,6 +85,8 @@ class Mount:
         self.caches = Caches()
         self.versions.sealed.add(self._sealed)
         self.versions.replaced.add(self._replaced)
+        self.sets.appeared.add(self._appeared)
+        self.sets.vanished.add(self._vanished)
         store.rolled_back.add(self._superseded)
         store.guard.written_here = functools.partial(mapped.may_be_written, self.versions)
         self.guests: dict[int, Handle] = {}  # by nodes that others have open, too
@@ -106,6 +111,14 @@ class Mount:
             node.replaced = True
         if node.parent is not None:
             self.caches.drop_name(node.parent.id, node.name, node.id)
+
+    def _appeared(self, pending: PendingSet) -> None:
+        self.caches.drop_attributes(pending.at[0].id)
+
+    def _vanished(self, pending: PendingSet) -> None:
+        parent, name = pending.at
+        self.caches.drop_attributes(parent.id)
+        self.caches.drop_name(parent.id, name, pending.node.id)
 
     def _superseded(self, path: str, before: os.stat_result | None) -> None:
         """A file was rolled back: readers keep what they have open, everybody else looks the name

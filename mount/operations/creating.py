@@ -28,6 +28,7 @@ def create(mount: Mount, parent_id: int, name: str, flags: int, new: New) -> tup
         raise no_room()
     with mount.lock:
         taken = exists(parent.fd, name) or bool(mount.versions.at(parent, name))
+        taken |= mount.sets.at(parent, name) is not None
         if taken and flags & os.O_EXCL:
             raise FileExistsError(errno.EEXIST, "exists")
         if mount.in_place(parent, name):

@@ -18,7 +18,6 @@ from ..view.answers import Slow
 from ..view.identity import ROOT_ID, lstat
 from ..view.listing import Listing
 from ..view.model import Directory, File, Handle, Node, Virtual
-from ..writers.versions import Versions
 from .context import Mount
 
 _LARGE_BYTES = 128 << 10  # of a directory: listing some thousands of names takes a while
@@ -30,7 +29,9 @@ def opendir(mount: Mount, nodeid: int) -> Handle:
         raise NotADirectoryError(errno.ENOTDIR, "not a directory")
     handle = mount.add_handle(node, -1, 0)
     # While nothing is staged in it, names come and go by requests only.
-    handle.cached = isinstance(node, Directory) and not mount.versions.any_below(node)
+    handle.cached = isinstance(node, Directory) and not (
+        mount.versions.any_below(node) or mount.sets.any_below(node)
+    )
     return handle
 
 
@@ -69,7 +70,7 @@ def _list(mount: Mount, node: Node) -> Listing:
 def _add_names(mount: Mount, node: Directory, listing: Listing) -> None:
     """A publish moves its name to another place on disk (btrfs), where a list that is being
     read misses it, or finds it twice; so such names are looked up afterwards."""
-    with _written_in(mount.versions, node) as written:
+    with _written_in(mount, node) as written:
         with (
             osfs.opened(mount.store.fs, node.fd, ".", osfs.DIRECTORY) as fd,
             os.scandir(fd) as entries,
@@ -79,7 +80,10 @@ def _add_names(mount: Mount, node: Directory, listing: Listing) -> None:
             for name in written:
                 # In this order: it is staged until after it was published.
                 staged, status = mount.versions.at(node, name), lstat(node.fd, name)
-                if status is not None:
+                pending = mount.sets.at(node, name)
+                if pending is not None:
+                    listing.replace((name, pending.node.ident[1], stat.S_IFDIR))
+                elif status is not None:
                     listing.replace((name, status.st_ino, stat.S_IFMT(status.st_mode)))
                 elif staged:
                     listing.replace((name, staged[-1].node.ident[1], stat.S_IFREG))
@@ -88,8 +92,9 @@ def _add_names(mount: Mount, node: Directory, listing: Listing) -> None:
 
 
 @contextlib.contextmanager
-def _written_in(versions: Versions, node: Directory) -> Iterator[set[str]]:
-    """Names that versions are staged under, those included that come inside the block."""
+def _written_in(mount: Mount, node: Directory) -> Iterator[set[str]]:
+    """Names of what is on its way, of that included which comes inside the block."""
+    versions = mount.versions
     written: set[str] = set()
 
     def note(parent: Directory, name: str) -> None:
@@ -97,7 +102,7 @@ def _written_in(versions: Versions, node: Directory) -> Iterator[set[str]]:
             written.add(name)
 
     with versions.lock:
-        written.update(name for name, _ in versions.below(node))
+        written.update(name for name, _ in (*versions.below(node), *mount.sets.below(node)))
         versions.watchers.append(note)
     try:
         yield written

@@ -49,4 +49,6 @@ def write_handle(mount: Mount, node: File, version: Version, flags: int, caller:
     handle = version_handle(mount, node, version, flags)
     handle.relayed = node is not version.node
     beginning.join(mount.versions, version, handle, caller)
+    if mount.sets.by_folder and node.parent is not None:
+        mount.sets.wrote(node.parent, caller)
     return handle

@@ -14,7 +14,7 @@ from ckptfs.disk import osfs
 from ckptfs.records import format as fmt
 
 from ..view import aliases
-from ..view.answers import Entry, stale, without_names
+from ..view.answers import Entry, stale, with_links, without_names
 from ..view.identity import ROOT_ID, identity
 from ..view.model import (
     Caller,
@@ -27,7 +27,6 @@ from ..view.model import (
     stands,
 )
 from ..writers import visibility
-from ..writers.versions import Versions
 from .context import Mount
 
 
@@ -37,6 +36,9 @@ def lookup(mount: Mount, parent_id: int, name: str, caller: Caller) -> Entry:
         if virtual is not None:
             return entry_of(mount, virtual, virtual.status())
         parent = mount.nodes.directory(parent_id)
+        pending = mount.sets.at(parent, name) if mount.sets.by_folder else None
+        if pending is not None:
+            return entry_of(mount, pending.node, os.fstat(pending.node.fd))
         staged = mount.versions.at(parent, name)
         if staged:
             own = visibility.visible_to(mount.versions, caller, parent, name)
@@ -54,7 +56,7 @@ def lookup(mount: Mount, parent_id: int, name: str, caller: Caller) -> Entry:
 
 def entry_of(mount: Mount, node: Node, status: os.stat_result) -> Entry:
     node.lookups += 1
-    return Entry(node, status, _name_lasts(mount.versions, node), status_lasts(mount, node, status))
+    return Entry(node, status, _name_lasts(mount, node), status_lasts(mount, node, status))
 
 
 def alias(mount: Mount, entry: Entry) -> Entry:
@@ -68,11 +70,14 @@ def alias(mount: Mount, entry: Entry) -> Entry:
     return Entry(alias, entry.status, False, False)
 
 
-def _name_lasts(versions: Versions, node: Node) -> bool:
+def _name_lasts(mount: Mount, node: Node) -> bool:
     """While a version is staged, its path is another file to its writer than to others. A
-    directory is one node for all callers; nobody moves a name but by a request."""
+    directory is one node for all callers; nobody moves a name but by a request. A set that is on
+    its way goes when its writers are killed."""
     if isinstance(node, File) and node.parent is not None:
-        return not versions.at(node.parent, node.name)
+        return not mount.versions.at(node.parent, node.name)
+    if isinstance(node, Directory) and node.parent is not None:
+        return mount.sets.at(node.parent, node.name) is None
     return isinstance(node, Directory)
 
 
@@ -81,7 +86,7 @@ def status_lasts(mount: Mount, node: Node, status: os.stat_result) -> bool:
     its node: by another of its names, be it gone, or by a mapping; nor of an alias, by which
     another file may be opened next."""
     if isinstance(node, Directory):
-        return not mount.versions.any_below(node)
+        return not mount.versions.any_below(node) and node.id not in mount.sets.by_folder
     if not isinstance(node, File):
         return False
     if node.is_plain:
@@ -110,7 +115,7 @@ def getattr(mount: Mount, nodeid: int, handle_id: int | None) -> os.stat_result:
         if isinstance(node, Virtual):
             return node.status()
         if isinstance(node, Directory):
-            return node.status()
+            return with_links(node.status(), len(mount.sets.below(node)))
         assert isinstance(node, File)
         handle = mount.handles.get(handle_id) if handle_id is not None else None
         if handle is not None:

@@ -16,10 +16,11 @@ from ckptfs.records import format as fmt
 
 from ..view.answers import Entry, New, Slow, stale
 from ..view.descriptors import Descriptor
-from ..view.identity import ROOT_ID
+from ..view.identity import ROOT_ID, lstat
 from ..view.model import Caller, Directory, File, Node, Version, stands
 from ..view.nodes import NodeTable
 from ..writers import closing, committing, naming
+from . import setdirs
 from .context import Mount
 from .looking import entry_of
 from .owning import or_nothing, own_at, owner
@@ -28,8 +29,11 @@ from .owning import or_nothing, own_at, owner
 def mkdir(mount: Mount, parent_id: int, name: str, new: New) -> Entry:
     parent = writable_parent(mount, parent_id, name)
     with mount.lock:
-        if mount.versions.at(parent, name):
-            raise FileExistsError(errno.EEXIST, "exists")
+        _require_unused(mount, parent, name)
+        mount.sets.wrote(parent, new.caller)
+        if lstat(parent.fd, name) is None and setdirs.gathers(mount, parent, name):
+            touch(parent)
+            return setdirs.make(mount, parent, name, new)
         os.mkdir(name, new.mode & 0o777, dir_fd=parent.fd)
         with or_nothing(parent, name, os.rmdir):
             own_at(mount.store.fs, parent, name, new)
@@ -90,9 +94,13 @@ def _link(mount: Mount, node: File, source: Directory, parent: Directory, name: 
     return _made(mount, parent, name)
 
 
-def _require_free(mount: Mount, parent: Directory, name: str) -> None:
-    if mount.versions.at(parent, name):
+def _require_unused(mount: Mount, parent: Directory, name: str) -> None:
+    if mount.versions.at(parent, name) or mount.sets.at(parent, name):
         raise FileExistsError(errno.EEXIST, "exists")
+
+
+def _require_free(mount: Mount, parent: Directory, name: str) -> None:
+    _require_unused(mount, parent, name)
     check_device(mount.nodes, parent)
 
 
@@ -145,8 +153,12 @@ def rmdir(mount: Mount, parent_id: int, name: str) -> Slow[None]:
     parent = writable_parent(mount, parent_id, name)
 
     def rmdir() -> None:
-        with mount.store.order.steady_directories(), mount.lock:
-            _rmdir(mount, parent, name)
+        with setdirs.held(mount, (parent, name)) as pendings:
+            for pending in pendings:
+                setdirs.remove(mount, pending)
+                return
+            with mount.store.order.steady_directories(), mount.lock:
+                _rmdir(mount, parent, name)
 
     return Slow(rmdir)
 
@@ -154,11 +166,18 @@ def rmdir(mount: Mount, parent_id: int, name: str) -> Slow[None]:
 def _rmdir(mount: Mount, parent: Directory, name: str) -> None:
     status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
     node = mount.nodes.find(parent, name, status)
-    if isinstance(node, Directory) and mount.versions.any_below(node):
-        raise OSError(errno.ENOTEMPTY, "files are being written in it")
+    require_nothing_below(mount, node)
     with _removing(mount, node):
         os.rmdir(name, dir_fd=parent.fd)
     mount.store.order.note_changed_dir(parent.fd)
+
+
+def require_nothing_below(mount: Mount, node: Node | None) -> None:
+    """The disk alone knows what stands in a directory, not what is on its way there."""
+    if isinstance(node, Directory) and (
+        mount.versions.any_below(node) or mount.sets.any_below(node)
+    ):
+        raise OSError(errno.ENOTEMPTY, "files are being written in it")
 
 
 @contextlib.contextmanager

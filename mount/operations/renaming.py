@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 from ckptfs.versions.staged import fingerprint
 
+from ..sets.table import PendingSet
 from ..view.answers import Slow
 from ..view.identity import Identity, identity, lstat
 from ..view.model import Caller, Directory, Version
 from ..writers import committing, naming
+from . import setdirs
 from .context import Mount
-from .names import losing_its_name, orphan, touch, writable_parent
+from .names import losing_its_name, orphan, require_nothing_below, touch, writable_parent
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 _Place = tuple[Directory, str]
@@ -69,6 +71,10 @@ def rename(
         with mount.lock:
             mount.versions.tell(*old)
             mount.versions.tell(*new)
+            mount.sets.wrote(new[0], caller)
+        with setdirs.held(mount, old, new) as pendings:
+            if pendings and _rename_set(mount, _Places(old, new), flags, caller, pendings):
+                return
         with naming.held(mount.versions, *old, new) as held:
             if flags & RENAME_EXCHANGE:
                 _exchange(mount, _Places(old, new), held)
@@ -76,6 +82,29 @@ def rename(
                 _rename(mount, _Places(old, new), flags, caller, held)
 
     return Slow(rename)
+
+
+def _rename_set(
+    mount: Mount, places: _Places, flags: int, caller: Caller, pendings: list[PendingSet]
+) -> bool:
+    """One name or both are of sets that are on their way. Whether all is done."""
+    source, there = mount.sets.at(*places.old), mount.sets.at(*places.new)
+    if flags & RENAME_NOREPLACE and there is not None:
+        raise FileExistsError(errno.EEXIST, "exists")
+    if flags & RENAME_EXCHANGE:
+        setdirs.publish_all(mount, pendings)
+        return False
+    if there is not None:
+        setdirs.make_way(mount, there, source or lstat(places.old[0].fd, places.old[1]))
+    if source is None:
+        return False
+    if flags & RENAME_NOREPLACE and lstat(places.new[0].fd, places.new[1]):
+        raise FileExistsError(errno.EEXIST, "exists")
+    setdirs.move(mount, source, places.old, places.new, caller)
+    places.touch()
+    with mount.lock:
+        mount.locks.renamed(*places.keys)
+    return True
 
 
 def _publish_finished(mount: Mount, parent: Directory, name: str, caller: Caller) -> None:
@@ -102,8 +131,7 @@ def _rename(mount: Mount, places: _Places, flags: int, caller: Caller, held: lis
         if status is None and taken and stat.S_ISDIR(taken.st_mode):
             raise IsADirectoryError(errno.EISDIR, "is a directory")
         there = mount.nodes.find(target, new_name, taken) if taken else None
-        if isinstance(there, Directory) and mount.versions.any_below(there):
-            raise OSError(errno.ENOTEMPTY, "files are being written in it")
+        require_nothing_below(mount, there)
     with mount.nodes.moving(node):
         if status is None:
             places.touch()

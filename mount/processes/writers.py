@@ -38,6 +38,7 @@ _CRASHES = frozenset(
         signal.SIGSYS,
     }
 )
+_MOST_RANKS = 1 << 20
 _DEPTH = 64  # generations of ancestors that are looked at
 
 
@@ -93,6 +94,21 @@ def fate(pid: int) -> tuple[int | None, Fate]:
     if int(fields[49]) & _SIGNAL_MASK:
         return process, Fate.KILLED
     return (process, Fate.EXITING) if _shows_exit_code(pid) else (None, Fate.UNKNOWN)
+
+
+def exit_status(pid: int) -> int | None:
+    """That of a process which nobody has waited for yet, as wait(2) will tell it."""
+    fields = _stat_fields(pid)
+    if fields is None or fields[0] != b"Z" or not _shows_exit_code(pid):
+        return None
+    return int(fields[49])
+
+
+def world_size(pid: int) -> int | None:
+    """How many ranks the job of this process has, as torchrun and its kin tell each."""
+    environment = b"\0" + (proc.read(f"/proc/{pid}/environ") or b"")
+    told = environment.partition(b"\0WORLD_SIZE=")[2].partition(b"\0")[0]
+    return int(told) if told.isdigit() and 0 < int(told) < _MOST_RANKS else None
 
 
 def crashed(pid: int) -> bool:

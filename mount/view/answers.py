@@ -70,6 +70,16 @@ stale = functools.partial(OSError, errno.ESTALE, "look again")
 
 def without_names(status: os.stat_result) -> os.stat_result:
     """As a plain directory shows what was replaced."""
+    return _with_links(status, 0)
+
+
+def with_links(status: os.stat_result, more: int) -> os.stat_result:
+    """Of a directory in which as many more are seen as it has on the disk. Where the filesystem
+    counts none (btrfs), none are counted."""
+    return _with_links(status, status.st_nlink + more) if more and status.st_nlink > 1 else status
+
+
+def _with_links(status: os.stat_result, links: int) -> os.stat_result:
     keys = ("atime_ns", "mtime_ns", "ctime_ns", "blksize", "blocks", "rdev")
     more = {f"st_{key}": getattr(status, f"st_{key}") for key in keys}
-    return os.stat_result((*status[:3], 0, *status[4:10]), more)
+    return os.stat_result((*status[:3], links, *status[4:10]), more)

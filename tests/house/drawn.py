@@ -1,5 +1,6 @@
-"""The pictures of docs/design.md: the tables of a version's life (``ckptfs.versions.life``), and
-the ways of a save and of a rotten open, of which ``WAYS`` says what is called where.
+"""The pictures of docs/design.md: the tables of a version's life (``ckptfs.versions.life``) and of
+a set's (``ckptfs.sets.life``), and the ways of a save and of a rotten open, of which ``WAYS`` says
+what is called where.
 
 python tests/house/drawn.py           prints the tables
 python tests/house/drawn.py --write   puts them between the two comments of that page, and the ways
@@ -16,6 +17,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+from ckptfs.sets.life import SETS
 from ckptfs.versions.life import HOLDS, TRANSITIONS, USES, WRITERS
 
 PAGE = Path(__file__).parents[2] / "docs" / "design.md"
@@ -25,6 +27,7 @@ TABLES: dict[str, Mapping[tuple[enum.Enum, enum.Enum], enum.Enum]] = {
     "Its use by those who open it, in a mount:": USES,
     "What has become of its writers:": WRITERS,
     "One open descriptor of it:": HOLDS,
+    "A checkpoint of several files, a set:": SETS,
 }
 
 

@@ -7,7 +7,7 @@ import re
 
 from code_of import imported, modules, source
 
-INSIDE = ("ckptfs.versions", "ckptfs.checking", "ckptfs.room", "ckptfs.store")
+INSIDE = tuple(f"ckptfs.{each}" for each in ("versions", "checking", "room", "sets", "store"))
 VERSIONS = "ckptfs.versions."
 # All of ``life`` is a table; of the others, what a version is.
 DATA = {

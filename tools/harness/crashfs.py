@@ -1,7 +1,8 @@
 """A filesystem in memory that can lose power.
 
 Every change is *pending* until something makes it durable: fsync of a file its bytes, size, times
-and xattrs; fsync of a directory the names made in it and removed from it. ``clean`` and
+and xattrs; fsync of a directory its xattrs, and the names made in it and removed from it. The two
+names of a directory that is renamed persist together, for it cannot have both. ``clean`` and
 ``start_writeback`` make nothing durable. A crash keeps what is durable and any subset of what is
 pending, because filesystems promise no order between
 
@@ -110,9 +111,9 @@ class CrashFs:
         self.live[number].data[offset] ^= 1
         self.durable[number].data[offset] ^= 1
 
-    def _change(self, change: Change, only_after: int | None = None) -> int:
+    def _change(self, change: Change, only_after: int | None = None, together: bool = False) -> int:
         self._sequence += 1
-        self.pending.append(Pending(change, only_after, self._sequence))
+        self.pending.append(Pending(change, only_after, self._sequence, together))
         change.apply(self.live[change.node])
         self.live[change.node].ctime_ns = self.now_ns()
         return self._sequence
@@ -121,11 +122,10 @@ class CrashFs:
         """Make the names in a directory, or all else of a file, durable; all for None."""
         left = []
         settled: set[int] = set()
+        chosen = self._chosen(number, names)
         for each in self.pending:
             change = each.change
-            if number is None or (
-                change.node == number and isinstance(change, NameChange) == names
-            ):
+            if each.sequence in chosen:
                 change.apply(self.durable[change.node])
                 settled.add(change.node)
             else:
@@ -133,6 +133,15 @@ class CrashFs:
         self.pending = left
         for settled_number in settled:
             self.durable[settled_number].fit()
+
+    def _chosen(self, number: int | None, names: bool) -> set[int]:
+        """With the other half of what persists together."""
+        of = [p for p in self.pending if number in (None, p.change.node)]
+        chosen = {
+            p.sequence for p in of if number is None or isinstance(p.change, NameChange) == names
+        }
+        pairs = [{p.sequence, p.only_after or 0} for p in self.pending if p.together]
+        return chosen.union(*(pair for pair in pairs if pair & chosen))
 
     # --- descriptors -----------------------------------------------------------------------------
 
@@ -292,6 +301,7 @@ class CrashFs:
     def fsync_dir(self, fd: int) -> None:
         self._directory(fd)
         self._settle(self._number(fd), names=True)
+        self._settle(self._number(fd), names=False)
 
     def sync_all(self, fd: int) -> None:
         self._settle(None, names=True)
@@ -303,11 +313,21 @@ class CrashFs:
         there = self._directory(to).entries.get(target)
         if there == number:
             return
-        if there is not None and stat.S_ISDIR(self.live[there].inode.mode):
-            raise _error(errno.EISDIR, target)
+        moves = stat.S_ISDIR(self.live[number].inode.mode)
+        if there is not None:
+            self._require_replaceable(self.live[there], moves, target)
         added = self._change(NameChange(self._number(to), target, number))
-        self._change(NameChange(self._number(at), name, None), only_after=added)
+        self._change(NameChange(self._number(at), name, None), added, together=moves)
         self.live[number].ctime_ns = self.now_ns()
+
+    def _require_replaceable(self, there: Node, by_directory: bool, target: str) -> None:
+        is_directory = stat.S_ISDIR(there.inode.mode)
+        if is_directory and not by_directory:
+            raise _error(errno.EISDIR, target)
+        if by_directory and not is_directory:
+            raise _error(errno.ENOTDIR, target)
+        if is_directory and there.entries:
+            raise _error(errno.ENOTEMPTY, target)
 
     def exchange(self, at: int, name: str, to: int, target: str) -> None:
         numbers = self._entry(at, name), self._entry(to, target)

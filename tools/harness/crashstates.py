@@ -112,6 +112,7 @@ class Pending:
     change: Change
     only_after: int | None = None  # index of the other half of a rename, by `sequence`
     sequence: int = 0
+    together: bool = False  # with that half, or not at all: of directories no name is added alone
 
 
 class Told(Protocol):
@@ -149,6 +150,8 @@ class CrashStates(Generic[State]):
                 for pending in slot[:count]
             ]
             if self._keeps_renamed and _lost_a_rename(chosen):
+                continue
+            if _parted(self._pending, chosen):
                 continue
             state = self._after(sorted(chosen, key=lambda each: each.sequence))
             if state.identity() not in seen:
@@ -189,3 +192,13 @@ def _slots(pending: Sequence[Pending]) -> list[list[Pending]]:
 def _lost_a_rename(chosen: list[Pending]) -> bool:
     sequences = {each.sequence for each in chosen}
     return any(each.only_after is not None and each.only_after not in sequences for each in chosen)
+
+
+def _parted(pending: Sequence[Pending], chosen: list[Pending]) -> bool:
+    """Whether one half of what persists together is among them, and not the other."""
+    open_, here = ({each.sequence for each in which} for which in (pending, chosen))
+    return any(
+        (each.sequence in here) != (each.only_after in here or each.only_after not in open_)
+        for each in pending
+        if each.together
+    )

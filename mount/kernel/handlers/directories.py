@@ -6,14 +6,14 @@ from typing import Any
 
 from ckptfs.errors import CkptfsError
 
-from ...operations import closing, directories, looking
+from ...operations import closing, directories, looking, setdirs
 from ...view.answers import Slow
 from ...view.listing import parts
 from ...view.model import Caller
 from .. import wire
 from ..answers import NO_ENTRY
 from ..context import Kernel
-from .shapes import then
+from .shapes import after, then
 
 _CACHED_LISTING = wire.FOPEN_CACHE_DIR | wire.FOPEN_KEEP_CACHE
 
@@ -25,7 +25,10 @@ def opendir(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> by
 
 def readdir(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Any:
     handle, position, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
-    return then(directories.readdir(kernel.mount, handle, position, size), b"".join)
+    return after(
+        setdirs.undecided(kernel.mount, nodeid),
+        lambda: then(directories.readdir(kernel.mount, handle, position, size), b"".join),
+    )
 
 
 def readdirplus(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Any:
@@ -41,7 +44,11 @@ def readdirplus(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -
         return b"".join(look_up(parts(entry)[0]) + entry for entry in entries)
 
     handle, position, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
-    return then(directories.readdir(kernel.mount, handle, position, size, len(NO_ENTRY)), shape)
+    room = len(NO_ENTRY)
+    return after(
+        setdirs.undecided(kernel.mount, nodeid),
+        lambda: then(directories.readdir(kernel.mount, handle, position, size, room), shape),
+    )
 
 
 def releasedir(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> None:

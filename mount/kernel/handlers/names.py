@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ...operations import looking, names, renaming
+from ...operations import looking, names, renaming, setdirs
 from ...view.answers import New, Slow
 from ...view.model import Caller, Virtual
 from .. import wire
 from ..answers import ABSENT
 from ..context import Kernel
-from .shapes import names_in, then
+from .shapes import after, names_in, then
 
 
-def lookup(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> bytes:
+def lookup(kernel: Kernel, nodeid: int, caller: Caller, body: memoryview) -> Any:
+    name = names_in(body)[0]  # the buffer is the next request's where it has to wait
+    undecided = setdirs.undecided(kernel.mount, nodeid)
+    return after(undecided, lambda: _entry(kernel, nodeid, name, caller))
+
+
+def _entry(kernel: Kernel, nodeid: int, name: str, caller: Caller) -> bytes:
     try:
-        return kernel.answers.entry(kernel.again.lookup(nodeid, names_in(body)[0], caller))
+        return kernel.answers.entry(kernel.again.lookup(nodeid, name, caller))
     except FileNotFoundError:
         if isinstance(kernel.mount.nodes.get(nodeid), Virtual):
             raise  # a commit may put it there, which drops no name

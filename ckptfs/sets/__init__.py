@@ -1,0 +1,1 @@
+"""Sets: the files of one checkpoint, which are complete together or not at all."""
