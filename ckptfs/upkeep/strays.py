@@ -19,20 +19,22 @@ def leftovers(layout: Layout, links: Links) -> Iterator[Finding]:
     """Of a crash. The next mount clears them."""
     for name in sorted(layout.fs.listdir(layout.stage)):
         status = layout.fs.lstat(layout.stage, name)
-        if not osfs.is_regular(status):
+        if not _may_be_staged(name, status):
             continue
-        links.note(status)
+        if osfs.is_regular(status):
+            links.note(status)
         path = f"{fmt.CONTROL}/{fmt.STAGE}/{name}"
         yield Finding(path, Condition.LEFTOVER, status.st_size, detail="of a crash", control=True)
 
 
 def strays(layout: Layout) -> Iterator[Finding]:
     """What lies in ``.ckptfs`` and cannot be of ckptfs. It is left alone."""
+    yield from _not_of_ours(layout.fs, layout.stage, fmt.STAGE, _may_be_staged)
     for folder, where in (
-        (layout.stage, fmt.STAGE),
         (layout.salvage, fmt.SALVAGE),
         (layout.quarantine, fmt.QUARANTINE),
         (layout.sidecar, fmt.SIDECAR),
+        (layout.sets, fmt.SETS),
     ):
         yield from _not_of_ours(layout.fs, folder, where, lambda _, found: osfs.is_regular(found))
     yield from _not_of_ours(
@@ -45,6 +47,11 @@ def strays(layout: Layout) -> Iterator[Finding]:
         ):
             where = f"{fmt.HISTORY}/{lineage}"
             yield from _not_of_ours(layout.fs, folder, where, lambda n, _: earlier.is_generation(n))
+
+
+def _may_be_staged(name: str, status: Status) -> bool:
+    is_set = name.endswith(fmt.SET)
+    return osfs.is_directory(status) if is_set else osfs.is_regular(status)
 
 
 def _not_of_ours(

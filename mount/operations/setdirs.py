@@ -195,4 +195,9 @@ def _clear(mount: Mount, target: Directory, name: str) -> None:
     if status is not None:
         if not stat.S_ISDIR(status.st_mode):
             raise NotADirectoryError(errno.ENOTDIR, "not a directory")
-        os.rmdir(name, dir_fd=target.fd)
+        node = mount.nodes.find(target, name, status)
+        with mount.nodes.moving(node):
+            os.rmdir(name, dir_fd=target.fd)
+            if isinstance(node, Directory):
+                with mount.lock:
+                    mount.nodes.removed(node, stays_open=mount.room.for_users())

@@ -53,6 +53,7 @@ def settle(sets: Sets, pending: PendingSet) -> bool:
 
 
 def _facts(sets: Sets, pending: PendingSet) -> Facts:
+    sets.learn_ranks(pending)
     with sets.lock:
         ends = {each.end() for each in pending.writers.values()}
         written = _is_written(sets, pending.node)

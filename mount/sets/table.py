@@ -36,6 +36,7 @@ class PendingSet:
     profiles: tuple[Profile, ...]  # that know its name
     writers: dict[int, Process] = field(default_factory=dict)
     ranks: int | None = None  # of the job that writes it, where a writer tells
+    asked_ranks: bool = False
     changed_at: float = field(default_factory=time.monotonic)
     pause_s: float = 0.0  # the longest between two changes
     aborted: bool = False  # a file of it was not committed
@@ -141,8 +142,16 @@ class Sets:
             pending.change()
             if caller.process not in pending.writers and not pending.gone:
                 pending.writers[caller.process] = Process(caller.process)
-                pending.ranks = pending.ranks or writers.world_size(caller.process)
             self.watch.wake()
+
+    def learn_ranks(self, pending: PendingSet) -> None:
+        """How many ranks its job has. Not to be called where requests are read: the environment of
+        a process cannot be read while another thread of it waits to map a file."""
+        with self.lock:
+            asked = [] if pending.ranks or pending.asked_ranks else list(pending.writers)
+        for process in asked:
+            pending.ranks = pending.ranks or writers.world_size(process)
+        pending.asked_ranks = pending.asked_ranks or bool(asked)
 
     def carried(self) -> list[PendingSet]:
         """For the program that goes on; the caller holds ``lock``."""
