@@ -82,7 +82,7 @@ OPTIONS = [
     ),
     click.Option(
         ["--profile"],
-        default="auto",
+        default="none",
         show_default=True,
         metavar="NAME",
         help="Which directories are checkpoints of several files, to appear as a whole: `auto`, "

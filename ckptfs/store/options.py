@@ -27,7 +27,7 @@ class Options:
     in_place: tuple[str, ...] = ()
     salvage_bytes: int = 16 << 30  # of salvage and quarantine together
     salvage_entries: int = 10_000
-    profile: str = "auto"  # which directories are sets: "none", or the name of one, or a file
+    profile: str = "none"  # which directories are sets: "auto", or the name of one, or a file
     settle_after_s: float = 30.0  # what a living writer has not touched for so long is whole
     share: bool = True  # the daemon lets near-identical generations share their blocks
 

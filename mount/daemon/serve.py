@@ -23,8 +23,10 @@ from ..kernel.session import Session as KernelSession
 from ..libfuse.session import PortableSession
 from ..operations import sessions
 from ..operations.context import Mount
+from ..processes import mounts, proc
 from . import inspect, program, status, stop
 from .context import Serving
+from .guard import Guard
 from .idle import IdleWork
 from .monitor import Monitor
 from .options import MountOptions
@@ -62,6 +64,7 @@ def serve(
     """Until the mount is gone. ``ready`` is told what the user should know once it serves:
     ``found_below`` the mount, and what it lacks."""
     started_s = time.time()
+    guard = Guard() if options.binding == sessions.KERNEL and not way.resumed else None
     signals = Signals(has_terminal=options.foreground and sys.stderr.isatty())
     program.leave_working_directory(options.mountpoint)
     signals.block()
@@ -80,6 +83,8 @@ def serve(
         if way.can_restart:
             _let_restart(serving)
         session.ready.add(lambda: _serves(serving, way, found_below, ready))
+        if guard is not None and isinstance(session, KernelSession):
+            guard.guards(_connection(session, options.mountpoint))
         threading.Thread(target=way.wait_for_end, args=(serving,), daemon=True).start()
         monitor.start(lambda: status.told(serving))
         _begin_idle_work(serving)
@@ -88,6 +93,14 @@ def serve(
     finally:
         idle.tidier.stop()
         store.close()
+
+
+def _connection(session: KernelSession, mountpoint: str) -> str:
+    number = proc.connection(session.device)
+    if number is not None:
+        return f"0:{number}"
+    found = mounts.served(mountpoint, None)
+    return found.device if found is not None else ""
 
 
 def _session(options: MountOptions, way: Way, mount: Mount) -> sessions.Session:

@@ -112,6 +112,7 @@ def _truncate(mount: Mount, node: Node, handle: Handle | None, change: Change) -
         release(mount, other.id)
     elif looking.getattr(mount, node.id, None).st_size != change.size:
         _truncate_committed(mount, node, node.parent, change.size)
+        _cut_what_goes_on(mount, node.parent, node.name, change.size)
         raise stale()  # the path stands for the new version now
     elif change.mtime_ns is None:  # no byte changes, but the time does
         change = replace(change, mtime_ns=osfs.NOW)
@@ -127,6 +128,16 @@ def _truncate_version(mount: Mount, version: Version, size: int) -> bool:
         mount.store.saves.change(version.staged, size)
         os.ftruncate(version.staged.fd, size)
         return True
+
+
+def _cut_what_goes_on(mount: Mount, parent: Directory, name: str, size: int) -> None:
+    """Versions that others have begun from the committed bytes: their closes would bring back what
+    was cut off. Not those that were begun empty."""
+    with mount.lock:
+        going_on = [each for each in mount.versions.at(parent, name) if not each.fresh]
+    for version in going_on:
+        if _truncate_version(mount, version, size):
+            mount.caches.drop_attributes(version.node.id)
 
 
 def _truncate_committed(mount: Mount, node: File, parent: Directory, size: int) -> None:

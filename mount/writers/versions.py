@@ -130,6 +130,7 @@ class Versions:
             if version.ended or version.handles:
                 return
             version.turn(Turn.END)
+            version.failure = None  # its traceback leads back here: a circle, with descriptors
             self.lingering.discard(version)
             self.unplace(version)
             if version.node.version is version:

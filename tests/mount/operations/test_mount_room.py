@@ -12,6 +12,7 @@ from typing import IO
 
 import mounts
 import pytest
+from actors import actors
 from disks import Disk, free_on, killed_save, leave, serving, verified
 
 from ckptfs.tools.harness.rig import sync
@@ -89,6 +90,26 @@ def test_who_gets_enospc_once_and_goes_on_is_saved_the_next_time(
         if found[0]:
             assert not (served.path / "new-1.bin").exists()
             assert (served.path / "new-2.bin").stat().st_size == SAVE
+
+
+def test_an_edit_that_finds_no_room_keeps_nothing_from_being_freed(ext4: Disk) -> None:
+    """The version that it went on from: a file that nobody sees, and that takes its blocks."""
+    edit = "f = open('a.pt', 'r+b'); f.write(b'x'); f.flush()"
+    with serving(ext4) as served, actors(served.path, 1) as (editor,):
+        assert save(served.path / "a.pt", 1) == 0
+        leave(ext4, SAVE // 4)
+        for _ in range(3):
+            assert editor.errno_of(f"{edit}; f.close()") == "ENOSPC"
+            editor.do("f = None")
+        (served.path / "a.pt").unlink()
+        links = Path(f"/proc/{served.pid}/fd")
+        served.wait_until(
+            lambda: not any("(deleted)" in os.readlink(each) for each in _listed(links))
+        )
+
+
+def _listed(links: Path) -> list[Path]:
+    return [each for each in links.iterdir() if each.is_symlink()]
 
 
 def test_what_found_no_room_is_not_published_once_there_is_some(ext4: Disk) -> None:

@@ -20,7 +20,7 @@ SAVE = "[open(f'{d}/{n}', 'wb').write(b'\\0' + n.encode()) for n in names]"
 
 @pytest.fixture
 def mount(disk_dir: Path) -> Iterator[mounts.Served]:
-    with mounts.served(disk_dir) as served:
+    with mounts.served(disk_dir, "--profile=auto") as served:
         yield served
 
 
@@ -213,7 +213,7 @@ def test_umount_leaves_nothing_in_stage(mount: mounts.Served) -> None:
 
 
 def test_without_profiles_files_commit_one_by_one(disk_dir: Path) -> None:
-    with mounts.served(disk_dir, "--profile=none") as mount, actors(mount.path, 1) as (trainer,):
+    with mounts.served(disk_dir) as mount, actors(mount.path, 1) as (trainer,):
         saves(trainer, "checkpoint-5", *HF[:1])
         assert (mount.below / "checkpoint-5" / HF[0]).exists()
         assert states(mount) == {}

@@ -111,6 +111,22 @@ def test_who_goes_on_behind_the_close_of_a_duplicate_loses_nothing(
     assert tree.conditions() == {"f": "ok"}
 
 
+@pytest.mark.parametrize(("written", "left"), [("", "\0olnew"), ("NEW", "NEWnew")])
+def test_what_truncate_by_path_cut_off_does_not_come_back(
+    tree: Tree, written: str, left: str
+) -> None:
+    """By the close of a stranger who had the file open for changes."""
+    tree.seed("f", "\0old and more")
+    with tree.actors(2) as (writer, other):
+        writer.do(f"fd = os.open('f', os.O_RDWR); os.write(fd, {written.encode()!r})")
+        writer.do("os.lseek(fd, 3, os.SEEK_SET)")
+        other.do("os.truncate('f', 5)")
+        assert writer.value("os.fstat(fd).st_size") == 5
+        writer.do("os.write(fd, b'new'); os.close(fd)")
+    tree.settle()
+    assert tree.text("f") == left
+
+
 def test_recording_a_log_anew_moves_no_access_time(tree: Tree) -> None:
     """By which descriptor it is read, and whether it was opened by its name."""
     tree.seed("log", "line\n")
