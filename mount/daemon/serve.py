@@ -26,12 +26,12 @@ from ..operations.context import Mount
 from ..processes import mounts, proc
 from . import inspect, program, status, stop
 from .context import Serving
-from .guard import Guard
 from .idle import IdleWork
 from .monitor import Monitor
 from .options import MountOptions
 from .restart import Restarter
 from .signals import Signals
+from .watchdog import Watchdog
 
 log = logging.getLogger("ckptfs.daemon")
 
@@ -64,7 +64,7 @@ def serve(
     """Until the mount is gone. ``ready`` is told what the user should know once it serves:
     ``found_below`` the mount, and what it lacks."""
     started_s = time.time()
-    guard = Guard() if options.binding == sessions.KERNEL and not way.resumed else None
+    watchdog = Watchdog() if options.binding == sessions.KERNEL and not way.resumed else None
     signals = Signals(has_terminal=options.foreground and sys.stderr.isatty())
     program.leave_working_directory(options.mountpoint)
     signals.block()
@@ -83,8 +83,8 @@ def serve(
         if way.can_restart:
             _let_restart(serving)
         session.ready.add(lambda: _serves(serving, way, found_below, ready))
-        if guard is not None and isinstance(session, KernelSession):
-            guard.guards(_connection(session, options.mountpoint))
+        if watchdog is not None and isinstance(session, KernelSession):
+            watchdog.watch(_connection(session, options.mountpoint))
         threading.Thread(target=way.wait_for_end, args=(serving,), daemon=True).start()
         monitor.start(lambda: status.told(serving))
         _begin_idle_work(serving)

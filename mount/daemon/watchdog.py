@@ -27,7 +27,7 @@ _LOOK_S = 0.5
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
 
-class Guard:
+class Watchdog:
     """Of this process, from now on; it ends with it."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Guard:
             _watch(watched, read_end)
         os.close(read_end)
 
-    def guards(self, connection: str) -> None:
+    def watch(self, connection: str) -> None:
         """The mount is served by this connection, as major:minor; empty: by none that is known."""
         with contextlib.suppress(OSError):
             os.write(self._write_end, connection.encode())

@@ -17,8 +17,8 @@ import pytest
 # One thread is left when the first has ended: so the process is dead, and cannot end.
 DEAD = """
 import ctypes, sys, threading, time
-from ckptfs.mount.daemon.guard import Guard
-Guard().guards(sys.argv[1])
+from ckptfs.mount.daemon.watchdog import Watchdog
+Watchdog().watch(sys.argv[1])
 threading.Thread(target=time.sleep, args=(30,), daemon=True).start()
 if sys.argv[2] == "stuck":
     ctypes.CDLL(None).pthread_exit(None)
@@ -62,12 +62,12 @@ def test_a_daemon_that_ends_takes_no_other_mount_along(mount: mounts.Served) -> 
     assert _is_served(mount)
 
 
-def test_the_guard_goes_with_its_daemon(mount: mounts.Served) -> None:
-    def guards() -> list[int]:
+def test_the_watchdog_goes_with_its_daemon(mount: mounts.Served) -> None:
+    def watchdogs() -> list[int]:
         found = subprocess.run(["pgrep", "-P", str(mount.pid)], capture_output=True, text=True)
         return [int(each) for each in found.stdout.split()]
 
-    left = guards()
+    left = watchdogs()
     assert left
     mount.umount()
     mount.wait_until(lambda: not any(Path(f"/proc/{each}").exists() for each in left))
