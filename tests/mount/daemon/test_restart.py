@@ -25,6 +25,7 @@ from mounts import HOLD, PYTHON, Served, child, ckptfs, python, served
 
 from ckptfs.mount.daemon import handover
 from ckptfs.mount.processes import writers
+from ckptfs.mount.sets.table import PendingSet
 from ckptfs.mount.view import model
 from ckptfs.mount.view.descriptors import OpenFolders
 from ckptfs.mount.view.model import Directory, File
@@ -488,10 +489,10 @@ def test_what_is_not_mounted_is_not_restarted(disk_dir: Path) -> None:
 
 def test_who_changes_what_is_carried_over_changes_its_format() -> None:
     """Fields that another version does not have: FORMAT is to be one more, and this list new."""
-    assert handover.FORMAT == 5
+    assert handover.FORMAT == 6
     dataclass_fields = {
         kind: " ".join(field.name for field in dataclasses.fields(kind))
-        for kind in (model.Handle, model.Version, Staged, handover.Header)
+        for kind in (model.Handle, model.Version, Staged, PendingSet, handover.Header)
     }
     assert dataclass_fields == {
         model.Handle: "id node fd flags opener user carrier version relayed hold bystander "
@@ -501,6 +502,8 @@ def test_who_changes_what_is_carried_over_changes_its_format() -> None:
         "closers held is_meant failure handles",
         Staged: "txid fd path as_opened state touched continues sealed record digested hasher base "
         "stood fulls expected_bytes writeback_error lock",
+        PendingSet: "txid node at profiles writers ranks asked_ranks changed_at pause_s aborted "
+        "looked_at look_s marked next_begun asked gone lock",
         handover.Header: "options changes root lock device request agreed descriptors version",
     }
     rare = {name for name, value in vars(File).items() if type(value).__name__ == "Rare"}
