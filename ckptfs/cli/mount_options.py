@@ -185,6 +185,11 @@ OPTIONS = [
 ]
 
 
+def _profile(given: str) -> str:
+    """A file of the user's own by its path from anywhere: the daemon works elsewhere."""
+    return absolute(given) if "/" in given or "." in given else given
+
+
 def options_but(*names: str) -> list[click.Option]:
     """Those that such a command takes."""
     return [option for option in OPTIONS if option.name not in names]
@@ -205,7 +210,7 @@ def mount_options(directory: str, mountpoint: str | None, given: dict[str, Any])
         in_place=tuple(given["in_place"]),
         salvage_bytes=given["salvage_bytes"],
         salvage_entries=given["salvage_entries"],
-        profile=given["profile"],
+        profile=_profile(given["profile"]),
         settle_after_s=given["settle_after"],
         share=given["share"],
     )

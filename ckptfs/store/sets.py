@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 from ckptfs.records.walk import files
@@ -21,13 +20,10 @@ class SetStore:
     """Of one directory."""
 
     def __init__(self, core: Core, options: Options) -> None:
-        self.core, self._options = core, options
-
-    @functools.cached_property
-    def profiles(self) -> Profiles:
-        """None of them where sets are not gathered, or files are written in place."""
-        how = self._options.profile if self._options.mode.transactional else NONE
-        return _profiles(how)
+        """Raises UsageError for profiles that cannot be read. There are none where sets are not
+        gathered, or files are written in place."""
+        self.core = core
+        self.profiles = _profiles(options.profile if options.mode.transactional else NONE)
 
     def make(self, path: str) -> tuple[str, int]:
         """An empty directory in stage, by its id and open: a set that is to appear at ``path``."""
