@@ -94,11 +94,11 @@ class Facts:
 
 
 def decide(facts: Facts) -> Decision:
-    """What is torn is not waited for: who restarts at once waits for this."""
-    if _failed(facts) and not facts.complete and (facts.aborted or not facts.left):
-        return Decision.SALVAGE
+    """What somebody has open yet is waited for: a child may go on with what its parent began."""
     if facts.written:
         return Decision.WAIT
+    if _failed(facts) and not facts.complete and (facts.aborted or not facts.left):
+        return Decision.SALVAGE
     if facts.complete or facts.asked:
         return Decision.PUBLISH
     return Decision.PUBLISH_UNMARKED if _is_left(facts) else Decision.WAIT

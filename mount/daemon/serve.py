@@ -23,7 +23,6 @@ from ..kernel.session import Session as KernelSession
 from ..libfuse.session import PortableSession
 from ..operations import sessions
 from ..operations.context import Mount
-from ..processes import mounts, proc
 from . import inspect, program, status, stop
 from .context import Serving
 from .idle import IdleWork
@@ -31,7 +30,6 @@ from .monitor import Monitor
 from .options import MountOptions
 from .restart import Restarter
 from .signals import Signals
-from .watchdog import Watchdog
 
 log = logging.getLogger("ckptfs.daemon")
 
@@ -64,7 +62,6 @@ def serve(
     """Until the mount is gone. ``ready`` is told what the user should know once it serves:
     ``found_below`` the mount, and what it lacks."""
     started_s = time.time()
-    watchdog = Watchdog() if options.binding == sessions.KERNEL and not way.resumed else None
     signals = Signals(has_terminal=options.foreground and sys.stderr.isatty())
     program.leave_working_directory(options.mountpoint)
     signals.block()
@@ -83,8 +80,6 @@ def serve(
         if way.can_restart:
             _let_restart(serving)
         session.ready.add(lambda: _serves(serving, way, found_below, ready))
-        if watchdog is not None and isinstance(session, KernelSession):
-            watchdog.watch(_connection(session, options.mountpoint))
         threading.Thread(target=way.wait_for_end, args=(serving,), daemon=True).start()
         monitor.start(lambda: status.told(serving))
         _begin_idle_work(serving)
@@ -93,14 +88,6 @@ def serve(
     finally:
         idle.tidier.stop()
         store.close()
-
-
-def _connection(session: KernelSession, mountpoint: str) -> str:
-    number = proc.connection(session.device)
-    if number is not None:
-        return f"0:{number}"
-    found = mounts.served(mountpoint, None)
-    return found.device if found is not None else ""
 
 
 def _session(options: MountOptions, way: Way, mount: Mount) -> sessions.Session:

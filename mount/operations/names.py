@@ -166,18 +166,10 @@ def rmdir(mount: Mount, parent_id: int, name: str) -> Slow[None]:
 def _rmdir(mount: Mount, parent: Directory, name: str) -> None:
     status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
     node = mount.nodes.find(parent, name, status)
-    require_nothing_below(mount, node)
+    setdirs.require_nothing_below(mount, node)
     with _removing(mount, node):
         os.rmdir(name, dir_fd=parent.fd)
     mount.store.order.note_changed_dir(parent.fd)
-
-
-def require_nothing_below(mount: Mount, node: Node | None) -> None:
-    """The disk alone knows what stands in a directory, not what is on its way there."""
-    if isinstance(node, Directory) and (
-        mount.versions.any_below(node) or mount.sets.any_below(node)
-    ):
-        raise OSError(errno.ENOTEMPTY, "files are being written in it")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from ..view.model import Caller, Directory, Version
 from ..writers import committing, naming
 from . import setdirs
 from .context import Mount
-from .names import losing_its_name, orphan, require_nothing_below, touch, writable_parent
+from .names import losing_its_name, orphan, touch, writable_parent
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 _Place = tuple[Directory, str]
@@ -131,7 +131,7 @@ def _rename(mount: Mount, places: _Places, flags: int, caller: Caller, held: lis
         if status is None and taken and stat.S_ISDIR(taken.st_mode):
             raise IsADirectoryError(errno.EISDIR, "is a directory")
         there = mount.nodes.find(target, new_name, taken) if taken else None
-        require_nothing_below(mount, there)
+        setdirs.require_nothing_below(mount, there)
     with mount.nodes.moving(node):
         if status is None:
             places.touch()

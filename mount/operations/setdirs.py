@@ -20,7 +20,7 @@ from ..sets.table import PendingSet, Sets
 from ..view import acl
 from ..view.answers import Entry, New, Slow
 from ..view.identity import lstat
-from ..view.model import Caller, Directory, Handle
+from ..view.model import Caller, Directory, Handle, Node
 from .context import Mount
 from .looking import entry_of
 from .owning import default_acl, own
@@ -68,15 +68,17 @@ def _begins_after(sets: Sets, pending: PendingSet, caller: Caller) -> None:
 
 
 def undecided(mount: Mount, directory_id: int) -> Slow[None] | None:
-    """What whoever looks into this directory waits for: its job was killed in a save."""
-    directory = mount.nodes.get(directory_id)
-    if not isinstance(directory, Directory) or not mount.sets.any_below(directory):
+    """What whoever looks into this directory waits for: its job was killed in a save. It is that of
+    a series, or lies in a set."""
+    directory = mount.nodes.get(directory_id) if mount.sets.by_folder else None
+    if not isinstance(directory, Directory):
         return None
     with mount.lock:
-        below = mount.sets.below(directory)
-    if not any(deciding.has_failed(mount.sets, pending) for _, pending in below):
-        return None
-    return Slow(lambda: deciding.wait_decided(mount.sets, directory))
+        asked = [pending for _, pending in mount.sets.below(directory)]
+        inside = mount.sets.holding(directory)
+        asked += [inside] if inside is not None else []
+    failed = [each for each in asked if deciding.has_failed(mount.sets, each)]
+    return Slow(lambda: deciding.wait_decided(mount.sets, failed)) if failed else None
 
 
 def settled(mount: Mount, handle: Handle, work: Callable[[], None]) -> Callable[[], None]:
@@ -174,20 +176,30 @@ def make_way(
 
 
 def move(mount: Mount, pending: PendingSet, old: _Place, new: _Place, caller: Caller) -> None:
-    """The caller holds the lock of the set, and none of it is being committed."""
+    """The caller holds the lock of the set, and none of it is being committed. Raises OSError;
+    nothing is changed then."""
     target, name = new
     _clear(mount, target, name)
-    profiles = mount.store.sets.profiles
     marks = any(old[1] != name == each.place(old[1]) for each in pending.profiles)
+    _place_at(mount, pending, new)
+    pending.marked |= marks
+    mount.sets.wrote(pending.node, caller)
+    if gathers(mount, target, name):
+        pending.profiles = mount.store.sets.profiles.named(name)
+        return
+    try:
+        deciding.publish(mount.sets, pending, unmarked=True)
+    except BaseException:
+        if not pending.gone:
+            _place_at(mount, pending, old)
+        raise
+
+
+def _place_at(mount: Mount, pending: PendingSet, place: _Place) -> None:
     with mount.lock:
         mount.sets.unplace(pending)
-        mount.sets.place(pending, target, name)
-        mount.nodes.move(pending.node, target, name)
-        pending.profiles = profiles.named(name) or pending.profiles
-        pending.marked |= marks
-    mount.sets.wrote(pending.node, caller)
-    if not gathers(mount, target, name):
-        deciding.publish(mount.sets, pending, unmarked=True)
+        mount.sets.place(pending, *place)
+        mount.nodes.move(pending.node, *place)
 
 
 def _clear(mount: Mount, target: Directory, name: str) -> None:
@@ -195,9 +207,19 @@ def _clear(mount: Mount, target: Directory, name: str) -> None:
     if status is not None:
         if not stat.S_ISDIR(status.st_mode):
             raise NotADirectoryError(errno.ENOTDIR, "not a directory")
-        node = mount.nodes.find(target, name, status)
+        with mount.lock:
+            node = mount.nodes.find(target, name, status)
+            require_nothing_below(mount, node)
         with mount.nodes.moving(node):
             os.rmdir(name, dir_fd=target.fd)
             if isinstance(node, Directory):
                 with mount.lock:
                     mount.nodes.removed(node, stays_open=mount.room.for_users())
+
+
+def require_nothing_below(mount: Mount, node: Node | None) -> None:
+    """The disk alone knows what stands in a directory, not what is on its way there."""
+    if isinstance(node, Directory) and (
+        mount.versions.any_below(node) or mount.sets.any_below(node)
+    ):
+        raise OSError(errno.ENOTEMPTY, "files are being written in it")

@@ -37,15 +37,15 @@ class End(enum.Enum):
 class Process:
     """One that is watched until it ends."""
 
-    def __init__(self, pid: int) -> None:
-        self.pid, self._end = pid, End.NONE
+    def __init__(self, pid: int, end: End = End.NONE) -> None:
+        self.pid, self._end = pid, end
         self._fd = -1
         with contextlib.suppress(OSError):  # it is gone, or no descriptor is left
             self._fd = os.pidfd_open(pid)
         self._ended_at: float | None = None
 
-    def __reduce__(self) -> tuple[type[Process], tuple[int]]:
-        return Process, (self.pid,)
+    def __reduce__(self) -> tuple[type[Process], tuple[int, End]]:
+        return Process, (self.pid, self.end())
 
     def fileno(self) -> int:
         """Readable once it has ended; -1 where that cannot be waited for."""

@@ -140,10 +140,10 @@ def settle_all(sets: Sets) -> None:
             settle(sets, pending)
 
 
-def wait_decided(sets: Sets, parent: Directory) -> None:
+def wait_decided(sets: Sets, failed: list[PendingSet]) -> None:
     """Who looks into a series right after its job was killed does not see what that has left."""
     deadline = time.monotonic() + _DECIDED_S
-    for pending in [each for _, each in sets.below(parent)]:
+    for pending in failed:
         while has_failed(sets, pending) and time.monotonic() < deadline:
             if settle(sets, pending):
                 break

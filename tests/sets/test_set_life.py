@@ -34,7 +34,7 @@ DECISIONS = [
     ("its writers ended, one file is on its way", replace(ENDED, written=True), WAIT),
     ("its writers ended, complete", replace(ENDED, complete=True), PUBLISH),
     ("one was killed", FAILED, SALVAGE),
-    ("one was killed, a stranger has it open", replace(FAILED, written=True), SALVAGE),
+    ("one was killed, a stranger has it open", replace(FAILED, written=True), WAIT),
     ("one was killed behind the last file", replace(FAILED, complete=True), PUBLISH),
     ("one was killed, though asked", replace(FAILED, asked=True), SALVAGE),
     ("one was killed, though the next is begun", replace(FAILED, next_begun=True), SALVAGE),

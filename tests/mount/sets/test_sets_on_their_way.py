@@ -147,6 +147,7 @@ told = [
     tried(os.rename, 'epoch-2', 'epoch-2/sub/deeper'),
     tried(os.mkdir, 'epoch-4'), tried(os.rename, 'full', 'epoch-4'), sorted(os.listdir('epoch-4')),
     tried(os.mkdir, 'top'), tried(os.mkdir, 'top/epoch-9'), tried(os.rmdir, 'top'),
+    tried(os.rename, 'epoch-2', 'top'), tried(os.listdir, 'top'),
     tried(os.rename, 'top', 'bottom'), tried(os.listdir, 'bottom'),
     tried(os.rename, 'epoch-2', 'best'), sorted(os.listdir('best')), sorted(os.listdir('.')),
     tried(os.chdir, 'bottom/epoch-9'), os.path.basename(os.getcwd()), tried(os.listdir, '.'),
@@ -202,6 +203,27 @@ def test_a_restart_carries_sets_over(mount: mounts.Served) -> None:
         assert done.returncode == 0, done.stderr
         trainer.kill()
         mount.wait_until(lambda: os.listdir(mount.path) == ["checkpoint-5"])
+
+
+def test_a_restart_remembers_who_was_killed(mount: mounts.Served) -> None:
+    with actors(mount.path, 2) as (killed, other):
+        saves(killed, "checkpoint-5", *HF[:1])
+        saves(other, "checkpoint-5", *HF[1:], make=False)
+        killed.kill()
+        done = mount.ckptfs("restart", mount.path)
+        assert done.returncode == 0, done.stderr
+        other.exit()
+        mount.wait_until(lambda: os.listdir(mount.path) == [])
+    assert salvaged(mount) == {f"checkpoint-5/{name}" for name in HF}
+
+
+def test_C4_a_held_descriptor_shows_no_torn_set_either(mount: mounts.Served) -> None:
+    with actors(mount.path, 2) as (trainer, other):
+        saves(trainer, "checkpoint-5", *HF)
+        other.do("os.chdir('checkpoint-5')")
+        trainer.exit("os.kill(os.getpid(), 9)")
+        assert other.errno_of("os.listdir('.')") in ("ENOENT", "ESTALE")
+        assert other.errno_of("os.stat('model.safetensors')") in ("ENOENT", "ESTALE")
 
 
 def test_umount_leaves_nothing_in_stage(mount: mounts.Served) -> None:
