@@ -149,6 +149,19 @@ def check_of(body: str) -> str:
     return hashlib.blake2b(body.encode("ascii", "replace"), digest_size=8).hexdigest()
 
 
+def checked(body: str) -> bytes:
+    """A small file of ours: one line, ahead of the ``body`` what proves it."""
+    return f"{check_of(body)} {body}\n".encode()
+
+
+def body_of(content: bytes) -> str:
+    """Of such a file. Raises RecordDamaged."""
+    check, _, body = content.decode("ascii", "replace").rstrip("\n").partition(" ")
+    if check != check_of(body):
+        raise RecordDamaged("its checksum does not match")
+    return body
+
+
 class HistoryNote(NamedTuple):
     """Which paths a directory of history belongs to, the one that keeps it first."""
 

@@ -40,15 +40,15 @@ def new_group() -> str:
 def write_group(layout: Layout, name: str, planned: Sequence[Planned]) -> None:
     """Durable once stage is. What fails can leave it there."""
     body = json.dumps([tuple(each) for each in planned])
-    content = f"{fmt.check_of(body)} {body}\n".encode()
-    put_whole(layout.fs, layout.stage, name, content, layout.stage)
+    put_whole(layout.fs, layout.stage, name, fmt.checked(body), layout.stage)
 
 
 def read_group(layout: Layout, name: str) -> list[Planned]:
     """Raises RecordDamaged."""
     with osfs.opened(layout.fs, layout.stage, name, osfs.O_RDONLY) as fd:
         content = layout.fs.read(fd, layout.fs.stat(fd).st_size, 0)
-    check, _, body = content.decode("ascii", "replace").strip().partition(" ")
-    if check != fmt.check_of(body):
-        raise RecordDamaged(f"{name}: what was to be published together is damaged")
+    try:
+        body = fmt.body_of(content)
+    except RecordDamaged:
+        raise RecordDamaged(f"{name}: what was to be published together is damaged") from None
     return [Planned(*each) for each in json.loads(body)]

@@ -69,16 +69,15 @@ class Manifest:
         )
 
     def to_bytes(self) -> bytes:
-        body = json.dumps(asdict(self))
-        return f"{fmt.check_of(body)} {body}\n".encode()
+        return fmt.checked(json.dumps(asdict(self)))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Manifest:
         """Raises RecordDamaged."""
-        check, _, body = content.decode("ascii", "replace").rstrip("\n").partition(" ")
-        if check != fmt.check_of(body):
-            raise RecordDamaged("the manifest of a set is damaged")
-        found: dict[str, Any] = json.loads(body)
+        try:
+            found: dict[str, Any] = json.loads(fmt.body_of(content))
+        except RecordDamaged:
+            raise RecordDamaged("the manifest of a set is damaged") from None
         found["files"] = tuple(Member(**each) for each in found["files"])
         return cls(**found)
 

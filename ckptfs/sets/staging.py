@@ -157,7 +157,7 @@ def _appear(core: Core, found: Manifest) -> None:
     try:
         with osfs.place(fs, layout.root, found.path) as (at, last):
             fs.rename(layout.stage, name, at, last)
-    except (FileNotFoundError, NotADirectoryError, FileExistsError, OSError) as error:
+    except OSError as error:
         say(logging.WARNING, found.path, f"cannot appear ({error.strerror}); it goes to salvage")
 
 

@@ -53,11 +53,14 @@ def settle(sets: Sets, pending: PendingSet) -> bool:
 
 
 def _facts(sets: Sets, pending: PendingSet) -> Facts:
+    """Of one that is written nothing else counts: it is not looked through."""
     sets.learn_ranks(pending)
     with sets.lock:
-        ends = {each.end() for each in pending.writers.values()}
+        writers = _ending(pending)
         written = _is_written(sets, pending.node)
         quiet_s, pause_s = pending.quiet_s, pending.pause_s
+    if written:
+        return Facts(complete=False, written=True, writers=writers)
     began = time.monotonic()
     files, elder = sets.store.sets.files(pending.node.fd), sets.store.sets.elder(pending.path)
     pending.looked_at = time.monotonic()
@@ -65,9 +68,9 @@ def _facts(sets: Sets, pending: PendingSet) -> Facts:
     profile = recognised(pending.profiles, files)
     gathered = Gathered(dict.fromkeys(files, True), pending.ranks, elder, pending.marked)
     return Facts(
-        complete=not written and is_complete(profile, gathered),
-        written=written,
-        writers=_ending(ends),
+        complete=is_complete(profile, gathered),
+        written=False,
+        writers=writers,
         aborted=pending.aborted,
         quiet_s=quiet_s,
         next_begun=pending.next_begun,
@@ -77,8 +80,9 @@ def _facts(sets: Sets, pending: PendingSet) -> Facts:
     )
 
 
-def _ending(ends: set[End]) -> Ending:
+def _ending(pending: PendingSet) -> Ending:
     """Of all that wrote in it: it lives while one does, and failed where one has."""
+    ends = {each.end() for each in pending.writers.values()}
     if End.NONE in ends:
         return Ending.LIVE
     if End.BADLY in ends:
@@ -153,10 +157,7 @@ def wait_decided(sets: Sets, failed: list[PendingSet]) -> None:
 def has_failed(sets: Sets, pending: PendingSet) -> bool:
     """Whether all that wrote in it are gone, and one of them badly."""
     with sets.lock:
-        return (
-            not pending.gone
-            and _ending({each.end() for each in pending.writers.values()}) is Ending.FAILED
-        )
+        return not pending.gone and _ending(pending) is Ending.FAILED
 
 
 def ask(sets: Sets, directory: Directory) -> None:
